@@ -1,4 +1,4 @@
-"""Analysis of networks from the spectra of their weight matrices, without data."""
+"""Analyse networks by the spectra of their weight matrices and by regions in weight space."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""LoRA adapters in the analysis of spectra: the weight changes `s B A` instead of the factors."""
+"""Read LoRA adapters for the analysis of spectra: the weight changes `s B A` instead of the factors."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,16 +9,16 @@ from hf_sane.tokenization._adapter_changes import open_factors
 from hf_sane.tokenization._adapters import adapter_folder
 from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
 
-UNKNOWN_SCALE = "the file does not tell alpha / r: norms are those of B A alone"
+UNKNOWN_SCALE = "the file does not give alpha / r: norms are those of B A alone"
 
 
 def read_products(path: Path, factors: Sequence[str], skipped: dict[str, str]) -> Iterator[LayerMatrices]:
-    """The changes that an adapter makes, one at a time.
+    """Yield the weight changes of an adapter, one at a time.
 
     Args:
         path: Folder or file.
         factors: Names of its factors.
-        skipped: Taken over if there are no products: then the factors stay in it, with the reason.
+        skipped: Skipped tensors; if no products can be formed, the factors are added with the reason.
     """
     try:
         pairs = open_factors(path)
@@ -28,7 +28,7 @@ def read_products(path: Path, factors: Sequence[str], skipped: dict[str, str]) -
                 skipped[name] = f"{LOW_RANK_FACTOR}; no product could be formed: {error}"
         return
     for name in factors:
-        del skipped[name]  # they are analysed, as products
+        del skipped[name]  # since they are analysed as products
     has_config = (adapter_folder(path) / ADAPTER_CONFIG).is_file()
     names = open_checkpoint(path)
     for module, (first, second) in pairs.items():

@@ -1,4 +1,4 @@
-"""LoRA adapters as points, compared by their changes of the weights, at any rank."""
+"""Represent LoRA adapters as points, by their weight changes at any rank."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -10,14 +10,14 @@ from hf_sane.analysis._regions import RegionMap
 from hf_sane.tokenization._adapter_changes import open_factors
 from hf_sane.tokenization._checkpoints import CheckpointSource
 
-Factors = Mapping[str, tuple[Tensor, Tensor]]  # target module to A [r, inputs] and s B [outputs, r]
+Factors = Mapping[str, tuple[Tensor, Tensor]]  # A [r, inputs] and s B [outputs, r] by target module
 
 
 def shared_modules(adapters: Mapping[str, Factors]) -> list[str]:
     """Target modules that all adapters have, in the order of the first.
 
     Raises:
-        ValueError: If there are none, or the adapters change one of them by different shapes.
+        ValueError: If there are none, or the shapes of a change differ.
     """
     first, *others = adapters
     shared = [module for module in adapters[first] if all(module in adapters[other] for other in others)]
@@ -27,18 +27,18 @@ def shared_modules(adapters: Mapping[str, Factors]) -> list[str]:
         shapes = {name: _shape(factors[module]) for name, factors in adapters.items()}
         if len(set(shapes.values())) > 1:
             raise ValueError(
-                f"adapters change {module!r} by different shapes, {shapes}; give adapters of one base model"
+                f"adapters change {module!r} with different shapes, {shapes}; pass adapters of one base model"
             )
     return shared
 
 
 def product_gram(factors: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
-    """Scalar products of low-rank changes of one shape, without ever forming them.
+    """Scalar products of low-rank changes of the same shape, without forming them.
 
     `<B_1 A_1, B_2 A_2> = sum((B_1^T B_2) * (A_1 A_2^T))`: small matrices of rank times rank.
 
     Args:
-        factors: Name to `A` `[r, inputs]` and `s B` `[outputs, r]`; ranks may differ.
+        factors: `A` `[r, inputs]` and `s B` `[outputs, r]` by name; ranks may differ.
 
     Returns:
         `[M, M]` float64, symmetric.
@@ -51,7 +51,7 @@ def product_gram(factors: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
             raise ValueError(f"{name} is not finite (NaN or infinite weights); leave it out")
     shapes = {name: _shape(pair) for name, pair in factors.items()}
     if len(set(shapes.values())) > 1:
-        raise ValueError(f"expected changes of one shape, got {shapes}")
+        raise ValueError(f"expected changes of the same shape, got {shapes}")
     inner = torch.cat([first.flatten(1).double() for first, _ in factors.values()])  # [sum of ranks, inputs]
     outer = torch.cat([second.flatten(1).double() for _, second in factors.values()], dim=1)  # [outputs, sum of ranks]
     products = (outer.mT @ outer) * (inner @ inner.mT)
@@ -63,25 +63,26 @@ def product_gram(factors: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def points_from_gram(gram: Tensor) -> Tensor:
-    """Points `[M, M]` float64 whose scalar products are `gram` `[M, M]`: all distances and angles are kept."""
+    """Points `[M, M]` float64 whose scalar products are `gram` `[M, M]`, which preserves distances and angles."""
     values, vectors = torch.linalg.eigh(gram)
     return vectors * values.clamp_min(0).sqrt()
 
 
 def adapter_points(adapters: Mapping[str, Factors]) -> Tensor:
-    """Adapters of one base model as points, by the products `s B A` of the target modules they share.
+    """Represent adapters of one base model as points, by the products `s B A` of their common target modules.
 
-    Factors have a gauge freedom (`A -> M A`, `B -> B M^-1`) that changes nothing the adapter does: only products can
-    be compared. Distances between the points are exactly those between the changes of all shared weights.
+    Factors have a gauge freedom (`A -> M A`, `B -> B M^-1`) that does not affect the adapter, so only products can be
+    compared. Distances between the points are exactly those between the changes of all shared weights.
 
     Args:
-        adapters: Name to `{target module: (A, s B)}`, see `open_factors`.
+        adapters: `{target module: (A, s B)}` by name, see `open_factors`.
 
     Returns:
         `[M, M]` float64.
 
     Raises:
-        ValueError: For fewer than two adapters, none or different modules in common, or factors that are not finite.
+        ValueError: If there are fewer than two adapters, they have no module in common, shapes differ, or factors are
+            not finite.
     """
     if len(adapters) < 2:
         raise ValueError(f"expected at least two adapters to compare, got {list(adapters)}")
@@ -92,7 +93,7 @@ def adapter_points(adapters: Mapping[str, Factors]) -> Tensor:
 
 
 def equal_adapters(adapters: Mapping[str, Factors]) -> list[tuple[str, str]]:
-    """Pairs of names whose factors are equal to the last bit: one adapter given twice, wherever its copies lie."""
+    """Pairs of names with identical factors, which are copies of the same adapter."""
     return [
         (first, second)
         for (first, mine), (second, others) in combinations(adapters.items(), 2)
@@ -104,19 +105,19 @@ def equal_adapters(adapters: Mapping[str, Factors]) -> list[tuple[str, str]]:
 def adapter_map(
     pairs: Sequence[str], *, base: str | None = None, subfolder: str | None = None, variant: str | None = None
 ) -> tuple[RegionMap, list[str]]:
-    """A map of adapters by what they were trained for.
+    """Map adapters by the task they were trained for.
 
     Args:
         pairs: `LABEL=SOURCE`, where the source is a file, folder or Hub repo id.
         base: Base model, for adapters whose changes depend on it.
-        subfolder: Folder with the adapter, in every source.
-        variant: Which precision of each adapter, such as `"fp16"`.
+        subfolder: Subfolder with the adapter, in every source.
+        variant: Precision of each adapter, such as `"fp16"`.
 
     Returns:
-        The map, with the level `label`, and notes of what was left out.
+        The map, with the level `label`, and notes about layers that were left out.
 
     Raises:
-        ValueError: If a label is missing, or an adapter comes twice.
+        ValueError: If a label is missing, or an adapter occurs twice.
     """
     if bad := [pair for pair in pairs if not all(pair.partition("=")[::2])]:
         raise ValueError(f"expected adapters as LABEL=SOURCE, got {bad}; say what each was trained for")
@@ -128,7 +129,7 @@ def adapter_map(
     if twins := equal_adapters(factors):
         raise ValueError(
             f"these adapters are the same, weight by weight: {'; '.join(' and '.join(pair) for pair in twins)}. "
-            "Distances within and between labels would count one adapter twice; name each of them once"
+            "Distances within and between labels would count an adapter twice; name each only once"
         )
     num_shared = len(shared_modules(factors))
     notes = [

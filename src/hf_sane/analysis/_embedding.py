@@ -14,7 +14,7 @@ def layer_embedding_spread(
 ) -> dict[str, float]:
     """Standard deviation over the token latents of each layer (SANE, arXiv:2406.09997, section 4.2).
 
-    The paper draws this scalar over depth next to the metrics of spectra.
+    The paper plots this scalar over depth next to the metrics of spectra.
 
     Args:
         model: SANE autoencoder.

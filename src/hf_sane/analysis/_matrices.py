@@ -1,4 +1,4 @@
-"""The matrices of a network: every tensor is converted to matrices or skipped with a reason."""
+"""Extract the matrices of a network: every tensor is converted to matrices or skipped with a reason."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,10 +11,8 @@ from hf_sane.analysis._report import NOT_FINITE
 from hf_sane.core._layer_kinds import LayerKind, is_stack_of_matrices, possible_kinds
 
 ConvReshaping = Literal["flatten", "slices", "pooled"]
-LOW_RANK_FACTOR = (
-    "a low-rank factor: its spectrum depends on the gauge (B M, M^-1 A), only that of the product B A does not"
-)
-UNCLEAR_AXES = "three axes, and nothing says whether it is a convolution or a stack of matrices"
+LOW_RANK_FACTOR = "a low-rank factor: its spectrum depends on the gauge (B M, M^-1 A), unlike that of the product B A"
+UNCLEAR_AXES = "three axes, so it may be a convolution or a stack of matrices"
 CONV_RESHAPINGS: tuple[ConvReshaping, ...] = get_args(ConvReshaping)
 
 
@@ -28,7 +26,7 @@ class LayerMatrices:
         matrices: `[K, m, n]`, a view of `weight`; several are pooled into one spectrum.
         reshaping: `"matrix"` for tensors of two axes, `"expert"` for one matrix of a stack, `"product"` for the change
             that an adapter makes, otherwise how the kernel was treated.
-        warning: What to keep in mind about it.
+        warning: Caveat about the row.
     """
 
     name: str
@@ -45,19 +43,19 @@ def layer_matrices(
     *,
     kinds: Mapping[str, LayerKind] | None = None,
 ) -> Iterator[LayerMatrices]:
-    """Go through a network, one tensor in memory at a time.
+    """Yield the matrices of a network, with one tensor in memory at a time.
 
-    Tensors of two axes are matrices. Fused experts `[experts, m, n]` have one spectrum each, in a row of their own.
-    Other tensors of more axes are convolutions `[c_out, c_in, *kernel]`: `"flatten"` makes them one matrix
-    `[c_out, c_in * k]`, the one that multiplies image patches; `"slices"` makes one matrix `[c_out, c_in]` per kernel
-    position, each with a row of its own; `"pooled"` takes the same slices but puts their eigenvalues into one
-    spectrum, as Martin and Mahoney's `weightwatcher` does.
+    Tensors of two axes are matrices. Fused experts `[experts, m, n]` have one spectrum and row each. Other tensors of
+    more axes are convolutions `[c_out, c_in, *kernel]`: `"flatten"` makes them one matrix `[c_out, c_in * k]`, the one
+    that multiplies image patches; `"slices"` makes one matrix `[c_out, c_in]` per kernel position, each with its own
+    row; `"pooled"` takes the same slices but puts their eigenvalues into one spectrum, as Martin and Mahoney's
+    `weightwatcher` does.
 
     Args:
-        tensors: By name; read one after the other.
-        conv: What to make of convolutions.
-        skipped: Filled with the names that give no matrix, and why.
-        kinds: What tensors are, where a module says so; names and shapes decide about the rest.
+        tensors: Tensors by name, which are read one after the other.
+        conv: How to reshape convolutions.
+        skipped: Filled with the names of tensors that give no matrix, with the reason.
+        kinds: Kinds of tensors, if known from a module; others are guessed from names and shapes.
 
     Raises:
         ValueError: For an unknown reshaping.
@@ -102,7 +100,7 @@ def layer_matrices(
 def _reason_by_kind(
     name: str, weight: Tensor, possible: tuple[LayerKind, ...], *, is_stack: bool | None
 ) -> str | None:
-    """Why a tensor that has values should not be taken for a matrix or a convolution."""
+    """Why a tensor should not be treated as a matrix or convolution, if so."""
     if possible == ("low_rank",):
         return LOW_RANK_FACTOR
     if name.endswith("bias"):
@@ -116,7 +114,7 @@ def reason_to_skip(weight: Tensor) -> str | None:
         return f"{str(weight.dtype).removeprefix('torch.')} values, no weights"
     if weight.numel() == 0:
         return "no elements"
-    # First of all, so that no NaN stays unseen in a bias or a scale.
+    # First, so that NaN values in biases and scales are also found.
     if not weight.is_meta and not is_finite(weight):
         return NOT_FINITE
     if weight.ndim < 2:
@@ -133,5 +131,5 @@ def reason_to_skip(weight: Tensor) -> str | None:
 
 
 def is_finite(weight: Tensor) -> bool:
-    """Whether all weights are finite; PyTorch cannot ask 8-bit floats."""
+    """Whether all weights are finite, also for 8-bit floats, which PyTorch does not support."""
     return bool((weight.float() if weight.element_size() == 1 else weight).isfinite().all())

@@ -21,9 +21,9 @@ DATA, BULK, TAIL, OTHER = SKY, GREEN, RED, BLUE
 
 
 def plot_densities(report: SpectrumReport, path: Path, *, bins: int = 60) -> None:
-    """Draw the empirical spectral density of every layer with its Marchenko-Pastur bulk, edge and power-law tail.
+    """Plot the empirical spectral density of every layer with its Marchenko-Pastur bulk, edge and power-law tail.
 
-    Networks of many layers are thinned out evenly to 48 panels.
+    For networks with many layers, 48 evenly spaced layers are shown.
 
     Args:
         report: Report of one network.
@@ -49,7 +49,7 @@ def plot_densities(report: SpectrumReport, path: Path, *, bins: int = 60) -> Non
 
 
 def _draw_density(axes: "Axes", layer: LayerSpectrum, bins: int) -> None:
-    """Density per decade, so that what the eye integrates is what is there."""
+    """Plot the density per decade, so that areas are proportional to counts."""
     edges, values = layer.histogram(bins)
     centres = np.sqrt(edges[1:] * edges[:-1])
     axes.stairs(values * centres * math.log(10), edges, fill=True, color=DATA)
@@ -57,7 +57,7 @@ def _draw_density(axes: "Axes", layer: LayerSpectrum, bins: int) -> None:
     if layer.sigma and layer.num_spikes is not None and layer.upper_edge and layer.lower_edge is not None:
         span = np.geomspace(max(layer.lower_edge, edges[0]), layer.upper_edge, 300)
         share = 1 - layer.num_spikes / total
-        # The deflated sides that the edges stand for.
+        # The deflated sides to which the edges refer.
         root_sum, root_gap = math.sqrt(layer.upper_edge) / layer.sigma, math.sqrt(layer.lower_edge) / layer.sigma
         rows, columns = ((root_sum + root_gap) / 2) ** 2, ((root_sum - root_gap) / 2) ** 2
         bulk = share * density(span, rows, columns, layer.sigma)
@@ -76,7 +76,7 @@ def _draw_density(axes: "Axes", layer: LayerSpectrum, bins: int) -> None:
 
 
 def plot_depth(report: SpectrumReport, path: Path, *, spread: Mapping[str, float] | None = None) -> None:
-    """Draw alpha, with its bootstrapped interval, and stable rank over depth; below, the spread of SANE's latents.
+    """Plot alpha with its bootstrap interval, stable rank and the spread of SANE's latents over depth.
 
     Args:
         report: Report of one network.
@@ -103,7 +103,7 @@ def plot_depth(report: SpectrumReport, path: Path, *, spread: Mapping[str, float
 
 
 def plot_distances(distances: Sequence[tuple[str, float]], path: Path) -> None:
-    """Draw how far the tensors of two networks are from each other, in the order of the network.
+    """Plot the distances between the tensors of two networks, in the order of the network.
 
     Args:
         distances: Name and distance of each tensor, see `hf_sane.screening`.
@@ -169,7 +169,7 @@ def _column(report: SpectrumReport, name: str) -> np.ndarray:
 
 
 def plot_training(curves: Mapping[str, Any], path: Path) -> None:
-    """Draw alpha of every layer, and test accuracy, through the training of one run.
+    """Plot alpha of every layer, and test accuracy, during the training of one run.
 
     Args:
         curves: Result of [`spectra_through_training`].
@@ -197,16 +197,16 @@ def plot_correlations(
     names: Sequence[str] = ("mean_alpha", "mean_alpha_weighted", "mean_weight_correlation"),
     column: str = "test_accuracy",
 ) -> None:
-    """Draw summaries of spectra against a property, one dot per network.
+    """Plot summaries of spectra against a property, with one dot per network.
 
     Args:
         found: Results of [`spectra_against_property`].
         path: PNG to write.
-        names: Which summaries; those that are missing stay out.
+        names: Names of summaries; missing ones are skipped.
         column: The property.
 
     Raises:
-        ValueError: If none of the summaries is there.
+        ValueError: If none of the summaries is known.
     """
     shown = [name for name in names if name in found["summaries"]]
     if not shown:

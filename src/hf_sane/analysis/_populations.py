@@ -1,4 +1,4 @@
-"""Spectra in a zoo: over the training of one run, and against test accuracy over all runs."""
+"""Spectra in a zoo: during the training of one run, and against a property over all runs."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -27,19 +27,19 @@ def analyze_networks(split: ZooSplit, settings: SpectrumSettings | None = None) 
 
     Args:
         split: Networks.
-        settings: The defaults when `None`; zoo networks are small, so `min_values` and `min_tail` may have to come
-            down.
+        settings: The defaults if `None`; since zoo networks are small, `min_values` and `min_tail` may have to be
+            lowered.
     """
     for index in range(len(split)):
         yield analyze_spectrum(split.state_dict(index), settings)
 
 
 def spectra_through_training(split: ZooSplit, run_id: str, settings: SpectrumSettings | None = None) -> dict[str, Any]:
-    """Alpha of every layer at every kept epoch of one run.
+    """Alpha of every layer at every stored epoch of one run.
 
     Args:
-        split: Holds the run.
-        run_id: Which.
+        split: Split that contains the run.
+        run_id: Name of the run.
         settings: See [`analyze_networks`].
 
     Returns:
@@ -70,13 +70,13 @@ def spectra_through_training(split: ZooSplit, run_id: str, settings: SpectrumSet
 def spectra_against_property(
     splits: Sequence[ZooSplit], settings: SpectrumSettings | None = None, *, column: str = "test_accuracy"
 ) -> dict[str, Any]:
-    """How the summaries of spectra go along with a property over a population.
+    """Correlate summaries of spectra with a property over a population.
 
-    A correlation over a population says nothing about a single network, and one over networks at several epochs mostly
-    says how long they were trained: give one network per run, `split.final_epochs()`.
+    A correlation over a population says nothing about a single network, and a correlation over networks at several
+    epochs mostly reflects training time: pass one network per run, `split.final_epochs()`.
 
     Args:
-        splits: At least three networks together.
+        splits: Splits with at least three networks in total.
         settings: See [`analyze_networks`].
         column: The property.
 
@@ -85,7 +85,7 @@ def spectra_against_property(
         without summaries that are missing for some network; a correlation with a constant is `None`.
 
     Raises:
-        ValueError: For fewer than three networks.
+        ValueError: If there are fewer than three networks.
     """
     if (count := sum(map(len, splits))) < 3:
         raise ValueError(f"expected at least three networks to correlate over, got {count}")

@@ -12,9 +12,9 @@ NEIGHBOURS = 15
 
 
 def project(points: Tensor, method: Projection = "tsne", *, seed: int = 0) -> Tensor:
-    """Bring points to the plane, to look at.
+    """Project points to the plane for plots.
 
-    t-SNE and UMAP keep neighbours together; distances between far points, and sizes of clusters, mean little in them.
+    t-SNE and UMAP preserve neighbourhoods; large distances and sizes of clusters are not meaningful.
 
     Args:
         points: `[M, P]` float, finite.
@@ -25,14 +25,14 @@ def project(points: Tensor, method: Projection = "tsne", *, seed: int = 0) -> Te
         `[M, 2]` float32.
 
     Raises:
-        ValueError: For another method, or fewer than four points or two dimensions.
-        ImportError: If scikit-learn or UMAP is needed and not installed.
+        ValueError: If the method is unknown, or there are fewer than four points or two dimensions.
+        ImportError: If scikit-learn or UMAP is required but not installed.
     """
     if method not in ("tsne", "umap", "pca"):
         raise ValueError(f"expected the method 'tsne', 'umap' or 'pca', got {method!r}")
     if points.ndim != 2 or len(points) < MIN_POINTS or points.shape[1] < 2:
         raise ValueError(
-            f"a picture needs at least {MIN_POINTS} networks of two coordinates, got points {list(points.shape)}"
+            f"a map needs at least {MIN_POINTS} networks with two coordinates, got points {list(points.shape)}"
         )
     if method == "pca":
         left, values, _ = torch.linalg.svd(points.double() - points.double().mean(dim=0), full_matrices=False)
@@ -40,7 +40,7 @@ def project(points: Tensor, method: Projection = "tsne", *, seed: int = 0) -> Te
     values = points.detach().float().cpu().numpy()
     if method == "tsne":
         if find_spec("sklearn") is None:
-            raise ImportError("t-SNE needs scikit-learn: pip install 'hf_sane[analysis]', or use method='pca'")
+            raise ImportError("t-SNE requires scikit-learn: pip install 'hf_sane[analysis]', or use method='pca'")
         from sklearn.manifold import TSNE
 
         perplexity = min(30.0, (len(points) - 1) / 3)

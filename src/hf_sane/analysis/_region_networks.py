@@ -1,4 +1,4 @@
-"""Conversion between networks and points in weight space or latent space."""
+"""Convert between networks and points in weight space or latent space."""
 
 from collections.abc import Mapping
 
@@ -12,35 +12,35 @@ from hf_sane.symmetry._matching import match_many
 from hf_sane.symmetry._permutation import PermutationSpec
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 
-SHOWN = 3  # tensors that an error names
+SHOWN = 3  # tensors to name in an error
 
 
 def stack_networks(networks: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Stack the tensors of networks of one architecture.
 
     Args:
-        networks: State dicts by the names that errors call them.
+        networks: State dicts by name; errors use the names.
 
     Returns:
-        `{tensor: [M, *shape]}`, in the order of the first network; fresh memory.
+        A copy `{tensor: [M, *shape]}`, in the order of the first network.
 
     Raises:
-        ValueError: For fewer than two networks, or if tensors or shapes differ.
+        ValueError: If there are fewer than two networks, or tensors or shapes differ.
     """
     if len(networks) < 2:
-        raise ValueError(f"regions need at least two networks, got {list(networks)}")
+        raise ValueError(f"expected at least two networks, got {list(networks)}")
     first, *others = networks
     shapes = {name: tuple(tensor.shape) for name, tensor in networks[first].items()}
     for other in others:
         found = {name: tuple(tensor.shape) for name, tensor in networks[other].items()}
         if foreign := sorted(shapes.keys() ^ found.keys()):
             raise ValueError(
-                f"{first} and {other} are of different architectures: only one of them has {foreign[:SHOWN]}; give "
+                f"{first} and {other} are of different architectures: only one of them has {foreign[:SHOWN]}; pass "
                 "networks of one architecture"
             )
         if differing := [f"{name} {shapes[name]} and {found[name]}" for name in shapes if shapes[name] != found[name]]:
             raise ValueError(
-                f"shapes of {first} and {other} differ: {'; '.join(differing[:SHOWN])}; give networks of one "
+                f"shapes of {first} and {other} differ: {'; '.join(differing[:SHOWN])}; pass networks of one "
                 "architecture"
             )
     return {name: torch.stack([network[name] for network in networks.values()]) for name in shapes}
@@ -49,12 +49,12 @@ def stack_networks(networks: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Te
 def align_networks(
     tensors: Mapping[str, Tensor], spec: PermutationSpec, reference: StateDict | None = None
 ) -> dict[str, Tensor]:
-    """Permute the channels of networks `{name: [M, *shape]}` onto one of them, by weight matching.
+    """Permute the channels of networks `{name: [M, *shape]}` to match one of them, by weight matching.
 
     Args:
         tensors: Tensors of all networks.
         spec: Permutation symmetries.
-        reference: Network to align to; the first one when `None`.
+        reference: Network to align to; the first one if `None`.
 
     Raises:
         KeyError, ValueError: As in [`match_many`].
@@ -64,7 +64,7 @@ def align_networks(
 
 
 def flatten_networks(tensors: Mapping[str, Tensor]) -> Tensor:
-    """Floating-point tensors `{name: [M, *shape]}` as points `[M, P]`, in the order of the tensors.
+    """Flatten floating-point tensors `{name: [M, *shape]}` to points `[M, P]`, in the order of the tensors.
 
     Raises:
         ValueError: If there are none, or they hold different numbers of networks.
@@ -74,7 +74,7 @@ def flatten_networks(tensors: Mapping[str, Tensor]) -> Tensor:
         raise ValueError(f"expected floating-point tensors, got {list(tensors)[:SHOWN]}; there is nothing to compare")
     counts = {name: len(tensor) for name, tensor in floating.items()}
     if len(set(counts.values())) > 1:
-        raise ValueError(f"expected tensors [M, *shape] of equally many networks, got {counts}")
+        raise ValueError(f"expected tensors [M, *shape] of the same number of networks, got {counts}")
     return torch.cat([tensor.flatten(1) for tensor in floating.values()], dim=1)
 
 
@@ -83,7 +83,8 @@ def unflatten_networks(points: Tensor, template: Mapping[str, Tensor]) -> dict[s
 
     Args:
         points: `[K, P]`.
-        template: `{name: [*shape]}` of one network; gives shapes, dtypes and all that is not floating-point.
+        template: `{name: [*shape]}` of one network, which provides shapes, dtypes and tensors that are not
+            floating-point.
 
     Returns:
         `{name: [K, *shape]}`.
@@ -111,21 +112,21 @@ def latent_points(
     halo_size: int = 0,
     batch_size: int = 64,
 ) -> Tensor:
-    """Networks as the latents of all their tokens, one after the other.
+    """Represent networks by the concatenated latents of all their tokens.
 
     Args:
         model: SANE autoencoder.
         extractor: Its weight tokenizer, fitted on the architecture.
-        tensors: `{name: [M, *shape]}`, aligned as those that SANE was trained on.
+        tensors: `{name: [M, *shape]}`, aligned like the networks that SANE was trained on.
         halo_size: Context tokens on each side of a window.
-        batch_size: Networks, and windows, at a time.
+        batch_size: Number of networks, and of windows, at a time.
 
     Returns:
         `[M, N * Z]` float32.
 
     Raises:
         KeyError: If the extractor was fitted on another architecture.
-        ValueError: If the extractor was not fitted, a position lies outside the model's tables, or weights are not
+        ValueError: If the extractor was not fitted, a position is outside the model's tables, or weights are not
             finite or too large for single precision.
     """
     layout = extractor.lay_out({name: tensor[0] for name, tensor in tensors.items()})

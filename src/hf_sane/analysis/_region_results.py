@@ -14,10 +14,10 @@ class GroupDistances:
     """Distances within and between the groups of one level.
 
     Attributes:
-        table: Label to label to the mean distance between their networks; NaN within a label of one network.
-        mean_within: Over all pairs of one label.
-        mean_between: Over all pairs of different labels.
-        ratio: `mean_within / mean_between`; 1 where labels say nothing about places.
+        table: Mean distance between networks, by label and label; NaN within a label of one network.
+        mean_within: Mean over all pairs with the same label.
+        mean_between: Mean over all pairs with different labels.
+        ratio: `mean_within / mean_between`; 1 if labels are unrelated to positions.
         p_value: Share of random relabellings (and the labels themselves) with a ratio as small as this.
     """
 
@@ -33,18 +33,18 @@ class GroupDistances:
         return {label: row[label] for label, row in self.table.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The results in a form that JSON supports."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class RegionAccuracy:
-    """How often the nearest region is the right one, every network judged by the others.
+    """How often the nearest region of other networks is correct.
 
     Attributes:
-        accuracy: Share of networks.
-        chance: Share of the largest label.
-        confusion: True label to predicted label to number of networks.
+        accuracy: Share of correct networks.
+        chance: Share of the most frequent label.
+        confusion: Number of networks, by true and predicted label.
     """
 
     accuracy: float
@@ -52,7 +52,7 @@ class RegionAccuracy:
     confusion: dict[str, dict[str, int]]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The results in a form that JSON supports."""
         return asdict(self)
 
 
@@ -75,18 +75,18 @@ class RegionScores:
     higher_is_better: bool = True
 
     def better_than_outside(self, place: Place) -> float:
-        """Chance that a point of the region scores better than a network outside; ties count half.
+        """Probability that a point of the region scores better than a network outside; ties count half.
 
         The measure of Gueta et al. (section 4), there with losses. NaN if there is nothing outside.
         """
         return self._chance(getattr(self, place), self.outside)
 
     def better_than_corners(self, place: Place) -> float:
-        """Chance that a point inside the region scores better than one of its corners; ties count half."""
+        """Probability that a point inside the region scores better than one of its corners; ties count half."""
         return self._chance(getattr(self, place), self.corners)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: mean, smallest, largest and number of scores, and the chances."""
+        """Mean, smallest, largest and number of scores, and the probabilities, in a form that JSON supports."""
         found: dict[str, Any] = {}
         for name in ("corners", "line", "hull", "outside"):
             scores = getattr(self, name).double()

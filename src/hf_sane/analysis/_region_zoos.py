@@ -27,17 +27,16 @@ DATA_SET = "data_set"
 
 @dataclass(frozen=True)
 class LabelledNetworks:
-    """Networks of one architecture with what they were trained for.
+    """Networks of one architecture, with labels of what they were trained for.
 
     Attributes:
         config: Their architecture.
         tensors: `{name: [M, *shape]}`.
         aliases: Tied tensors to those that they are, which count once.
         trace: Finds the permutation symmetries; by default those of `config` are looked up.
-        labels: Level to the label of every network.
+        labels: Labels of all networks, by level.
         runs: Training run of every network.
-        starts: What every network was initialised with, scheme and seed; an empty string, or nothing at all, if
-            unknown.
+        starts: Initialisation (scheme and seed) of every network; an empty string, or an empty list, if unknown.
     """
 
     config: ZooConfig | nn.Module
@@ -55,9 +54,10 @@ class LabelledNetworks:
 
     @property
     def num_shared_starts(self) -> int:
-        """Networks that started from the same weights as one of another data set.
+        """Number of networks that started from the same weights as a network of another data set.
 
-        Zoos built with one seed are such: what lies near a network is then its twin, whatever that was trained for.
+        This happens in zoos built with the same seed: the nearest neighbour of a network is then its twin, regardless
+        of the data set.
         """
         places: dict[str, set[str]] = {}
         for start, data_set in zip(self.starts, self.labels[DATA_SET], strict=False):
@@ -69,7 +69,7 @@ class LabelledNetworks:
         """Permutation symmetries of the architecture.
 
         Raises:
-            ValueError: If it is a module of which they are not known.
+            ValueError: If the symmetries of the module are unknown.
         """
         try:
             found = architecture_permutations(self.config) if self.trace is None else self.trace()
@@ -77,8 +77,8 @@ class LabelledNetworks:
             raise ValueError(f"{error}; or map the networks as they are (--no-align)") from error
         if found is None:
             raise ValueError(
-                "the symmetries of the networks are not known; register their module with example inputs "
-                "(--module-input), or map them as they are (--no-align)"
+                "the symmetries of the networks are unknown; register their module with example inputs "
+                "(--module-input), or do not align them (--no-align)"
             )
         return found
 
@@ -110,9 +110,9 @@ class LabelledNetworks:
             points: `[K, P]`.
             images: `[n, C, H, W]`.
             labels: `[n]` int64.
-            calibration: Training images to re-estimate BatchNorm statistics from, which averages of networks need;
-                statistics are averaged like weights when `None`.
-            num_batches: Number of batches of 32 images each, for that.
+            calibration: Training images from which to re-estimate BatchNorm statistics, as averages of networks
+                require; statistics are averaged like weights if `None`.
+            num_batches: Number of batches of 32 images for the re-estimation.
 
         Returns:
             `[K]` float.
@@ -133,23 +133,23 @@ def zoo_networks(
     epoch: int | None = None,
     limit: int | None = None,
 ) -> LabelledNetworks:
-    """Take labelled networks out of zoos of one architecture.
+    """Collect labelled networks from zoos of one architecture.
 
-    The level `"data_set"` is the name of the zoo, by default that of its images; in a mixture (`mix_zoos`) that of
-    each zoo.
+    The level `"data_set"` is the name of the zoo, by default that of its images, or of each zoo in a mixture
+    (`mix_zoos`).
 
     Args:
-        zoos: One or more.
-        columns: Columns of the zoos, each to become a level.
-        groups: Further levels, coarser than data sets: `{level: {data set: label}}`.
-        splits: Which networks; those that something was fitted on are better left out where it is judged.
-        epoch: Epoch of every run; its last one when `None`.
-        limit: At most so many networks of each zoo, the first ones.
+        zoos: One or more zoos.
+        columns: Columns of the zoos that become levels.
+        groups: Additional levels, coarser than data sets: `{level: {data set: label}}`.
+        splits: Splits of the networks. Leave out networks that were used for fitting what is evaluated.
+        epoch: Epoch of every run; the last one if `None`.
+        limit: Use at most this many of the first networks of each zoo.
 
     Raises:
         KeyError: If a zoo has no such column or split.
-        ValueError: Without networks, for zoos of several architectures or activations, epochs that were not kept, or
-            data sets without a label.
+        ValueError: If there are no networks, zoos differ in architecture or activation, epochs are not stored, or data
+            sets lack a label.
     """
     parts = [(number, zoo, part) for number, zoo in enumerate(zoos) for part in _chosen(zoo, splits, epoch, limit)]
     if not parts:
@@ -169,7 +169,7 @@ def zoo_networks(
             labels[column] += [str(value) for value in part.column(column).tolist()]
         for level, group in (groups or {}).items():
             if missing := sorted(set(names) - group.keys()):
-                raise ValueError(f"level {level!r} has no label for the data sets {missing}; it knows {sorted(group)}")
+                raise ValueError(f"level {level!r} has no label for the data sets {missing}; it has {sorted(group)}")
             labels[level] += [group[name] for name in names]
         runs += [f"{number}/{run_id}" for run_id in part.run_ids]
         starts += [
@@ -195,16 +195,17 @@ def score_zoo_regions(
     seed: int = 0,
     task: Task | None = None,
 ) -> dict[str, RegionScores]:
-    """Measure points inside every region: on the test images of its data sets, or by a task.
+    """Evaluate points inside every region, on the test images of its data sets or by a task.
 
     Args:
-        zoos: Their images are used, unless there is a task.
-        networks: Networks that [`zoo_networks`] returned.
+        zoos: Zoos whose images are used, unless there is a task.
+        networks: Networks from [`zoo_networks`].
         found: Map of their weights.
         levels: Levels whose regions are mapped.
-        num_points: Points on lines, and in hulls, of each region.
+        num_points: Number of points on lines, and in hulls, of each region.
         seed: Random seed of the points.
-        task: Judges networks, in place of accuracy on the zoos' images; batch-norm statistics are then averaged.
+        task: Task that judges networks, instead of accuracy on the zoos' images; batch-norm statistics are then
+            averaged.
 
     Returns:
         `{"level: label": scores}`.
@@ -232,14 +233,14 @@ def score_zoo_regions(
 
 
 def _data_sets(zoo: Zoo, part: ZooSplit) -> list[str]:
-    """What each network was trained on: the zoo's name, or that of its zoo in a mixture."""
+    """Data set of each network: the zoo's name, or the name of its zoo in a mixture."""
     if MIX_KEY in zoo.facts.data:
         return [str(name) for name in part.column(SOURCE_COLUMN).tolist()]
     return [zoo.facts.name] * len(part)
 
 
 def _chosen(zoo: Zoo, splits: Sequence[str], epoch: int | None, limit: int | None) -> list[ZooSplit]:
-    """Every run at one epoch, split by split, without empty selections."""
+    """Select every run at one epoch, split by split, without empty selections."""
     found, left = [], len(zoo) if limit is None else limit
     for name in splits:
         split = zoo.splits[name]

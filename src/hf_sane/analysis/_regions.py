@@ -1,4 +1,4 @@
-"""Knowledge as regions in weight space: the positions of networks of one data set or task, and points between them."""
+"""Regions in weight space: positions of networks trained on one data set or task, and points between them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,27 +16,27 @@ from hf_sane.symmetry._permutation import PermutationSpec
 
 Metric = Literal["euclidean", "cosine"]
 Rule = Literal["centroid", "neighbour"]
-NAMED = 5  # labels or networks that an error lists
+NAMED = 5  # labels or networks to list in an error
 
 
 @dataclass(frozen=True)
 class RegionMap:
     """Networks as labelled points, in weight space or in the latent space of an autoencoder.
 
-    After Gueta et al. 2023 (arXiv:2302.04863): networks fine-tuned on one data set lie in one region, networks of one
-    task in a wider one, and points within a region do as well as its corners. There all networks descend from one;
-    here they may be aligned first, see [`from_networks`]. Points from elsewhere: [`latent_points`],
+    After Gueta et al. 2023 (arXiv:2302.04863): networks fine-tuned on one data set form a region, networks of one task
+    a wider region, and points within a region perform as well as its corners. There, all networks descend from one
+    network; here, they may be aligned first, see [`from_networks`]. For other points see [`latent_points`] and
     [`adapter_points`].
 
     Attributes:
         points: `[M, P]` float, one network each.
-        labels: Level (`"data set"`, `"task"`, ...) to the label of every network, `M` each.
-        runs: Training run of every network; those of one run are never compared with each other. All different if
+        labels: `M` labels by level (`"data set"`, `"task"`, ...).
+        runs: Training run of every network; networks of one run are not compared with each other. All different if
             empty.
 
     Raises:
-        ValueError: For fewer than two networks, points that are not `[M, P]` or not finite, or another number of
-            labels.
+        ValueError: If there are fewer than two networks, points are not `[M, P]` or not finite, or the number of
+            labels differs.
     """
 
     points: Tensor
@@ -64,12 +64,12 @@ class RegionMap:
         reference: StateDict | None = None,
         runs: Sequence[str] = (),
     ) -> "RegionMap":
-        """Place networks by their weights, aligned to one of them.
+        """Map networks by their weights, aligned to one of them.
 
         Args:
             tensors: `{name: [M, *shape]}` of one architecture (see [`stack_networks`]); integer tensors are left out.
             labels: As in the class.
-            spec: Permutation symmetries, to align by; weights are taken as they are when `None`.
+            spec: Permutation symmetries for alignment; no alignment if `None`.
             reference: Network to align to; the first one when `None`.
             runs: As in the class.
 
@@ -84,11 +84,11 @@ class RegionMap:
         """Distances between all networks, `[M, M]` float64; `cosine` is one minus the cosine of the angle.
 
         Raises:
-            ValueError: For another metric, or cosines with a network of zeros.
+            ValueError: If the metric is unknown, or is cosine and a network is all zeros.
         """
         points = self.points.double()
         if metric == "euclidean":
-            centred = points - points.mean(dim=0)  # what rounding leaves is a share of 1e-8 of the spread
+            centred = points - points.mean(dim=0)  # rounding errors are about 1e-8 of the spread
             return torch.cdist(centred, centred, compute_mode="use_mm_for_euclid_dist").fill_diagonal_(0)
         if metric != "cosine":
             raise ValueError(f"expected the metric 'euclidean' or 'cosine', got {metric!r}")
@@ -107,13 +107,13 @@ class RegionMap:
     ) -> GroupDistances:
         """Compare distances within and between the groups of a level.
 
-        Whether the ratio means anything is judged by shuffling labels; networks of one run keep the same label then.
+        Significance is estimated by shuffling labels, where networks of one run keep a common label.
 
         Args:
             level: Level of `labels`.
             metric: Metric of distances.
-            num_shuffles: Random relabellings, >= 1.
-            generator: CPU source of randomness; the global one when `None`.
+            num_shuffles: Number of random relabellings, >= 1.
+            generator: CPU source of randomness; the global one if `None`.
 
         Raises:
             KeyError: If there is no such level.
@@ -134,9 +134,9 @@ class RegionMap:
         first = torch.stack([codes[runs == run][0] for run in range(int(runs.max()) + 1)])
         if (first[runs] != codes).any():
             raise ValueError(
-                f"training runs have several labels on level {level!r}; labels must belong to runs to be shuffled"
+                f"training runs have several labels on level {level!r}; shuffling requires one label per run"
             )
-        # Sums over label pairs: [L, M] @ [M, M] @ [M, L], far quicker than masks for many relabellings.
+        # Sums over label pairs: [L, M] @ [M, M] @ [M, L], much faster than masks for many relabellings.
         weighed, counted = distances * comparable, comparable.double()
 
         def ratio(codes: Tensor) -> float:
@@ -159,7 +159,7 @@ class RegionMap:
         )
 
     def nearest(self, points: Tensor, level: str, *, rule: Rule = "centroid") -> list[str]:
-        """Name the nearest region of other networks, placed as those of the map.
+        """Name the nearest region of new networks, given as points of the map.
 
         Args:
             points: `[K, P]`.
@@ -171,19 +171,21 @@ class RegionMap:
 
         Raises:
             KeyError: If there is no such level.
-            ValueError: For another rule, points of another size or not finite, or a level of one label.
+            ValueError: If the rule is unknown, points have another size or are not finite, or the level has only one
+                label.
         """
         names, codes = self._regions(level, rule)
         if points.ndim != 2 or points.shape[1] != self.points.shape[1] or not points.isfinite().all():
             raise ValueError(
-                f"expected finite points [K, {self.points.shape[1]}], got {list(points.shape)}; place networks as "
+                f"expected finite points [K, {self.points.shape[1]}], got {list(points.shape)}; represent networks "
+                f"like "
                 "those of the map"
             )
         known = self.points.double()
         return [names[_nearest(point, known, codes, len(names), rule)] for point in points.double()]
 
     def classify(self, level: str, *, rule: Rule = "centroid") -> RegionAccuracy:
-        """Assign every network to the nearest region, without itself and its run.
+        """Assign every network to the nearest region of networks from other runs.
 
         Args:
             level: Level of `labels`.
@@ -191,13 +193,15 @@ class RegionMap:
 
         Raises:
             KeyError: If there is no such level.
-            ValueError: For another rule, a level of one label, or a label of one run only, which could never be found.
+            ValueError: If the rule is unknown, the level has only one label, or a label has only one run and could
+                never be found.
         """
         names, codes = self._regions(level, rule)
         runs = self._run_codes()
         if lonely := [name for code, name in enumerate(names) if len(runs[codes == code].unique()) < 2]:
             raise ValueError(
-                f"expected two training runs of every label of level {level!r}, got one of {name_some(lonely, NAMED)}"
+                f"expected two training runs for every label of level {level!r}, got one for "
+                f"{name_some(lonely, NAMED)}"
             )
         if rule == "neighbour":
             distances = self.distances().masked_fill(~self._comparable(), torch.inf)
@@ -225,14 +229,14 @@ class RegionMap:
             level: Level of `labels`.
             label: Region.
             num_points: Number of points, >= 1.
-            kind: `"line"`: on the line between two networks of different runs, drawn at random, anywhere on it;
-                `"hull"`: averages of all networks with weights drawn evenly from the simplex. Of many corners these
-                crowd around their mean.
-            generator: CPU source of randomness; the global one when `None`.
+            kind: `"line"`: random points on the lines between two random networks of different runs; `"hull"`:
+                averages of all networks with weights drawn uniformly from the simplex, which concentrate around the
+                mean if there are many corners.
+            generator: CPU source of randomness; the global one if `None`.
 
         Raises:
             KeyError: If there is no such level.
-            ValueError: If fewer than two runs have the label, for another kind, or `num_points < 1`.
+            ValueError: If fewer than two runs have the label, the kind is unknown, or `num_points < 1`.
         """
         if kind not in ("line", "hull"):
             raise ValueError(f"expected 'line' or 'hull', got {kind!r}")
@@ -262,15 +266,15 @@ class RegionMap:
         num_points: int = 20,
         generator: torch.Generator | None = None,
     ) -> RegionScores:
-        """Measure points inside a region, its corners, and networks outside.
+        """Score points inside a region, its corners, and networks outside.
 
         Args:
             level: Level of `labels`.
             label: Region.
-            score: Points `[k, P]` to scores `[k]`, higher is better, on the region's own task: see
+            score: Function from points `[k, P]` to scores `[k]` on the region's own task, higher is better: see
                 [`LabelledNetworks.accuracy`].
-            num_points: On lines, and in the hull.
-            generator: CPU source of randomness; the global one when `None`.
+            num_points: Number of points on lines, and in the hull.
+            generator: CPU source of randomness; the global one if `None`.
 
         Raises:
             KeyError, ValueError: As in [`interior`].
@@ -287,7 +291,7 @@ class RegionMap:
         )
 
     def project(self, method: Projection = "tsne", *, seed: int = 0) -> Tensor:
-        """Coordinates of a picture, `[M, 2]` float32; see [`project`]."""
+        """Coordinates for plots, `[M, 2]` float32; see [`project`]."""
         return project(self.points, method, seed=seed)
 
     def _codes(self, level: str) -> tuple[list[str], Tensor]:
@@ -298,16 +302,16 @@ class RegionMap:
         return names, torch.tensor([names.index(label) for label in self.labels[level]])
 
     def _regions(self, level: str, rule: Rule) -> tuple[list[str], Tensor]:
-        """As `_codes`, of a level that leaves something to tell apart."""
+        """Like `_codes`, for a level with at least two labels."""
         if rule not in ("centroid", "neighbour"):
             raise ValueError(f"expected the rule 'centroid' or 'neighbour', got {rule!r}")
         names, codes = self._codes(level)
         if len(names) < 2:
-            raise ValueError(f"level {level!r} has the one label {names[0]!r}; nearest regions need two labels")
+            raise ValueError(f"level {level!r} has only the label {names[0]!r}; nearest regions require two labels")
         return names, codes
 
     def _nearest_centroids(self, codes: Tensor, runs: Tensor, num_labels: int) -> Tensor:
-        """Index of the label `[M]` whose mean is nearest, without the networks of the same run."""
+        """Index `[M]` of the label whose mean is nearest, without networks of the same run."""
         points, members = self.points.double(), torch.nn.functional.one_hot(codes, num_labels).double()
         sums, counts = members.mT @ points, members.sum(dim=0)
         found = torch.empty_like(codes)

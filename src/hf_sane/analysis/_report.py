@@ -37,9 +37,9 @@ def grouped_names(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
 class LayerSpectrum:
     """Spectrum of one matrix, or of several pooled ones.
 
-    Eigenvalues `lambda` are those of `W W^T`, squared singular values, without the division by `N` that the papers of
-    Martin and Mahoney have; logarithms are decimal, of squared norms, as in `weightwatcher`. `None` says that a value
-    was not computed; `warnings` or `evidence` say why.
+    Eigenvalues `lambda` are those of `W W^T` (squared singular values), without the division by `N` in the papers of
+    Martin and Mahoney; logarithms are decimal, of squared norms, as in `weightwatcher`. `None` means that a value was
+    not computed; `warnings` or `evidence` give the reason.
 
     Attributes:
         name: Name of the tensor.
@@ -48,9 +48,9 @@ class LayerSpectrum:
         rows: `N`, the longer side of its matrices.
         columns: `M`, the shorter side.
         num_matrices: Matrices whose eigenvalues are pooled.
-        eigenvalues: Known ones, descending, float64; zeros of a rank-deficient matrix included.
+        eigenvalues: Known eigenvalues, descending, float64, including zeros of a rank-deficient matrix.
         is_partial: Whether only the largest are known.
-        rank: Singular values that are not zero numerically; `None` for a partial spectrum.
+        rank: Number of numerically non-zero singular values; `None` for a partial spectrum.
         log_frobenius_norm: `log10 ||W||_F^2`.
         log_spectral_norm: `log10 lambda_max`.
         log_alpha_norm: `log10 sum lambda^alpha` over the known eigenvalues.
@@ -60,20 +60,19 @@ class LayerSpectrum:
         alpha_low: 2.5 % quantile of the bootstrapped alpha.
         alpha_high: 97.5 % quantile.
         xmin: Eigenvalue where the tail starts.
-        tail_size: Eigenvalues in the tail.
+        tail_size: Number of eigenvalues in the tail.
         tail_distance: Kolmogorov-Smirnov distance between tail and power law.
-        alpha_left_out: Why there is no alpha, or why it and what follows from it are left out of means; `None` if it
-            counts.
+        alpha_left_out: Why there is no alpha, or why it is left out of means; `None` if it counts.
         sigma: Standard deviation of the entries by the Marchenko-Pastur law of the bulk.
         lower_edge: Smallest eigenvalue of that law.
         upper_edge: Largest eigenvalue of that law.
         spike_threshold: Upper edge with the margin of the Tracy-Widom law.
-        num_spikes: Eigenvalues beyond it.
+        num_spikes: Number of eigenvalues beyond it.
         bulk_distance: Kolmogorov-Smirnov distance between bulk and law; `None` for a partial spectrum.
         weight_correlation: Weight correlation of Jin et al., see `hf_sane.core._spectra.weight_correlation`.
-        phase: Phase of training that the spectrum resembles; `None` if the layer is too small to say.
-        evidence: What the phase rests on.
-        warnings: What to keep in mind.
+        phase: Phase of training that the spectrum resembles; `None` if the layer is too small.
+        evidence: Evidence for the phase.
+        warnings: Caveats.
     """
 
     name: str
@@ -114,7 +113,7 @@ class LayerSpectrum:
         return self.phase or ("low-rank product" if self.reshaping == "product" else "too small")
 
     def row(self) -> dict[str, Any]:
-        """Everything but the eigenvalues, by name."""
+        """All attributes except the eigenvalues, by name."""
         return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "eigenvalues"}
 
     def histogram(
@@ -122,11 +121,11 @@ class LayerSpectrum:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Empirical spectral density: bin edges `[bins + 1]` and density `[bins]` over the positive eigenvalues.
 
-        The density integrates to the share of eigenvalues that is positive and known.
+        The density integrates to the share of eigenvalues that are positive and known.
 
         Args:
             bins: Number of bins.
-            logarithmic: Whether bins are equally wide in the logarithm of the eigenvalue.
+            logarithmic: Whether bins have equal width in the logarithm of the eigenvalue.
         """
         positive = self.eigenvalues[: self.rank]
         low, high = positive.min(), positive.max()
@@ -142,10 +141,10 @@ class SpectrumReport:
     """Spectra of the layers of one network.
 
     Attributes:
-        source: What was analysed: path, repo id or class.
-        settings: Settings by their names.
+        source: The analysed path, repo id or class.
+        settings: Settings by name.
         layers: In the order of the network.
-        skipped: Tensors without a spectrum, and why.
+        skipped: Tensors without a spectrum, with the reason.
     """
 
     source: str
@@ -168,7 +167,7 @@ class SpectrumReport:
 
     @property
     def not_finite(self) -> list[str]:
-        """Tensors with NaN or infinite weights: a network that holds one gives no sensible output."""
+        """Tensors with NaN or infinite weights, with which a network cannot give sensible outputs."""
         return [name for name, reason in self.skipped.items() if reason == NOT_FINITE]
 
     def rows(self) -> list[dict[str, Any]]:
@@ -182,9 +181,9 @@ class SpectrumReport:
         return pd.DataFrame(self.rows())
 
     def summary(self) -> dict[str, Any]:
-        """Means over layers, each over those where the number exists (`None` where there is none), and counts.
+        """Means over layers that have a value (`None` if there are none), and counts.
 
-        Alpha and what follows from it are averaged over the `layers_with_alpha`, those without an `alpha_left_out`.
+        Alpha and derived values are averaged over the `layers_with_alpha`, which have no `alpha_left_out`.
         `alpha_weighted` is the mean that Martin and Mahoney call alpha-hat; `log_frobenius_norm` and
         `log_spectral_norm` are means of logarithms, so up to a factor the logarithm of a product of norms.
         """
@@ -218,7 +217,7 @@ class SpectrumReport:
         }
 
     def save_json(self, path: str | Path, *, eigenvalues: bool = False) -> Path:
-        """Write the report; an interrupted write leaves the file as it was.
+        """Write the report; an interrupted write does not change the file.
 
         Returns:
             `path`.
@@ -233,5 +232,5 @@ class SpectrumReport:
 
 
 def known(value: float) -> float | None:
-    """`None` for NaN: JSON has no other word for it."""
+    """`None` for NaN, which JSON does not support."""
     return None if math.isnan(value) else float(value)

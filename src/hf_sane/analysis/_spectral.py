@@ -35,43 +35,44 @@ from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
 from hf_sane.tokenization._saved_form import as_saved
 
 INTERVAL = (0.025, 0.975)
-MIN_TAIL_SPAN = 1.1  # largest over smallest eigenvalue: within a tenth, a power law looks like anything else
-SAME_VALUE = 1e-6  # relative: float32 weights do not tell eigenvalues apart that are closer
+MIN_TAIL_SPAN = 1.1  # largest over smallest eigenvalue: within a tenth, power laws cannot be distinguished
+SAME_VALUE = 1e-6  # relative; float32 weights do not resolve closer eigenvalues
 POOR_TAIL_DISTANCE = 0.1
 
 
 @strict
 @dataclass(kw_only=True)
 class SpectrumSettings:
-    """How spectra are taken and fitted."""
+    """Settings for computing and fitting spectra."""
 
     conv: ConvReshaping = setting(
-        "Convolutions as one matrix (flatten), one per kernel position (slices), or those pooled into one spectrum.",
+        "Treat convolutions as one matrix (flatten), one per kernel position (slices), or pool the slices' spectra "
+        "(pooled).",
         default="flatten",
     )
     method: Literal["exact", "lanczos", "randomized"] = setting(
-        "Of large matrices, compute all eigenvalues (exact), or only the largest by an approximate method.",
+        "For large matrices, compute all eigenvalues (exact), or only the largest by an approximate method.",
         default="exact",
     )
     num_values: int = setting("Number of eigenvalues that approximate methods compute.", default=128)
-    exact_up_to: int = setting("Shorter side up to which matrices are always decomposed exactly.", default=1024)
+    exact_up_to: int = setting("Decompose matrices exactly if their shorter side is at most this long.", default=1024)
     min_values: int = setting(
-        "Number of eigenvalues that a layer must have for alpha, bulk, spikes and phase; others get norms and ranks.",
+        "Least number of eigenvalues of a layer for alpha, bulk, spikes and phase; others get norms and ranks only.",
         default=50,
     )
     min_tail: int = setting(
-        "Number of different eigenvalues that a tail must have for its alpha to count in means and phases.", default=10
+        "Least number of different eigenvalues in a tail for its alpha to count in means and phases.", default=10
     )
-    num_bootstrap: int = setting("Resamples for the uncertainty of alpha; 0 for none.", default=100)
+    num_bootstrap: int = setting("Number of resamples for the uncertainty of alpha; 0 for none.", default=100)
     spike_level: float = setting(
-        "Share of random matrices whose largest eigenvalue stays below the spike threshold.",
+        "Share of random matrices whose largest eigenvalue is below the spike threshold.",
         default=0.99,
         only_python=True,
     )
     correlation_channels: int = setting(
-        "Maximum number of channels that the weight correlation of a layer compares.", default=4096, only_python=True
+        "Maximum number of channels to compare for a layer's weight correlation.", default=4096, only_python=True
     )
-    seed: int = setting("Random seed of resamples, starting vectors and drawn channels.", default=0)
+    seed: int = setting("Random seed for resamples, starting vectors and the choice of channels.", default=0)
 
     def __post_init__(self) -> None:
         if min(self.num_values, self.exact_up_to) < 1 or self.correlation_channels < 2:
@@ -94,21 +95,21 @@ def analyze_spectrum(
 ) -> SpectrumReport:
     """Analyse the spectrum of every weight matrix (Martin and Mahoney, arXiv:1810.01075 and arXiv:2002.06716).
 
-    Checkpoints in safetensors, sharded or not, are read one tensor at a time. Of LoRA adapters the products `s B A`
-    are analysed, since spectra of the factors depend on their gauge (`A -> M A`, `B -> B M^-1` changes nothing else).
+    Safetensors checkpoints, sharded or not, are read one tensor at a time. For LoRA adapters, the products `s B A` are
+    analysed, since spectra of the factors depend on their gauge (`A -> M A`, `B -> B M^-1`).
 
     Args:
         source: A module, a state dict, a checkpoint path or a Hub repo id, as in `load_state_dict`.
-        settings: The defaults of [`SpectrumSettings`] when `None`.
+        settings: The defaults of [`SpectrumSettings`] if `None`.
         revision: Branch, tag or commit of a Hub repo.
 
     Returns:
         One record per matrix, and the tensors that were skipped with the reason (biases, norms, NaN, all zero, ...).
 
     Raises:
-        FileNotFoundError: If a path, a shard, or safetensors in a folder or repo are missing.
+        FileNotFoundError: If a path or shard is missing, or a folder or repo holds no safetensors.
         ValueError: If a file is damaged, or nothing in it has a spectrum.
-        TypeError: If `source` is nothing of the above.
+        TypeError: If `source` is none of the above.
     """
     settings = settings or SpectrumSettings()
     label, source = _label(source), as_saved(source)
@@ -136,7 +137,7 @@ def analyze_layer(layer: LayerMatrices, settings: SpectrumSettings) -> LayerSpec
     """Analyse one row of the report.
 
     Args:
-        layer: Finite and not all zero, as `layer_matrices` gives it.
+        layer: Finite and non-zero matrices from `layer_matrices`.
         settings: See [`SpectrumSettings`].
     """
     count, *sides = layer.matrices.shape
@@ -171,7 +172,7 @@ def analyze_layer(layer: LayerMatrices, settings: SpectrumSettings) -> LayerSpec
         warnings.append(layer.warning)
     if len(positive) < settings.min_values or layer.reshaping == "product":
         reason = (
-            "the rank of a product of factors is limited by them: no power law, bulk or phase"
+            "the rank of a product is limited by its factors: no power law, bulk or phase"
             if layer.reshaping == "product"
             else (
                 f"{len(positive)} eigenvalues are too few for a power law, a bulk or a phase (min_values: "
@@ -188,9 +189,9 @@ def analyze_layer(layer: LayerMatrices, settings: SpectrumSettings) -> LayerSpec
     if is_partial:
         warnings.append(f"only the {len(positive)} largest of {columns} eigenvalues are known")
         if bulk.num_spikes == len(positive):
-            warnings.append("all of them lie beyond the bulk: there may be more spikes")
+            warnings.append("all of them are beyond the bulk: there may be more spikes")
         if tail["tail_size"] == len(positive):
-            warnings.append("the tail reaches to the smallest of them: it may start below")
+            warnings.append("the tail reaches the smallest of them: it may start below")
     phase, evidence = suggest_phase(bulk, tail, len(positive), columns * count, is_partial=is_partial)
     return LayerSpectrum(
         **found,
@@ -236,7 +237,7 @@ def _fit_bulk(
     *,
     is_partial: bool,
 ) -> MarchenkoPasturFit:
-    """Rows and columns that are all zero (dead units, unused embeddings) are not part of the random matrix."""
+    """Fit the bulk, without rows and columns of zeros (dead units, unused embeddings)."""
     alive = [int((matrices != 0).any(dim).any(0).sum()) for dim in (1, 2)]
     rows, columns = max(alive), min(alive)
     if is_partial:
@@ -247,16 +248,14 @@ def _fit_bulk(
 
 
 def _fit_tail(positive: NDArray[np.float64], settings: SpectrumSettings) -> tuple[dict[str, Any], list[str]]:
-    """Fields of the record that come from the power law, and warnings."""
+    """Fields of the record that follow from the power law, and warnings."""
     values = torch.from_numpy(positive.copy())
     fit = fit_power_law(values[None])
     alpha, tail_size = fit.alpha.item(), int(fit.tail_size.item())
     tail = positive[:tail_size]
     if math.isnan(alpha) or tail[0] < MIN_TAIL_SPAN * tail[-1]:
-        # The formula still gives a number, as large as the values are close: millions for an orthogonal matrix.
-        reason = (
-            "the eigenvalues of the tail are equal, or differ by less than a tenth: no power law can be told from them"
-        )
+        # The formula would give arbitrarily large numbers for close values: millions for an orthogonal matrix.
+        reason = "the eigenvalues of the tail differ by less than a tenth: they show no power law"
         return {"tail_size": 0, "alpha_left_out": reason}, [reason]
     distance = fit.ks_distance.item()
     found: dict[str, Any] = {
@@ -275,7 +274,7 @@ def _fit_tail(positive: NDArray[np.float64], settings: SpectrumSettings) -> tupl
     different = 1 + int((tail[:-1] > tail[1:] * (1 + SAME_VALUE)).sum())
     if different < settings.min_tail:
         found["alpha_left_out"] = (
-            f"alpha rests on {different} different eigenvalues: left out of means (min_tail: {settings.min_tail})"
+            f"alpha is based on {different} different eigenvalues: left out of means (min_tail: {settings.min_tail})"
         )
         warnings.append(found["alpha_left_out"])
     if distance > POOR_TAIL_DISTANCE:

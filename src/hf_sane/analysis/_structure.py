@@ -1,4 +1,4 @@
-"""Linear structure that training runs share: how much of other runs the principal components of some explain."""
+"""Measure the linear structure that training runs share: how much of some runs the components of others explain."""
 
 import functools
 import math
@@ -12,10 +12,10 @@ from torch import Tensor
 from hf_sane.records._errors import name_some
 from hf_sane.records._progress import tracked
 
-SHUFFLES = 5  # draws of the chance level
-RESAMPLES = 1000  # of the held-out networks, for intervals
+SHUFFLES = 5  # draws for the chance level
+RESAMPLES = 1000  # resamples of held-out networks, for intervals
 LEAST_GAIN = 0.02
-NEGLIGIBLE = 1e-10  # of the largest eigenvalue: directions of rounding
+NEGLIGIBLE = 1e-10  # relative to the largest eigenvalue; smaller ones are rounding errors
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class SharedStructure:
 
     Attributes:
         directions: Numbers of components.
-        explained: Share of the variance of held-out networks, about the training mean, that they hold.
+        explained: Share of the variance of held-out networks, around the training mean, that they explain.
         intervals: 95 % bootstrap intervals over the held-out networks.
-        chance: The same share by components of training networks whose values were shuffled within each tensor, each
-            network on its own: the scale of every tensor is kept, and nothing else.
+        chance: The same share for components of training networks whose values were shuffled within each tensor,
+            independently for each network, which preserves only the scale of every tensor.
     """
 
     directions: tuple[int, ...]
@@ -37,7 +37,7 @@ class SharedStructure:
 
     @property
     def gains(self) -> tuple[float, ...]:
-        """What is explained of the variance that chance leaves, `(explained - chance) / (1 - chance)`."""
+        """Share explained of the variance that chance does not explain, `(explained - chance) / (1 - chance)`."""
         return tuple(
             (found - by_chance) / (1 - by_chance) if by_chance < 1 else float("nan")
             for found, by_chance in zip(self.explained, self.chance, strict=True)
@@ -45,12 +45,12 @@ class SharedStructure:
 
     @property
     def best(self) -> int:
-        """Position of the number of components with the largest gain."""
+        """Index of the number of components with the largest gain."""
         return max(range(len(self.gains)), key=lambda i: -1.0 if math.isnan(self.gains[i]) else self.gains[i])
 
     @property
     def is_shared(self) -> bool:
-        """Whether components explain more than chance there, beyond the interval and by a gain of at least 2 %."""
+        """Whether these components explain more than chance, beyond the interval and with a gain of at least 2 %."""
         low, _ = self.intervals[self.best]
         return low > self.chance[self.best] and self.gains[self.best] >= LEAST_GAIN
 
@@ -70,9 +70,9 @@ def shared_structure(
 ) -> dict[str, SharedStructure]:
     """Measure how much of held-out networks the principal components of training networks explain.
 
-    With `X` the training networks about their mean and `X X^T = U S^2 U^T`, the first `k` components are the rows of
-    `S^-1 U^T X`; what they explain of held-out networks `Y`, about the same mean, is `|Y V^T|^2 / |Y|^2`. Only
-    products of networks are needed, which are sums over tensors: no copy of all weights is made.
+    With `X` the training networks minus their mean and `X X^T = U S^2 U^T`, the first `k` components are the rows of
+    `S^-1 U^T X`; the share that they explain of held-out networks `Y`, minus the same mean, is `|Y V^T|^2 / |Y|^2`.
+    Only products of networks are needed, which are sums over tensors, so that weights are not copied.
 
     Args:
         training: Weights `{tensor: [n, *shape]}`, one network per run.
@@ -80,15 +80,15 @@ def shared_structure(
         seed: Random seed of shuffles and intervals.
 
     Returns:
-        The structure of whole networks by the name `""`, and of each tensor that varies by its own.
+        The structure of whole networks under the name `""`, and of each tensor that varies under its own.
 
     Raises:
-        ValueError: For fewer than three training networks or two held-out ones, or if nothing varies.
+        ValueError: If there are fewer than three training networks or two held-out networks, or nothing varies.
     """
     count, others = len(next(iter(training.values()))), len(next(iter(held_out.values())))
     if count < 3 or others < 2:
         raise ValueError(
-            f"expected at least 3 training and 2 held-out networks, got {count} and {others}; take a larger zoo"
+            f"expected at least 3 training and 2 held-out networks, got {count} and {others}; use a larger zoo"
         )
     if bad := [name for side in (training, held_out) for name, tensor in side.items() if not tensor.isfinite().all()]:
         raise ValueError(f"NaN or infinite weights in {name_some(bad)}; leave these networks out of the zoo")
@@ -104,7 +104,7 @@ def shared_structure(
 
 @dataclass(frozen=True)
 class _Products:
-    """Products of networks, which are sums over their tensors: first as they are, then of shuffled ones.
+    """Products of networks, which are sums over tensors: first of the networks, then of shuffled ones.
 
     Attributes:
         training: `X X^T`, `[1 + SHUFFLES, n, n]` float64.
@@ -118,7 +118,7 @@ class _Products:
 
     @classmethod
     def of(cls, training: Tensor, held_out: Tensor, generator: torch.Generator) -> Self:
-        """Products of one tensor of all networks."""
+        """Products of one tensor, over all networks."""
         training, held_out = training.flatten(1).double(), held_out.flatten(1).double()
         mean = training.mean(dim=0)
         centred, others = training - mean, held_out - mean
@@ -138,12 +138,12 @@ class _Products:
 
     @property
     def varies(self) -> bool:
-        """Whether training networks differ, and held-out ones from their mean."""
+        """Whether training networks differ from each other, and held-out networks from their mean."""
         return bool(self.training[0].any() and self.totals.any())
 
     def structure(self, generator: torch.Generator) -> SharedStructure:
         """Shares of the totals in the leading components, and their intervals."""
-        count = self.training.shape[-1] - 1  # the mean takes one direction
+        count = self.training.shape[-1] - 1  # the mean removes one direction
         directions = [*(2**power for power in range(count.bit_length()) if 2**power < count), count]
         parts = [
             _explained(own, crossed)[:, [number - 1 for number in directions]]

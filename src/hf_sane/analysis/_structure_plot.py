@@ -1,4 +1,4 @@
-"""Plot of the linear structure that runs share."""
+"""Plot the linear structure that runs share."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from hf_sane.analysis._structure import SharedStructure
 
 
 def plot_structure(found: SharedStructure, path: Path) -> None:
-    """Draw the held-out variance that principal directions explain against their number, beside chance.
+    """Plot the held-out variance explained by principal directions against their number, with the chance level.
 
     Args:
         found: Structure of whole networks.

@@ -1,4 +1,4 @@
-"""Weight averages of networks: along a training run (SWA), soups of checkpoints, soups of LoRA adapters."""
+"""Average weights of networks: along a training run (SWA), soups of checkpoints, soups of LoRA adapters."""
 
 from typing import TYPE_CHECKING
 

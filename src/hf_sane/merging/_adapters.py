@@ -28,9 +28,9 @@ from hf_sane.tokenization._adapters import Adapter, adapter_folder, is_targeted,
 from hf_sane.tokenization._checkpoints import CheckpointSource, as_checkpoint
 from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
 
-SOUP = "soup"  # the job of manifests
+SOUP = "soup"  # which manifests verify
 
-# Fields of the configuration that choose the layers.
+# Fields of the configuration that select layers.
 CHOICE = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 
 
@@ -39,10 +39,10 @@ class AdapterSoup:
     """An average of adapters as one adapter.
 
     Attributes:
-        tensors: To be saved as adapter_model.safetensors.
-        config: To be saved as adapter_config.json.
-        errors: Per target module, `|soup - average|_F / |average|_F` of what it adds to the weights; 0 without
-            re-factorisation, where only rounding is left.
+        tensors: Content of adapter_model.safetensors.
+        config: Content of adapter_config.json.
+        errors: For each target module, `|soup - average|_F / |average|_F` of the weight change; 0 without
+            re-factorisation, up to rounding.
     """
 
     tensors: StateDict
@@ -50,7 +50,7 @@ class AdapterSoup:
     errors: dict[str, float]
 
     def save(self, folder: str | Path) -> Path:
-        """Write the adapter as PEFT reads it, in place of a soup that nobody has changed; returns `folder`.
+        """Write the adapter in PEFT's format, replacing an unchanged soup; return `folder`.
 
         Raises:
             FileExistsError: If `folder` holds something else, or files that were changed.
@@ -70,18 +70,18 @@ def open_adapters(
 ) -> list[Adapter]:
     """Open LoRA adapters of one base model for averaging.
 
-    They may have different ranks, scales and target modules: a module that an adapter does not touch counts as zero.
+    They may have different ranks, scales and target modules: a module that an adapter does not change counts as zero.
 
     Args:
-        sources: Folders in PEFT's format or Hub repo ids, at least two; a `Checkpoint` says in which subfolder.
-        names: What to call them; the last part of a path or the repo id when `None`. Names that occur twice get a
+        sources: Folders in PEFT's format or Hub repo ids, at least two; a `Checkpoint` selects the subfolder.
+        names: Names of the adapters; the last part of the path or the repo id if `None`. Names that occur twice get a
             number.
-        base_model: Says what base all adapters are for, whatever their configurations call it.
+        base_model: Base model of all adapters, instead of the name in their configurations.
 
     Raises:
         FileNotFoundError: If a folder or repo is not an adapter.
-        ValueError: For fewer than two sources, another number of names, adapters of different bases or that replace
-            different tensors of it, or an adapter that holds more than is understood, see `Adapter`.
+        ValueError: If there are fewer than two sources, the number of names differs, adapters have different bases or
+            replace different tensors, or an adapter has unsupported parts, see `Adapter`.
     """
     adapters = []
     for name, source in name_sources(sources, names, what="adapter").items():
@@ -95,7 +95,7 @@ def open_adapters(
 
 
 def _base_fields(base_model: str) -> dict[str, str | None]:
-    """How the configuration of an adapter names its base: the revision has a field of its own."""
+    """Base model and revision in an adapter's configuration, which has a separate field for the revision."""
     place = parse_source(base_model)
     if isinstance(place, HubRepo):
         return {"base_model_name_or_path": place.repo_id, "revision": place.revision}
@@ -124,7 +124,7 @@ def are_adapters(sources: Sequence[str | CheckpointSource]) -> bool:
 
 
 def base_config(name: str) -> PreTrainedConfig | None:
-    """The configuration of the base of adapters, which only cards and scores need; `None` if it cannot be had."""
+    """The configuration of the adapters' base, which only cards and scores need; `None` if it is not available."""
     try:
         place, where = pretrained_arguments(name)
         found, _ = patiently(PreTrainedConfig.get_config_dict, place, **where)
@@ -137,16 +137,16 @@ def average_adapters(adapters: Sequence[Adapter], weights: Sequence[float], *, r
     """Average adapters by their effect: `s B A = sum_i a_i s_i B_i A_i` for every target module.
 
     The average of products is not the product of averages, and factors have a gauge freedom (`A -> M A`,
-    `B -> B M^-1`) that leaves every single adapter as it is and changes the product of averages at will. Without
+    `B -> B M^-1`) that does not change a single adapter, but changes the product of averages arbitrarily. Without
     `rank` the factors are concatenated, `A = [A_1; A_2; ...]`, `B = [a_1 s_1 B_1, a_2 s_2 B_2, ...]`, which is exact;
-    the rank is the sum of ranks. With `rank` the concatenation is cut to the best adapter of that rank by a singular
-    value decomposition (of the small core between two QR decompositions), and the error is reported. Modules that are
-    saved whole are averaged as they are.
+    the rank is the sum of ranks. With `rank`, the concatenation is reduced to the best adapter of that rank by a
+    singular value decomposition (of the small core between two QR decompositions), and the error is reported. Modules
+    that are saved in full are averaged directly.
 
     Args:
-        adapters: Adapters that [`open_adapters`] returned.
+        adapters: Adapters from [`open_adapters`].
         weights: One per adapter, >= 0, with sum 1.
-        rank: Rank of the soup, >= 1; the sum of ranks when `None`.
+        rank: Rank of the soup, >= 1; the sum of ranks if `None`.
 
     Raises:
         ValueError: If weights or rank are out of range, or factors do not fit or are not finite.
@@ -187,11 +187,11 @@ def average_adapters(adapters: Sequence[Adapter], weights: Sequence[float], *, r
 
 @dataclass
 class AdapterMixer:
-    """Mixes adapters in the weights of their base model, as `Mixer`.
+    """A `Mixer` of adapters in the weights of their base model.
 
     Attributes:
         model: The base model; its target modules are overwritten by every mixture.
-        adapters: Adapters that [`open_adapters`] returned.
+        adapters: Adapters from [`open_adapters`].
     """
 
     model: nn.Module
@@ -209,7 +209,7 @@ class AdapterMixer:
         tied = {
             name: [other for other in tensors if tensors[other] is tensors[name]] for name in targets | whole.keys()
         }
-        # A stored copy of the base's own weight belongs to all modules that share it; factors belong to theirs alone.
+        # A stored copy of a base weight applies to all modules that share it, but factors apply only to their module.
         self._copies = {name: tied[name] if ".base_layer." in stored else [name] for name, stored in whole.items()}
         for name in sorted(tied):
             if len(tied[name]) > 1:
@@ -232,7 +232,7 @@ class AdapterMixer:
         self._add([(adapter, weight) for adapter, weight in zip(self.adapters, weights, strict=True) if weight])
 
     def load(self, soup: AdapterSoup) -> None:
-        """Overwrite the target modules with what a soup, perhaps of smaller rank, makes of them."""
+        """Overwrite the target modules with those of a soup, which may have a smaller rank."""
         self._add([(Adapter("soup", soup.tensors, soup.config), 1.0)])
 
     @torch.no_grad()
@@ -251,7 +251,7 @@ class AdapterMixer:
             for module in adapter.modules:
                 weight = targets[f"{module}.weight"]
                 transposed = isinstance(self.model.get_submodule(module), nn.Embedding | Conv1D)
-                base = start.get(f"{module}.weight", weight.detach())  # DoRA's norms are those of the base
+                base = start.get(f"{module}.weight", weight.detach())  # DoRA's norms refer to the base
                 weight.add_(adapter.change(module, base, transposed=transposed), alpha=share)
                 if (bias := adapter.added_bias(module)) is not None:
                     targets[f"{module}.bias"].add_(bias, alpha=share)
@@ -278,7 +278,7 @@ def _check_pair(first: Adapter, other: Adapter) -> None:
             )
         if first.is_embedding(module) != other.is_embedding(module):
             raise ValueError(
-                f"{module!r} is a table of embeddings in one of {first.name} and {other.name} only; average "
+                f"{module!r} is an embedding table in one of {first.name} and {other.name} only; average "
                 "adapters of one base model"
             )
     if first.whole.keys() != other.whole.keys():
@@ -306,7 +306,7 @@ def _all_modules(adapters: Sequence[Adapter]) -> list[str]:
 
 
 def _refactorised(first: Tensor, second: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
-    """The best factors of a smaller rank, scale shared evenly between them, and the relative error."""
+    """The best factors of a smaller rank, with the scale shared evenly between them, and the relative error."""
     left, left_core = torch.linalg.qr(second.double().flatten(1))
     right, right_core = torch.linalg.qr(first.double().flatten(1).mT)
     outer, values, inner = torch.linalg.svd(left_core @ right_core.mT)
@@ -324,18 +324,19 @@ def _refactorised(first: Tensor, second: Tensor, rank: int) -> tuple[Tensor, Ten
 
 
 def _config_of(adapters: Sequence[Adapter], ranks: Mapping[str, int]) -> dict[str, Any]:
-    """The configuration of a soup: scale 1 everywhere, since factors carry their own.
+    """The configuration of a soup, with scale 1 everywhere, since factors include their scale.
 
-    Layers are chosen in the words of the adapters where these agree. Otherwise all are named, as a regular expression:
-    a mere name would also mean every layer whose name ends with it.
+    Layers are selected as in the adapters, if these agree. Otherwise all are named by a regular expression, since a
+    plain name would also match every layer whose name ends with it.
     """
     config = {**adapters[0].config, "use_rslora": False, "inference_mode": True, "init_lora_weights": True}
-    config["ensure_weight_tying"] = False  # both ends have factors of their own, whose products are equal
-    config["base_model_name_or_path"] = hub_id(config.get("base_model_name_or_path"))  # a local path helps nobody else
+    config["ensure_weight_tying"] = False  # both ends have their own factors, with equal products
+    # a local path is useless to others
+    config["base_model_name_or_path"] = hub_id(config.get("base_model_name_or_path"))
     most_common = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
     config |= {"r": most_common, "lora_alpha": most_common, "rank_pattern": {}, "alpha_pattern": {}}
     if len(set(ranks.values())) > 1:
-        # PEFT takes the first pattern that fits the end of a name, so all are listed, long ones first.
+        # PEFT uses the first pattern that matches the end of a name, so all are listed, longest first.
         pattern = {re.escape(module): ranks[module] for module in sorted(ranks, key=len, reverse=True)}
         config |= {"rank_pattern": pattern, "alpha_pattern": dict(pattern)}
     if any(_choice(adapter) != _choice(adapters[0]) for adapter in adapters) or not all(
@@ -347,6 +348,6 @@ def _config_of(adapters: Sequence[Adapter], ranks: Mapping[str, int]) -> dict[st
 
 
 def _choice(adapter: Adapter) -> dict[str, Any]:
-    """The fields that choose layers, as far as they say the same in the same words."""
+    """The fields that select layers, as far as they are identical in all adapters."""
     values = {key: adapter.config.get(key) for key in CHOICE}
     return {key: sorted(value, key=str) if isinstance(value, list) else value for key, value in values.items()}

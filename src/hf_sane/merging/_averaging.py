@@ -15,7 +15,7 @@ from hf_sane.merging._ingredients import Ingredient, is_averaged
 from hf_sane.merging._reconciliation import carries_nothing, tied_names
 from hf_sane.records._progress import tracked
 
-COUNTER = "num_batches_tracked"  # of batch norm: the one integer that legitimately differs between runs
+COUNTER = "num_batches_tracked"  # of batch norm, the only integer that may differ between runs
 SUM_TOLERANCE = 1e-6
 
 
@@ -24,10 +24,10 @@ def average_checkpoints(ingredients: Sequence[Ingredient], weights: Sequence[flo
 
     Args:
         ingredients: From [`open_ingredients`], aligned or not.
-        weights: One per ingredient, >= 0, with sum 1; equal when `None`.
+        weights: One per ingredient, >= 0, with sum 1; equal if `None`.
 
     Returns:
-        `{name: [*shape]}`; fresh memory.
+        A new state dict `{name: [*shape]}`.
 
     Raises:
         ValueError: As in [`average_tensors`].
@@ -44,16 +44,16 @@ def average_tensors(ingredients: Sequence[Ingredient], weights: Sequence[float])
     """Average checkpoints tensor by tensor: `w_bar = sum_i a_i w_i` (Wortsman et al. 2022, arXiv:2203.05482).
 
     Sums run in double precision (single for half-precision weights), so that the average of equal checkpoints is that
-    checkpoint, bit by bit. The result has the dtype that holds all values of those averaged: theirs if they agree,
-    float32 for float16 with bfloat16. Integers and booleans are never averaged: batch counters take the largest value,
-    all others must agree. Ingredients of weight zero are not read.
+    checkpoint, bit by bit. The result has a dtype that can represent all averaged values: the common dtype, or float32
+    for float16 with bfloat16. Integers and booleans are never averaged: batch counters take the largest value, others
+    must be equal. Ingredients with weight zero are not read.
 
     Args:
         ingredients: From [`open_ingredients`], aligned or not.
         weights: One per ingredient, >= 0, with sum 1.
 
     Yields:
-        Name and `[*shape]` tensor, in the order of the first ingredient that has a weight; fresh memory.
+        Name and new `[*shape]` tensor, in the order of the first ingredient with a non-zero weight.
 
     Raises:
         ValueError: If weights are out of range, a tensor is not finite (naming it and the ingredient), or integers
@@ -66,11 +66,10 @@ def average_tensors(ingredients: Sequence[Ingredient], weights: Sequence[float])
 
 
 def pour(model: nn.Module, ingredients: Sequence[Ingredient], weights: Sequence[float]) -> None:
-    """Put a weighted average into a module, tensor by tensor: no second copy of the model is made.
+    """Load a weighted average into a module, tensor by tensor, without a second copy of the model.
 
-    Weights that the model shares between two names and an ingredient does not are untied. Some architectures of
-    Transformers have other names on disk than in memory. Their average is made in memory first, and goes through the
-    conversion of `from_pretrained`.
+    Weights that are tied in the model but not in an ingredient are untied. For Transformers architectures whose names
+    differ between disk and memory, the average is first made in memory, then converted as in `from_pretrained`.
 
     Args:
         model: Model of the architecture of the ingredients; its tensors are overwritten, in their own dtype.

@@ -188,17 +188,16 @@ def check_compatible(first: Ingredient, other: Ingredient) -> None:
 
 
 def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that the network's function depends on, with the defaults that a file leaves out."""
+    """Settings that affect the network's function, including defaults that files omit."""
     facts = complete_config(config).to_dict() if config.get("model_type") in CONFIG_MAPPING else config
     return {key: value for key, value in facts.items() if key not in HARMLESS_KEYS and "drop" not in key}
 
 
 def is_averaged(tensor: Tensor) -> bool:
-    """Whether a tensor holds weights: numbers with a fraction. Counters, indices and masks are none.
+    """Whether a tensor holds weights, which are floating-point numbers, unlike counters, indices and masks.
 
     Raises:
-        ValueError: For 8-bit floats, which are codes of a quantised weight: their scales would have to be averaged,
-            too.
+        ValueError: For 8-bit floats, which encode quantised weights whose scales would have to be averaged, too.
     """
     if tensor.dtype.itemsize == 1 and tensor.is_floating_point():
         raise ValueError(f"cannot average quantised weights of dtype {tensor.dtype}; dequantise the checkpoints first")
@@ -208,19 +207,18 @@ def is_averaged(tensor: Tensor) -> bool:
 def align_ingredients(
     ingredients: Sequence[Ingredient], spec: PermutationSpec, *, reference: int = 0
 ) -> list[Ingredient]:
-    """Permute the channels of all ingredients onto one of them, which changes no function, see `match_weights`.
+    """Permute the channels of all ingredients to match one of them, which does not change their outputs.
 
-    Networks that share an initialisation are matched as they are. Independent ones lie in different orders of
-    channels, and their plain average is no better than chance (Ainsworth et al. 2022, arXiv:2209.04836). Permutations
-    are applied to one tensor at a time while reading; *finding* one holds the weights of two networks in float64.
+    Networks that share an initialisation already match. Independent networks have different channel orders, and their
+    plain average is no better than chance (Ainsworth et al. 2022, arXiv:2209.04836). Permutations are applied to one
+    tensor at a time while reading; *finding* one needs the weights of two networks in float64.
 
     Args:
         ingredients: Ingredients of one architecture.
         spec: Its permutation symmetries.
-        reference: Which ingredient stays.
+        reference: Index of the ingredient that is not permuted.
 
-    Returns:
-        Ingredients that read aligned.
+    Returns: Ingredients whose tensors are aligned while reading.
 
     Raises:
         IndexError: If there is no such ingredient.
@@ -245,33 +243,33 @@ def align_ingredients(
 
 
 def align_known(ingredients: list[Ingredient], config: Any, *, align: bool | None) -> list[Ingredient]:
-    """Align ingredients if it is asked for (their symmetries are then traced), or nothing is said of own networks.
+    """Align ingredients if requested (their symmetries are then traced) or, by default, if they are of this library.
 
     Args:
         ingredients: Ingredients of one architecture.
         config: Their configuration.
-        align: Whether to; `None` for networks of this library only.
+        align: Whether to align; `None` for networks of this library only.
 
     Raises:
-        TypeError: If it is asked for and the symmetries cannot be traced.
+        TypeError: If alignment is requested and the symmetries cannot be traced.
     """
     is_own = isinstance(config, ZooConfig)
     if align is False or (align is None and not is_own):
         return ingredients
-    # Files of Transformers keep the tensor names of older versions.
+    # Transformers' files keep the tensor names of older versions.
     spec = permutation_spec(config) if is_own else transformers_spec(config, as_saved=True)
     return align_ingredients(ingredients, spec)
 
 
 def expand_folders(sources: Sequence[str], *, subfolder: str | None = None) -> list[str]:
-    """Replace folders that hold networks or adapters by what they hold.
+    """Replace folders that hold networks or adapters by their contents.
 
     Args:
         sources: Folders, files and repositories.
-        subfolder: Where in each of them, or of those in them, the weights are.
+        subfolder: Subfolder with the weights, in each source or in the contents of a folder.
 
     Raises:
-        FileNotFoundError: For what neither exists nor is a repository on the Hub.
+        FileNotFoundError: If a source neither exists nor is a repository on the Hub.
     """
     found = []
     for source in sources:
@@ -287,7 +285,7 @@ def expand_folders(sources: Sequence[str], *, subfolder: str | None = None) -> l
 
 
 def _reconciled(ingredients: Sequence[Ingredient]) -> list[Ingredient]:
-    """The same ingredients, with the same names for the same tensors, see [`reconcile`]."""
+    """The ingredients, with the same names for the same tensors, see [`reconcile`]."""
     found = reconcile(
         [ingredient.tensors for ingredient in ingredients],
         [ingredient.outlines for ingredient in ingredients],
@@ -350,7 +348,7 @@ def _side_files(repo: HubRepo, subfolder: str | None) -> dict[str, Path]:
 
 
 def _vocabulary(path: Path) -> Any:
-    """What a tokenizer file says about words; truncation and padding, which change with every use, are left out."""
+    """The vocabulary in a tokenizer file, without truncation and padding, which change with every use."""
     if path.name != "tokenizer.json":
         return path.read_bytes()
     content = read_document(path, expected="a tokenizer").mapping()

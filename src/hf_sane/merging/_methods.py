@@ -1,4 +1,4 @@
-"""Merge methods by name, which determine the weights of the ingredients of a soup.
+"""Registered merge methods, which determine the weights of a soup's ingredients.
 
 A method is a function with a decorator, in any module that is imported before the method is named:
 
@@ -26,10 +26,10 @@ from hf_sane.records._registry import Registry
 
 
 class MergeMethod(Protocol):
-    """Mixes a soup in the model of `mixer` and says how; see [`uniform_soup`] and [`greedy_soup`]."""
+    """Mixes a soup in the model of `mixer` and describes it; see [`uniform_soup`] and [`greedy_soup`]."""
 
     def __call__(self, mixer: Mixer, score: Score | None, *, higher_is_better: bool = True) -> Soup:
-        """`score` measures a model on held-out data; `None` where there is none."""
+        """Mix a soup. `score` measures a model on held-out data, and is `None` without data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +44,14 @@ MERGE_METHODS: Registry[RegisteredMethod] = Registry("merge method")
 
 
 def register_merge_method(name: str, *, needs_score: bool = False) -> Callable[[MergeMethod], MergeMethod]:
-    """Add a merge method under a name, which `hf_sane.workflows.soup.soup` and `hf-sane soup --method` then take.
+    """Add a merge method under a name that `hf_sane.workflows.soup.soup` and `hf-sane soup --method` then accept.
 
     Args:
-        name: Must be new.
-        needs_score: Whether it needs held-out data. A method that does not may be called with a mixer without model.
+        name: Name of the method; must be new.
+        needs_score: Whether it requires held-out data. Otherwise it may be called with a mixer without a model.
 
     Raises:
-        ValueError: If there is a method of that name.
+        ValueError: If the name is taken.
     """
 
     def register(method: MergeMethod) -> MergeMethod:
@@ -70,8 +70,8 @@ def measured_soup(method: str, mixer: Mixer, scores: Mapping[str, SplitScore]) -
 
     Args:
         method: Name of a registered merge method.
-        mixer: Its model holds the soup afterwards.
-        scores: Scores on `validation` data, which methods select by, and on `test` data; empty without data.
+        mixer: Mixer whose model holds the soup afterwards.
+        scores: Scores on `validation` data, for selection, and on `test` data; empty without data.
 
     Returns:
         The soup, and results for the run record.

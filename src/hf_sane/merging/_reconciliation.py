@@ -1,4 +1,4 @@
-"""Differences between checkpoints that do not matter: wrapper prefixes, idle buffers, duplicated weights."""
+"""Remove irrelevant differences between checkpoints: wrapper prefixes, constant buffers, duplicated weights."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,17 +11,17 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from hf_sane.core._types import StateDict
 from hf_sane.records._errors import reading
 
-# What profilers (thop) and PyTorch's AveragedModel leave in a state dict.
+# Entries that profilers (thop) and PyTorch's AveragedModel leave in a state dict.
 PROFILES = ("total_ops", "total_params")
 AVERAGED, WRAPPER = "n_averaged", "module."
 
 
 class Renamed(Mapping[str, Tensor]):
-    """Tensors of a checkpoint under other names; those without one are left out.
+    """Tensors of a checkpoint under new names; those without a new name are left out.
 
     Args:
         tensors: Lazy or in memory.
-        names: Each name here to the one in `tensors`.
+        names: Name in `tensors` by new name.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
@@ -42,19 +42,18 @@ def reconcile(
     outlines: Sequence[StateDict],
     find_ties: Callable[[], Mapping[str, str]],
 ) -> list[dict[str, str]]:
-    """Names under which checkpoints of one architecture hold the same tensors, as far as they do.
+    """Find the names under which checkpoints of one architecture hold the same tensors.
 
-    Counts of profilers and the wrapper of `AveragedModel` are taken off. A buffer that only some checkpoints have is
-    left out if it carries nothing, see [`carries_nothing`]. Where some checkpoints store both ends of a tie and others
-    one, the others' end stands for both.
+    Counts of profilers and the prefix of `AveragedModel` are removed. A buffer that only some checkpoints have is left
+    out if it carries nothing, see [`carries_nothing`]. If some checkpoints store both names of tied weights and others
+    only one, that one is used for both.
 
     Args:
         tensors: Tensors of each checkpoint.
-        outlines: Outlines of each checkpoint; names decide.
-        find_ties: Gives pairs of names that share a weight; asked only if something is missing.
+        outlines: Outlines of each checkpoint.
+        find_ties: Function that returns pairs of names that share a weight; called only if something is missing.
 
-    Returns:
-        For each checkpoint, name to stored name.
+    Returns: For each checkpoint, the stored name by name.
     """
     found = [_unwrapped(outline) for outline in outlines]
     everywhere = set.intersection(*(set(names) for names in found))
@@ -72,7 +71,7 @@ def reconcile(
 
 
 def carries_nothing(name: str, tensor: Tensor) -> bool:
-    """Whether a buffer depends on the architecture only: positions, causal masks, rotary frequencies, counters."""
+    """Whether a buffer depends only on the architecture: positions, causal masks, rotary frequencies, counters."""
     leaf = name.rpartition(".")[2]
     if leaf in ("num_batches_tracked", "inv_freq", "masked_bias"):
         return tensor.ndim <= 1
@@ -82,19 +81,19 @@ def carries_nothing(name: str, tensor: Tensor) -> bool:
         )
     if leaf == "token_type_ids":
         return not tensor.is_floating_point() and not tensor.any()
-    if leaf == "bias" and tensor.ndim == 4:  # of attention in GPT-2 and its kin
+    if leaf == "bias" and tensor.ndim == 4:  # of attention in GPT-2 and similar models
         return torch.equal(tensor != 0, torch.ones_like(tensor, dtype=torch.bool).tril())
     return False
 
 
 def tied_names(config: Mapping[str, Any]) -> dict[str, str]:
-    """Which tensors of an architecture share a weight, such as the head of a language model and its embeddings.
+    """Find tensors of an architecture that share a weight, such as the head of a language model and its embeddings.
 
     Args:
         config: Content of config.json.
 
     Returns:
-        Name to the name of the tensor that it is tied to; nothing for architectures that Transformers does not have.
+        Name of the tied tensor by name; empty for architectures that Transformers lacks.
     """
     kind, (architecture, *_) = config.get("model_type"), config.get("architectures") or [None]
     model_class = getattr(transformers, str(architecture), None)
@@ -107,7 +106,7 @@ def tied_names(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def complete_config(config: Mapping[str, Any]) -> PreTrainedConfig:
-    """A configuration with the defaults of its architecture, as far as Transformers knows it. Nobody's code is run."""
+    """A configuration with the defaults of its architecture, if Transformers has it. No remote code is run."""
     kind = str(config.get("model_type"))
     is_known = kind in CONFIG_MAPPING
     config_class = CONFIG_MAPPING[kind] if is_known else PreTrainedConfig

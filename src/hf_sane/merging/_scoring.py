@@ -1,4 +1,4 @@
-"""Scores for the selection of soups in Python: any classification metric on held-out images."""
+"""Score models for the selection of soups by any classification metric on held-out images."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,15 +17,15 @@ class ImageScore:
     """Measures an image classifier on held-out images: `score(model)`.
 
     Attributes:
-        images: `[n, C, H, W]`, on the device of the model. Never those that the result is reported on.
+        images: `[n, C, H, W]`, on the device of the model. Must not be the images used for reports.
         labels: `[n]` int64.
         metric: `"accuracy"`, `"cross_entropy"`, or a module of `evaluate` that compares predicted with true classes.
-        options: Further arguments of its `compute`, such as `{"average": "macro"}` for F1.
-        higher_is_better: Whether higher values of the metric are better; must be set for losses, since a module does
-            not know.
+        options: Additional arguments of its `compute`, such as `{"average": "macro"}` for F1.
+        higher_is_better: Whether higher values of the metric are better; must be set for losses, since modules do not
+            tell.
 
     Raises:
-        ValueError: Without held-out images, with another number of labels, or as [`Metric`].
+        ValueError: If there are no held-out images, or the number of labels differs; also as in [`Metric`].
     """
 
     images: Tensor
@@ -38,15 +38,15 @@ class ImageScore:
         if not len(self.images) or len(self.images) != len(self.labels):
             raise ValueError(
                 f"expected held-out images with one label each, got {len(self.images)} images and {len(self.labels)} "
-                "labels; without held-out data there is nothing to select by"
+                "labels; selection requires held-out data"
             )
-        self._compare()  # checks its name
+        self._compare()  # which validates the name
 
     def __call__(self, model: nn.Module) -> float:
         """Score a model in evaluation mode.
 
         Raises:
-            ValueError: If the metric gives several values, none of them under its name, or no number.
+            ValueError: If the metric returns several values, none of them under its name, or no number.
         """
         return self._compare()(module_logits(model, self.images), self.labels)
 

@@ -17,18 +17,18 @@ Score = Callable[[nn.Module], float]
 
 
 class Mixer(Protocol):
-    """Something that can put any weighted average of its ingredients into one model."""
+    """Loads any weighted average of its ingredients into one model."""
 
     @property
     def model(self) -> nn.Module:
-        """Holds the last mixture."""
+        """The model that holds the last mixture."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the ingredients."""
 
     def mix(self, weights: Sequence[float]) -> None:
-        """Overwrite the model with the average; a weight of 1 gives that ingredient, untouched."""
+        """Overwrite the model with the average; a weight of 1 gives that ingredient unchanged."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class CheckpointMixer:
     Attributes:
         model: Model of their architecture; overwritten by every mixture.
         ingredients: From `open_ingredients`, aligned or not.
-        images: `[n, C, H, W]` to re-estimate batch-norm statistics of mixtures from; statistics are averaged like
-            weights when `None`. Single ingredients keep theirs.
+        images: `[n, C, H, W]` from which to re-estimate batch-norm statistics of mixtures; statistics are averaged
+            like weights if `None`. Single ingredients keep their statistics.
         num_batches: Number of batches of the re-estimation.
         batch_size: Batch size of the re-estimation.
         seed: Random seed of the re-estimation: every mixture sees the same batches.
@@ -58,7 +58,7 @@ class CheckpointMixer:
         return tuple(ingredient.name for ingredient in self.ingredients)
 
     def mix(self, weights: Sequence[float]) -> None:
-        """See [`pour`]; then batch-norm statistics, if they are to be re-estimated."""
+        """Mix as in [`pour`], then re-estimate batch-norm statistics if requested."""
         pour(self.model, self.ingredients, weights)
         if self.images is not None and sum(weight > 0 for weight in weights) > 1:
             condition_module(
@@ -72,7 +72,7 @@ class CheckpointMixer:
 
 @dataclass(frozen=True)
 class NamesMixer:
-    """Mixes nothing: lets a method that measures nothing choose weights before any tensor is read.
+    """A mixer without a model, with which methods that need no scores choose weights before tensors are read.
 
     Attributes:
         names: Names of the ingredients.
@@ -82,7 +82,7 @@ class NamesMixer:
 
     @property
     def model(self) -> nn.Module:
-        """There is none.
+        """Raise an error, since there is no model.
 
         Raises:
             TypeError: Always.
@@ -95,12 +95,12 @@ class NamesMixer:
 
 @dataclass(frozen=True)
 class GreedyStep:
-    """One try of the greedy recipe.
+    """One step of the greedy recipe.
 
     Attributes:
         name: Ingredient that was tried.
         score: Score of the soup with it, on held-out data.
-        kept: Whether it stayed.
+        kept: Whether it was kept.
     """
 
     name: str
@@ -113,10 +113,10 @@ class Soup:
     """How a soup was made; the mixer's model holds its weights.
 
     Attributes:
-        weights: Weights of every ingredient, by name; 0 for those left out. Their sum is 1.
-        score: On held-out data; `None` when nothing was measured.
+        weights: Weight of every ingredient, by name, with sum 1; 0 for those left out.
+        score: Score on held-out data; `None` if nothing was measured.
         ingredient_scores: Scores of the single ingredients, on the same data.
-        steps: Tries of the greedy recipe, in order; the first is the best ingredient.
+        steps: Steps of the greedy recipe, in order, starting with the best ingredient.
     """
 
     weights: dict[str, float]
@@ -125,7 +125,7 @@ class Soup:
     steps: tuple[GreedyStep, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """For run records: a row per ingredient."""
+        """The soup for run records, with a row per ingredient."""
         rows: dict[str, Any] = {}
         for name, weight in self.weights.items():
             score = {} if self.ingredient_scores is None else {"held_out_score": self.ingredient_scores[name]}
@@ -142,7 +142,7 @@ def score_ingredients(mixer: Mixer, score: Score) -> list[float]:
     """Scores of the single ingredients.
 
     Raises:
-        ValueError: If one is not a number.
+        ValueError: If a score is NaN.
     """
     scores = []
     for index, name in enumerate(tracked(mixer.names, desc="measuring ingredients", unit="network")):

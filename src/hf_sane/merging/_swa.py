@@ -17,7 +17,7 @@ from hf_sane.networks._tasks import LabelledData
 from hf_sane.networks._training import train_stacked
 
 SWAKind = Literal["constant", "cyclical"]
-SEED_STEP = 1_000_003  # between the orders of images of one phase and the next
+SEED_STEP = 1_000_003  # between the seeds of image orders in consecutive phases
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +31,13 @@ class SWASchedule:
     Attributes:
         start_step: Optimizer steps before averaging starts, >= 0.
         cycle_steps: Steps per cycle, `c` >= 1.
-        learning_rate: `a_1` > 0: of every step (constant), or of the start of a cycle.
+        learning_rate: `a_1` > 0, of every step (constant) or of the start of a cycle.
         kind: `"constant"` or `"cyclical"`.
-        final_learning_rate: `a_2`, of the end of a cycle, in (0, `learning_rate`]; a hundredth of `learning_rate` when
-            `None`. Of the cyclical schedule only.
+        final_learning_rate: `a_2`, of the end of a cycle, in (0, `learning_rate`]; a hundredth of `learning_rate` if
+            `None`. Only for the cyclical schedule.
 
     Raises:
-        ValueError: For values out of range.
+        ValueError: If a value is out of range.
     """
 
     start_step: int
@@ -82,17 +82,17 @@ class SWASchedule:
 class WeightAverager:
     """Averages weights inside any training loop, with PyTorch's `AveragedModel` underneath.
 
-    Call [`step`] once after every optimizer step (after the step of the loop's own scheduler, if it has one, which is
-    overruled once averaging has started), and [`finish`] at the end.
+    Call [`step`] once after every optimizer step (and after the step of the loop's own scheduler, which is overridden
+    once averaging has started), and [`finish`] at the end.
 
     Args:
-        model: In training; never changed.
+        model: Model in training, which is not changed.
         optimizer: Optimizer of the loop; its learning rates are set once averaging has started.
         schedule: When to average, and at what learning rate.
 
     Attributes:
-        averaged: The running average; a copy of `model` before the first.
-        steps: Optimizer steps seen.
+        averaged: The running average; initially a copy of `model`.
+        steps: Number of optimizer steps so far.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, schedule: SWASchedule) -> None:
@@ -103,7 +103,7 @@ class WeightAverager:
 
     @property
     def num_averaged(self) -> int:
-        """Networks in the average so far."""
+        """Number of networks in the average so far."""
         return int(self.averaged.n_averaged)
 
     def step(self) -> None:
@@ -116,22 +116,22 @@ class WeightAverager:
     def finish(
         self, batches: Iterable[Any] | None = None, *, inputs_of: Callable[[Any], Tensor] | None = None
     ) -> nn.Module:
-        """The averaged network, with batch-norm statistics of its own.
+        """The averaged network, with re-estimated batch-norm statistics.
 
-        The average of weights has other activations than any network it was made of, so running statistics are
+        The averaged weights give different activations than the individual networks, so running statistics are
         re-estimated by one pass over training data with PyTorch's `update_bn`.
 
         Args:
-            batches: Training data; needed if the model has batch norm with running statistics.
-            inputs_of: Takes what the model is called with out of a batch; when `None`, batches are tensors, or lists
-                or tuples that begin with one.
+            batches: Training data; required if the model has batch norm with running statistics.
+            inputs_of: Function that extracts the model's inputs from a batch; if `None`, batches are tensors, or lists
+                or tuples that start with one.
 
         Returns:
             A module of the class of the model, in evaluation mode.
 
         Raises:
             RuntimeError: If nothing has been averaged yet.
-            ValueError: If the model has batch norm and there is no data, or no batch in it.
+            ValueError: If the model has batch norm, and there is no data or no batch.
         """
         if not self.num_averaged:
             raise RuntimeError(
@@ -147,7 +147,9 @@ class WeightAverager:
                 )
             update_bn(batches if inputs_of is None else map(inputs_of, batches), averaged)
             if not all(buffer > 0 for buffer in statistics):
-                raise ValueError("there was no batch to re-estimate batch-norm statistics from; pass training data")
+                raise ValueError(
+                    "there are no batches from which to re-estimate batch-norm statistics; pass training data"
+                )
         return averaged.eval()
 
     def _set_rate(self, step: int) -> None:
@@ -186,22 +188,22 @@ def train_stacked_swa(
     """Continue many training runs of a zoo at once, and average each along the way.
 
     Constant: one run of `cycles * cycle_epochs` epochs at the learning rates of `hyper_parameters`, averaged every
-    `cycle_epochs`. Cyclical: each cycle is a one-cycle schedule of its own, with fresh moments of the optimizer,
-    averaged at its end, where the rate is lowest.
+    `cycle_epochs`. Cyclical: each cycle is a separate one-cycle schedule with reset optimizer moments, averaged at its
+    end, where the rate is lowest.
 
     Args:
-        networks: To continue; trained networks, as SWA starts from. Not changed.
-        data: Images or texts; those to train on also re-estimate batch-norm statistics.
+        networks: Trained networks to continue from. Not changed.
+        data: Images or texts; the training split is also used to re-estimate batch-norm statistics.
         hyper_parameters: One entry per network.
         cycles: Networks per average, >= 2.
-        cycle_epochs: Epochs between them.
+        cycle_epochs: Number of epochs between them.
         kind: `"constant"` or `"cyclical"`.
         batch_size: Batch size of training and of the re-estimation.
         num_batches: Number of batches of the re-estimation.
 
     Raises:
-        ValueError: For fewer than two cycles, an unknown schedule, cycles of runs that see only a part of the images,
-            or as in `train_stacked`.
+        ValueError: If there are fewer than two cycles, the schedule is unknown, or it is cyclical and runs see only a
+            part of the images; also as in `train_stacked`.
     """
     if cycles < 2 or cycle_epochs < 1 or kind not in ("constant", "cyclical"):
         raise ValueError(
@@ -261,7 +263,7 @@ def _cycle_ends(
         return
     tensors = networks.tensors
     for cycle in range(cycles):
-        # Another order of images in every cycle; by its seed a run would also draw another subset of them.
+        # Each cycle has a new order of images; its seed would also draw another subset of them.
         seeds = [seed + SEED_STEP * cycle for seed in hyper_parameters.seeds]
         settings = replace(hyper_parameters, seeds=seeds)
         (snapshot,) = train_stacked(

@@ -8,9 +8,10 @@ def uniform_soup(mixer: Mixer, score: Score | None = None, *, higher_is_better: 
     """Average all ingredients with equal weights (Wortsman et al. 2022, arXiv:2203.05482, section 2).
 
     Args:
-        mixer: Its model holds the soup afterwards.
-        score: Measures a model on held-out data, see `ImageScore`; with it, ingredients are measured, too.
-        higher_is_better: Whether higher values of the score are better, which chooses nothing here.
+        mixer: Mixer whose model holds the soup afterwards.
+        score: Function that measures a model on held-out data, see `ImageScore`; if given, ingredients are measured,
+            too.
+        higher_is_better: Whether higher values of the score are better, which is not used here.
     """
     weights = uniform_weights(mixer.names)
     scores = None if score is None else score_ingredients(mixer, score)
