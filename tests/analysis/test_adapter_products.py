@@ -35,7 +35,7 @@ def test_a_peft_folder_gives_the_scaled_product(factors, tmp_path):
     assert (layer.name, layer.shape, layer.rank, layer.reshaping) == ("q", (60, 40), 3, "product")
     assert spectrum(layer) == pytest.approx(expected, rel=1e-5)
     assert (layer.alpha, layer.phase, layer.shown_phase) == (None, None, "low-rank product")
-    assert layer.alpha_left_out == "the rank of a product of factors is limited by them: no power law, bulk or phase"
+    assert layer.alpha_left_out == "the rank of a product is limited by its factors: no power law, bulk or phase"
     assert not report.skipped
     assert report.summary()["phases"] == {"low-rank product": 1}
     (of_file,) = analyze_spectrum(tmp_path / "adapter_model.safetensors", QUICK).layers
@@ -58,7 +58,7 @@ def test_a_configuration_beside_a_loose_file_is_not_taken_for_its_own(factors, t
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 3, "lora_alpha": 12}))
     (layer,) = analyze_spectrum(tmp_path / "other.safetensors", QUICK).layers
     assert spectrum(layer) == pytest.approx(np.linalg.svd((factors[1] @ factors[0]).numpy())[1][:3] ** 2, rel=1e-4)
-    assert "the file does not tell alpha / r: norms are those of B A alone" in layer.warnings
+    assert "the file does not give alpha / r: norms are those of B A alone" in layer.warnings
 
 
 def test_the_gauge_of_the_factors_does_not_matter(factors, tmp_path):
@@ -80,7 +80,7 @@ def test_a_loose_file_without_alpha_says_that_its_scale_is_unknown(factors, alph
     (layer,) = analyze_spectrum(tmp_path / "adapter.safetensors", QUICK).layers
     expected = np.linalg.svd(((alpha or 3) / 3 * factors[1] @ factors[0]).double().numpy())[1][:3] ** 2
     assert spectrum(layer) == pytest.approx(expected, rel=1e-5)
-    unknown = "the file does not tell alpha / r: norms are those of B A alone"
+    unknown = "the file does not give alpha / r: norms are those of B A alone"
     assert (unknown in layer.warnings) == (alpha is None)
 
 

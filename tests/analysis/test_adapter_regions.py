@@ -66,10 +66,10 @@ def test_adapters_that_cannot_be_compared(adapters):
         adapter_points({"one": adapters["one"], "own": {"own": adapters["two"]["own"]}})
     other = {"linear": (torch.zeros(1, 7), torch.zeros(5, 1))}
     with pytest.raises(
-        ValueError, match="adapters change 'linear' by different shapes, .*; give adapters of one base"
+        ValueError, match="adapters change 'linear' with different shapes, .*; pass adapters of one base"
     ):
         adapter_points({"one": adapters["one"], "other": other})
-    with pytest.raises(ValueError, match="expected changes of one shape, got"):
+    with pytest.raises(ValueError, match="expected changes of the same shape, got"):
         product_gram({"one": adapters["one"]["linear"], "other": other["linear"]})
     broken = {"linear": (torch.full((1, 6), torch.nan), torch.zeros(5, 1))}
     with pytest.raises(ValueError, match=r"broken is not finite \(NaN or infinite weights\); leave it out"):

@@ -93,7 +93,7 @@ def test_three_axes_are_experts_a_convolution_or_neither(name, shape, expected):
     layers = list(layer_matrices({name: torch.randn(shape)}, "flatten", skipped))
     if expected is None:
         assert not layers
-        assert skipped == {name: "three axes, and nothing says whether it is a convolution or a stack of matrices"}
+        assert skipped == {name: "three axes, so it may be a convolution or a stack of matrices"}
         return
     assert {layer.reshaping for layer in layers} == {expected}
     assert len(layers) == (shape[0] if expected == "expert" else 1)

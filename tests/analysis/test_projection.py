@@ -44,7 +44,7 @@ def test_umap_is_optional(monkeypatch, tmp_path, points):
     monkeypatch.setattr(projection, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="UMAP is not installed; pip install umap-learn, or use method='tsne'"):
         project(points, "umap")
-    with pytest.raises(ImportError, match=r"t-SNE needs scikit-learn: pip install 'hf_sane\[analysis\]', or use"):
+    with pytest.raises(ImportError, match=r"t-SNE requires scikit-learn: pip install 'hf_sane\[analysis\]', or use"):
         project(points, "tsne")
     monkeypatch.undo()
     (tmp_path / "umap.py").write_text(
@@ -63,5 +63,5 @@ def test_choices_are_checked(points):
     with pytest.raises(ValueError, match="expected the method 'tsne', 'umap' or 'pca', got 'mds'"):
         project(points, "mds")
     for few in (points[:3], points[:, :1], points[0]):
-        with pytest.raises(ValueError, match="a picture needs at least 4 networks of two coordinates, got points"):
+        with pytest.raises(ValueError, match="a map needs at least 4 networks with two coordinates, got points"):
             project(few, "pca")

@@ -75,18 +75,18 @@ def test_stacking_names_what_differs():
     }
     stacked = stack_networks(networks)
     assert torch.equal(stacked["b"], torch.tensor([[[0.0]] * 3, [[1.0]] * 3]))
-    with pytest.raises(ValueError, match=r"regions need at least two networks, got \['one'\]"):
+    with pytest.raises(ValueError, match=r"expected at least two networks, got \['one'\]"):
         stack_networks({"one": networks["one"]})
     with pytest.raises(
         ValueError, match=r"one and three are of different architectures: only one of them has \['b'\]"
     ):
         stack_networks({**networks, "three": {"a": torch.zeros(2)}})
-    with pytest.raises(ValueError, match=r"shapes of one and three differ: a \(2,\) and \(4,\); give networks of one"):
+    with pytest.raises(ValueError, match=r"shapes of one and three differ: a \(2,\) and \(4,\); pass networks of one"):
         stack_networks({**networks, "three": {"a": torch.zeros(4), "b": torch.zeros(3, 1)}})
 
 
 def test_tensors_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"expected tensors \[M, \*shape\] of equally many networks, got"):
+    with pytest.raises(ValueError, match=r"expected tensors \[M, \*shape\] of the same number of networks, got"):
         flatten_networks({"a": torch.zeros(2, 3), "b": torch.zeros(3, 3)})
     with pytest.raises(ValueError, match=r"expected floating-point tensors, got \['count'\]; there is nothing to"):
         flatten_networks({"count": torch.tensor([1, 2])})

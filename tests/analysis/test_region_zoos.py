@@ -121,7 +121,7 @@ def test_what_does_not_fit_is_refused(tiny_zoo, other_zoo, tmp_path, digits):
     with pytest.raises(ValueError, match="expected at least one network, got none in train of 0 zoos"):
         zoo_networks([], splits=["train"])
     with pytest.raises(
-        ValueError, match=r"level 'task' has no label for the data sets \['digits'\]; it knows \['inverted'\]"
+        ValueError, match=r"level 'task' has no label for the data sets \['digits'\]; it has \['inverted'\]"
     ):
         zoo_networks([tiny_zoo, other_zoo], groups={"task": {"inverted": "new"}})
     with pytest.raises(KeyError, match="the zoo has no split 'tset'"):

@@ -249,7 +249,9 @@ def test_choices_are_checked(seeded):
 def test_too_few_networks_are_refused(seeded):
     points = torch.randn(4, 3, generator=seeded)
     lonely = RegionMap(points, {"label": ["a", "a", "a", "b"], "same": ["x"] * 4, "own": list("abcd")})
-    with pytest.raises(ValueError, match=r"expected two training runs of every label of level 'label', got one of b"):
+    with pytest.raises(
+        ValueError, match=r"expected two training runs for every label of level 'label', got one for b"
+    ):
         lonely.classify("label")
     for level in ("same", "own"):
         with pytest.raises(
@@ -261,9 +263,9 @@ def test_too_few_networks_are_refused(seeded):
             ValueError, match=f"expected at least two networks with label '{label}', of different runs, got"
         ):
             lonely.interior("label", label, 3, kind="line")
-    with pytest.raises(ValueError, match="level 'same' has the one label 'x'; nearest regions need two labels"):
+    with pytest.raises(ValueError, match="level 'same' has only the label 'x'; nearest regions require two labels"):
         lonely.classify("same")
-    with pytest.raises(ValueError, match="got one of r0, r1, r2, r3, r4 and 2 more"):
+    with pytest.raises(ValueError, match="got one for r0, r1, r2, r3, r4 and 2 more"):
         RegionMap(torch.randn(7, 3), {"run": [f"r{i}" for i in range(7)]}).classify("run")
 
 

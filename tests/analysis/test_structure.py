@@ -77,7 +77,7 @@ def test_tensors_that_do_not_vary_have_no_structure():
 
 @pytest.mark.parametrize(("own", "others"), [(2, 5), (5, 1)])
 def test_too_few_networks_are_refused(own, others):
-    message = f"expected at least 3 training and 2 held-out networks, got {own} and {others}; take a larger zoo"
+    message = f"expected at least 3 training and 2 held-out networks, got {own} and {others}; use a larger zoo"
     with pytest.raises(ValueError, match=message):
         shared_structure(draw(own, 0), draw(others, 1))
 

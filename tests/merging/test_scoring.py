@@ -111,7 +111,9 @@ def test_one_number_is_needed(name, model, images, labels, metric_scripts):
 
 @pytest.mark.parametrize(("num_images", "num_labels"), [(0, 0), (5, 4)])
 def test_no_held_out_data(num_images, num_labels):
-    with pytest.raises(ValueError, match=f"got {num_images} images and {num_labels} labels; without held-out data"):
+    with pytest.raises(
+        ValueError, match=f"got {num_images} images and {num_labels} labels; selection requires held-out data"
+    ):
         ImageScore(torch.zeros(num_images, 1, 2, 2), torch.zeros(num_labels, dtype=torch.int64))
 
 

@@ -116,7 +116,7 @@ def test_a_model_with_batch_norm_needs_data():
     averager.step()
     with pytest.raises(ValueError, match="the averaged network has batch norm; pass training batches"):
         averager.finish()
-    with pytest.raises(ValueError, match="there was no batch to re-estimate batch-norm statistics from"):
+    with pytest.raises(ValueError, match="there are no batches from which to re-estimate batch-norm statistics"):
         averager.finish([])
 
 

@@ -177,9 +177,8 @@ class RegionMap:
         names, codes = self._regions(level, rule)
         if points.ndim != 2 or points.shape[1] != self.points.shape[1] or not points.isfinite().all():
             raise ValueError(
-                f"expected finite points [K, {self.points.shape[1]}], got {list(points.shape)}; represent networks "
-                f"like "
-                "those of the map"
+                f"expected finite points [K, {self.points.shape[1]}], got {list(points.shape)}; represent "
+                "networks like those of the map"
             )
         known = self.points.double()
         return [names[_nearest(point, known, codes, len(names), rule)] for point in points.double()]

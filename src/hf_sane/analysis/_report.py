@@ -71,7 +71,7 @@ class LayerSpectrum:
         bulk_distance: Kolmogorov-Smirnov distance between bulk and law; `None` for a partial spectrum.
         weight_correlation: Weight correlation of Jin et al., see `hf_sane.core._spectra.weight_correlation`.
         phase: Phase of training that the spectrum resembles; `None` if the layer is too small.
-        evidence: Evidence for the phase.
+        evidence: One sentence that explains the phase.
         warnings: Caveats.
     """
 
