@@ -11,8 +11,9 @@ from results import paper
 
 PAGE = "README.md"
 SHOWN = (
-    *("sane_subsampled", "sane_bootstrapped", "anchor_noise", "anchor_noise_selected", "anchor_average", "scratch"),
-    *("anchors", "reconstructed_anchors"),
+    *("sane_subsampled", "sane_bootstrapped", "linear_subsampled", "linear_bootstrapped"),
+    *("anchor_noise", "anchor_noise_selected", "anchor_average", "scratch"),
+    *("anchors", "reconstructed_anchors", "linear_reconstructed"),
 )
 PROPERTIES = {"test_accuracy": "test accuracy", "epoch": "epoch", "generalization_gap": "generalisation gap"}
 COLUMNS = {
@@ -21,6 +22,7 @@ COLUMNS = {
     "weight_profile": "profile of W",
     "sane_mean": "SANE, mean (paper)",
     "sane_best": "SANE, best pooling",
+    "linear_best": "linear code, best pooling",
 }
 
 
@@ -51,9 +53,9 @@ def results_block(runs: Path, demo: Mapping[str, Any]) -> str:
         ],
         [
             "Are sampled networks accurate before any training?",
-            f"Their test accuracy is {sampled['sane_subsampled']:.3f}. The trained networks around which they are "
-            f"sampled have {sampled['anchors']:.3f}, and these with noise of the same size "
-            f"{sampled['anchor_noise_selected']:.3f}.",
+            f"Their test accuracy is {sampled['sane_subsampled']:.3f}, and {sampled['linear_subsampled']:.3f} with a "
+            "linear code in place of SANE. The trained networks around which they are sampled have "
+            f"{sampled['anchors']:.3f}, and these with noise of the same size {sampled['anchor_noise_selected']:.3f}.",
             record,
         ],
         [

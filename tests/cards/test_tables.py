@@ -39,6 +39,20 @@ def test_results_become_a_plain_table_and_one_matrix_each():
     assert result_tables({}) == ""
 
 
+def test_a_mapping_that_shares_no_name_with_the_others_is_a_table_of_its_own():
+    text = result_tables(
+        {"sampling": {"epoch_0": {"sane": 0.9}, "linear": {"bandwidth": 0.15}, "epoch_1": {"sane": 0.95}}}
+    )
+    matrix, own = text.split("\n\n**sampling: linear**\n\n")
+    assert matrix.splitlines()[2:] == [
+        "|  | sane |",
+        "| --- | ---: |",
+        "| epoch 0 | 0.9 |",
+        "| epoch 1 | 0.95 |",
+    ]
+    assert own.splitlines()[2:] == ["| bandwidth | 0.15 |"]
+
+
 def test_the_longer_side_of_a_matrix_goes_down():
     matrix = result_tables({"zoos": {"seed": {"runs": 1}, "mixed": {"runs": 2}, "third": {"runs": 3}}})
     assert matrix.splitlines()[2:] == [

@@ -27,8 +27,8 @@ def result_tables(results: Mapping[str, Any]) -> Markup:
     """Results of a run record, for readers.
 
     Plain values share one table. A mapping of plain values becomes rows of it under its name. A mapping of such
-    mappings becomes a table of its own, the longer side downwards. What is nested deeper, or is a list of lists, is
-    detail: it stays in the record.
+    mappings becomes a table of its own, the longer side downwards; inner mappings that share no name with the others
+    follow as tables of their own. What is nested deeper, or is a list of lists, is detail: it stays in the record.
 
     Args:
         results: `{name: value}`; names in snake case.
@@ -42,8 +42,11 @@ def result_tables(results: Mapping[str, Any]) -> Markup:
         if not isinstance(value, Mapping):
             plain |= {name: value} if _is_cell(value) else {}
         elif any(isinstance(inner, Mapping) for inner in value.values()):
-            if table := _matrix(value):
+            columns = _columns(value)
+            alone = [key for key in columns if len(columns) > 1 and _shares_no_name(key, columns)]
+            if table := _matrix({key: cells for key, cells in columns.items() if key not in alone}):
                 tables.append(f"**{_words(name)}**\n\n{table}")
+            tables += [f"**{_words(name)}: {_words(key)}**\n\n{fact_table(columns[key])}" for key in alone]
         else:
             plain |= {f"{name}: {key}": inner for key, inner in value.items() if _is_cell(inner)}
     return Markup("\n\n".join([table for table in [fact_table(plain)] if table] + tables))
@@ -74,14 +77,22 @@ def is_known(value: Any) -> bool:
     return value is not None and value != "" and value != [] and not (isinstance(value, float) and not isfinite(value))
 
 
-def _matrix(mapping: Mapping[str, Any]) -> str:
-    """A table of two levels of names; inner values that are not cells are left out, and so is a level without any."""
+def _columns(mapping: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The inner mappings, without values that are not cells; a mapping without any cell is left out."""
     columns = {
         name: {key: cell for key, cell in inner.items() if _is_cell(cell)}
         for name, inner in mapping.items()
         if isinstance(inner, Mapping)
     }
-    columns = {name: cells for name, cells in columns.items() if cells}
+    return {name: cells for name, cells in columns.items() if cells}
+
+
+def _shares_no_name(name: str, columns: Mapping[str, Mapping[str, Any]]) -> bool:
+    return all(columns[name].keys().isdisjoint(cells) for other, cells in columns.items() if other != name)
+
+
+def _matrix(columns: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table of two levels of names."""
     names = list(dict.fromkeys(key for cells in columns.values() for key in cells))
     if not names:
         return ""
