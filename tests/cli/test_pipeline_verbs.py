@@ -320,7 +320,7 @@ def test_the_demo_passes_its_settings_on(tmp_path, monkeypatch, hf_sane_command)
 
 
 def test_features_of_several_lengths_do_not_stack():
-    with pytest.raises(ValueError, match=r"gave features of lengths \[2, 3\]; use the pooling 'mean'"):
+    with pytest.raises(ValueError, match=r"have lengths \[2, 3\]; use the pooling 'mean'"):
         stacked_features([torch.zeros(1, 2), torch.zeros(1, 3)])
 
 

@@ -164,7 +164,7 @@ def test_probes_use_what_is_known_of_all_networks(imported, sane, hf_sane_comman
     )
     assert message in hf_sane_command(*probe, "--properties", "num_weights,test_accuracy", exit_code=2).stderr
     lengths = hf_sane_command(*probe[:-1], "layer_mean", "--properties", "num_weights", exit_code=2)
-    assert "networks of several architectures gave features of lengths" in lengths.stderr
+    assert "features of networks of different architectures have lengths" in lengths.stderr
 
 
 def test_networks_whose_properties_are_unknown_are_left_out():
@@ -173,7 +173,7 @@ def test_networks_whose_properties_are_unknown_are_left_out():
     targets["b"] = {"train": np.array([1.0, 2, 3]), "test": np.array([2.0])}
     known, notes = known_networks(targets)
     assert {key: rows.tolist() for key, rows in known.items()} == {"train": [0, 2], "test": [0]}
-    assert notes == ["1 networks left out, of which not all properties are known"]
+    assert notes == ["1 networks left out, since not all of their properties are known"]
 
 
 def test_what_stops_a_run_is_said_before_it_begins(imported, sane, tmp_path, hf_sane_command):

@@ -112,6 +112,6 @@ def test_what_cannot_be_pooled_is_refused():
     sums = gathered(latents, layers, 50, ["mean"])
     for pooling in ("layer_moments", "layer_covariance", "layer_spectrum", "concat"):
         with pytest.raises(
-            ValueError, match=f"that latents were gathered for, got '{pooling}'; name it when starting"
+            ValueError, match=f"one of the requested poolings, got '{pooling}'; pass it to LatentAccumulator"
         ):
             sums.pool(pooling)

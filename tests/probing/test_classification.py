@@ -206,11 +206,11 @@ def test_what_does_not_fit_is_refused(change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"labels": ["a"] * 6}, "at least two labels to tell apart, got \\['a'\\]"),
-        ({"labels": ["a", "a", "b", "b", "b", "b"], "groups": [0, 0, 1, 2, 3, 4]}, "'a' is found in one group only"),
-        ({"groups": [0, 1]}, "the group of each of 6 networks, got 2"),
-        ({"units": [0, 0, 1, 1, 2, 2], "num_permutations": 1}, "share label and stratum"),
-        ({"strata": [0, 1], "num_permutations": 1}, "unit and stratum of each of 6 networks, got 6 and 2"),
+        ({"labels": ["a"] * 6}, "at least two labels, got \\['a'\\]"),
+        ({"labels": ["a", "a", "b", "b", "b", "b"], "groups": [0, 0, 1, 2, 3, 4]}, "'a' occurs in one group only"),
+        ({"groups": [0, 1]}, "one group name for each of 6 networks, got 2"),
+        ({"units": [0, 0, 1, 1, 2, 2], "num_permutations": 1}, "have the same label and stratum"),
+        ({"strata": [0, 1], "num_permutations": 1}, "one unit and stratum for each of 6 networks, got 6 and 2"),
     ],
 )
 def test_labels_that_cannot_be_judged_are_refused(change, message):
@@ -220,5 +220,5 @@ def test_labels_that_cannot_be_judged_are_refused(change, message):
 
 
 def test_numbers_that_do_not_differ_are_refused():
-    with pytest.raises(ValueError, match="numbers \\[M\\] that differ, got shape \\[6\\]"):
+    with pytest.raises(ValueError, match="numbers \\[M\\] that are not all equal, got shape \\[6\\]"):
         regress_left_out({"x": draw(6, 2)}, torch.ones(6), groups=range(6))

@@ -157,7 +157,9 @@ def test_the_model_is_left_in_the_mode_it_was_in():
 def test_errors(tmp_path):
     extractor = SANEFeatureExtractor(token_dim=24, normalization="none")
     stream = TokenStream(NETWORKS["cnn"], extractor)
-    with pytest.raises(ValueError, match=r"expected poolings among .*, got \['concat'\]; the others need all latents"):
+    with pytest.raises(
+        ValueError, match=r"expected poolings among .*, got \['concat'\]; the others require all latents"
+    ):
         embed_stream(MODEL, stream, poolings=["concat"])
     with pytest.raises(ValueError, match="expected poolings among .*, got none"):
         embed_stream(MODEL, stream, poolings=[])

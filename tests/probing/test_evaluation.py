@@ -133,7 +133,7 @@ def test_errors():
     with pytest.raises(KeyError, match=r"'epoch' lacks the splits \['train'\]"):
         probe_table(features, {"epoch": {s: targets["epoch"][s] for s in ("validation", "test")}})
     short = {**features["weights"], "test": features["weights"]["test"][:5]}
-    with pytest.raises(ValueError, match="'weights' has test features of 5 networks, the targets have 40"):
+    with pytest.raises(ValueError, match="'weights' has test features of 5 networks, but targets of 40"):
         probe_table({"weights": short}, targets)
     with pytest.raises(ValueError, match=r"expected one target per network, \[M\], got \[60, 1\]"):
         probe_table(features, {"epoch": {s: t[:, None] for s, t in targets["epoch"].items()}})

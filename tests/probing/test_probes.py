@@ -179,12 +179,12 @@ def test_each_property_gets_the_penalty_that_is_best_on_left_out_runs():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"runs": ["a"] * 6}, r"two runs at least, got 6 names of 1 run\(s\); with a single run use fit"),
-        ({"runs": ["a", "b"]}, "expected the run of each of 6 networks, two runs at least, got 2 names of 2"),
+        ({"runs": ["a"] * 6}, r"at least two runs, got 6 names of 1 run\(s\); with a single run, use fit"),
+        ({"runs": ["a", "b"]}, "expected the run of each of 6 networks, and at least two runs, got 2 names of 2"),
         ({"features": X * torch.nan}, "probed features are not finite for networks"),
         ({"targets": torch.ones(6)}, r"targets of properties \[0\] are all equal"),
-        ({"penalties": [-1.0]}, "expected positive penalties"),
-        ({"names": ["a", "b"]}, "got 2 names for 1 properties"),
+        ({"penalties": [-1.0]}, "expected at least one penalty, all positive"),
+        ({"names": ["a", "b"]}, "one name for each of 1 properties, got 2 names"),
     ],
 )
 def test_fit_runs_errors(changes, message):
@@ -211,9 +211,9 @@ def test_fit_runs_errors(changes, message):
         ({"validation_targets": Y.log()}, r"validation targets are not finite for networks \[0\]"),
         ({"validation_targets": torch.ones(6)}, r"validation targets of properties \[0\] are all equal"),
         ({"validation_targets": torch.ones(6), "names": ["epoch"]}, r"properties \['epoch'\] are all equal"),
-        ({"penalties": [1.0, 0.0]}, r"expected positive penalties, and one at least, got \[1.0, 0.0\]"),
+        ({"penalties": [1.0, 0.0]}, r"expected at least one penalty, all positive, got \[1.0, 0.0\]"),
         ({"penalties": []}, r"got \[\]"),
-        ({"names": ["a", "b"]}, "got 2 names for 1 properties"),
+        ({"names": ["a", "b"]}, "one name for each of 1 properties, got 2 names"),
     ],
 )
 def test_fit_errors(changes, message):
@@ -226,5 +226,5 @@ def test_predict_and_score_errors():
     probe = RidgeProbe.fit(X, Y, validation_features=X, validation_targets=Y)
     with pytest.raises(ValueError, match=r"the probe was fitted on 2 features, got \[6, 3\]; use the same pooling"):
         probe.predict(torch.zeros(6, 3))
-    with pytest.raises(ValueError, match="R2 needs targets that differ"):
+    with pytest.raises(ValueError, match="R2 requires targets that vary"):
         probe.score(X, torch.ones(6))

@@ -24,5 +24,5 @@ def test_more_entries_than_torch_quantile_takes():
 
 @pytest.mark.parametrize("levels", [[], [-0.1], [0.5, 1.1]])
 def test_levels_out_of_range(levels):
-    with pytest.raises(ValueError, match=r"expected quantile levels in \[0, 1\], and one at least, got"):
+    with pytest.raises(ValueError, match=r"expected at least one quantile level, all in \[0, 1\], got"):
         quantiles(torch.ones(3), levels, dim=0)

@@ -71,7 +71,9 @@ def test_tau_is_measured_against_the_property_itself():
 
 
 def test_errors(reference):
-    with pytest.raises(ValueError, match="expected at least one value of a property to rank others among, got none"):
+    with pytest.raises(
+        ValueError, match="expected at least one value of a property as the reference of ranks, got none"
+    ):
         normal_scores(reference, reference[:0])
     broken = torch.tensor([0.1, float("nan"), float("inf")])
     with pytest.raises(ValueError, match="2 of 3 values of the gap are NaN or infinite; leave those networks out"):

@@ -135,7 +135,7 @@ def test_transfer_sees_order_where_level_differs(saturated):
 
 def test_errors(saturated, monkeypatch):
     train, valid, test = saturated
-    with pytest.raises(ValueError, match="needs training targets that differ"):
+    with pytest.raises(ValueError, match="requires training targets that vary"):
         fit(LogitLinearProbe, (train[0], np.ones(len(train[0]))), valid)
     trees = fit(BoostedTrees, train, valid, grid=[(7, 0.1, 5)])
     with pytest.raises(ValueError, match=r"the probe was fitted on 4 features, got \[200, 3\]; use the same pooling"):
@@ -150,7 +150,7 @@ def test_errors(saturated, monkeypatch):
         fit(BoostedTrees, (train[0] * np.nan, train[1]), valid)
     zoo = {"sane_mean": {"train": train[0], "validation": valid[0], "test": test[0]}}
     labels = {"train": train[1], "validation": valid[1], "test": test[1]}
-    with pytest.raises(ValueError, match="expected features and targets of the same zoos, two at least"):
+    with pytest.raises(ValueError, match="expected features and targets of the same zoos, at least two"):
         transfer_table({"a": zoo}, {"a": labels})
     with pytest.raises(ValueError, match="expected a regressor, one of"):
         transfer_table({"a": zoo, "b": zoo}, {"a": labels, "b": labels}, regressor="oracle")
@@ -168,5 +168,5 @@ def test_errors(saturated, monkeypatch):
         return real(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", without_sklearn)
-    with pytest.raises(ImportError, match=r"boosted trees need scikit-learn: pip install 'hf_sane\[analysis\]'"):
+    with pytest.raises(ImportError, match=r"boosted trees require scikit-learn: pip install 'hf_sane\[analysis\]'"):
         fit(BoostedTrees, train, valid)

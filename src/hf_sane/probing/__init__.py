@@ -1,4 +1,4 @@
-"""Prediction of properties from weights: embeddings, linear probes, the baselines W and s(W), and metrics."""
+"""Predict properties from weights, with embeddings, linear probes, the baselines W and s(W), and metrics."""
 
 from typing import TYPE_CHECKING
 

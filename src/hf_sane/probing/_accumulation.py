@@ -1,4 +1,4 @@
-"""Poolings of latents that arrive in blocks: sums for each layer, and the latents of at most one layer."""
+"""Pool latents that arrive in blocks, from sums for each layer and the latents of at most one layer."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -15,18 +15,18 @@ WITH_PRODUCTS = ("layer_covariance", "layer_spectrum")
 
 
 class LatentAccumulator:
-    """What poolings need of the latents `z` of one network, gathered as they are made.
+    """Accumulates the statistics of the latents `z` of one network that poolings need.
 
-    Of each layer, in float64: `sum z` and `sum z^2`, `[L, Z]`, for means and standard deviations; `sum z z^T`,
+    For each layer, in float64: `sum z` and `sum z^2`, `[L, Z]`, for means and standard deviations; `sum z z^T`,
     `[L, Z, Z]`, for `layer_covariance`, and for `layer_spectrum`, since the singular values of a layer are the roots
-    of its eigenvalues (exact to 1e-8 of the largest, less than the rounding of float32 latents). No sum gives the
-    quantiles of `layer_moments`: for them the latents of the layer that is being read are kept, in a buffer as long as
-    the longest layer. For everything else memory does not depend on the size of the network.
+    of its eigenvalues (exact to 1e-8 of the largest, less than the rounding of float32 latents). The quantiles of
+    `layer_moments` cannot be computed from sums, so the latents of the current layer are kept, in a buffer as long as
+    the longest layer. Otherwise, memory does not depend on the size of the network.
 
     Args:
-        layer_sizes: Tokens of each layer, `L` of them.
+        layer_sizes: Number of tokens of each of the `L` layers.
         latent_dim: `Z`.
-        poolings: Those that will be asked for.
+        poolings: Poolings to compute.
     """
 
     def __init__(self, layer_sizes: Sequence[int], latent_dim: int, poolings: Sequence[StreamPooling]) -> None:
@@ -41,11 +41,11 @@ class LatentAccumulator:
         self._layer = torch.empty(max(layer_sizes) if with_quantiles else 0, latent_dim)
 
     def add(self, latents: Tensor, layers: Tensor) -> None:
-        """Take in the next latents.
+        """Add the next latents.
 
         Args:
             latents: `[n, Z]` float on the CPU, in the order of the sequence.
-            layers: `[n]` int64, the layer of each.
+            layers: `[n]` int64, layer index of each.
         """
         present, sizes = torch.unique_consecutive(layers, return_counts=True)
         for layer, part in zip(present.tolist(), latents.split(sizes.tolist()), strict=True):
@@ -59,7 +59,7 @@ class LatentAccumulator:
                 self._products[layer] += wide.mT @ wide
 
     def _keep(self, layer: int, part: Tensor) -> None:
-        """Latents for quantiles, which are taken, and the buffer given to the next layer, when a layer is complete."""
+        """Keep latents for quantiles, which are computed, and the buffer reused, once a layer is complete."""
         assert self._quantiles is not None
         done, size = int(self._counts[layer]), int(self._expected[layer])
         self._layer[done : done + len(part)] = part
@@ -67,10 +67,10 @@ class LatentAccumulator:
             self._quantiles[layer] = quantiles(self._layer[:size], MOMENT_LEVELS, dim=0)
 
     def pool(self, pooling: StreamPooling) -> Tensor:
-        """One embedding, `[F]` float32, as `pool_latents` gives it for all latents at once.
+        """One embedding, `[F]` float32, as returned by `pool_latents` for all latents at once.
 
         Raises:
-            ValueError: If latents of some tokens did not come yet, or the pooling is none of those asked for.
+            ValueError: If latents of some tokens are missing, or the pooling was not requested.
         """
         if not torch.equal(self._counts, self._expected):
             raise ValueError(
@@ -95,4 +95,4 @@ class LatentAccumulator:
         if pooling == "layer_spectrum" and self._products is not None:
             squares = torch.linalg.eigvalsh(self._products).flip(-1).clamp_min(0)
             return torch.cat([row[:size] for row, size in zip(squares.sqrt(), self._expected, strict=True)]).float()
-        raise ValueError(f"expected a pooling that latents were gathered for, got {pooling!r}; name it when starting")
+        raise ValueError(f"expected one of the requested poolings, got {pooling!r}; pass it to LatentAccumulator")

@@ -1,4 +1,4 @@
-"""Features without an autoencoder: W, the weights themselves, and s(W), statistics of each layer."""
+"""Features without an autoencoder: the weights (W), and statistics of each layer (s(W))."""
 
 import torch
 from torch import Tensor
@@ -29,8 +29,8 @@ def flattened_weights(tokens: Tensor, layout: Layout) -> Tensor:
 def layer_statistics(tokens: Tensor, layout: Layout) -> Tensor:
     """s(W): mean, variance and quantiles 0.01, 0.25, 0.5, 0.75, 0.99 of each layer (Unterthiner et al. 2020).
 
-    Weights and bias of a layer count together. Deviation: the statistics run over real weights. The released code of
-    SANE takes them over padded tokens, so that in a layer with much padding most quantiles are zero.
+    Weights and bias of a layer are taken together. Deviation: the statistics are over real weights. The released code
+    of SANE computes them over padded tokens, so that in a layer with much padding most quantiles are zero.
 
     Args:
         tokens: `[M, N, D]` float, raw or normalised.

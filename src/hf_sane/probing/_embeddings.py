@@ -1,4 +1,4 @@
-"""One vector per network: latents of its tokens, pooled."""
+"""Embed networks as one vector each, by pooling the latents of their tokens."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,29 +28,29 @@ def embed_networks(
 ) -> dict[str, Tensor]:
     """Embed networks of one architecture.
 
-    All poolings but three look at the latents alone. `spectrum_distribution` also decodes them: it joins
+    Most poolings use only the latents. Three of them also decode the latents: `spectrum_distribution` joins
     `layer_spectrum` with the distribution of each layer's decoded weights ([`layer_distribution`]), because quantiles
-    of weights cannot be read linearly off moments of latents. `decoded_profile` reads the decoded weights alone
-    ([`weight_profile`]), `decoded_distribution` does so without their spectra. Compare them with the same statistics
-    of the weights themselves, not with s(W) only.
+    of weights are no linear function of moments of latents. `decoded_profile` uses the decoded weights alone
+    ([`weight_profile`]), and `decoded_distribution` omits their spectra. Compare them with the same statistics of the
+    weights themselves, not only with s(W).
 
     Args:
-        model: SANE autoencoder; runs on its own device, in evaluation mode.
+        model: SANE autoencoder, which runs on its device in evaluation mode.
         extractor: Its weight tokenizer, which normalises the tokens.
-        layout: Layout of the networks. Tokens are put in the extractor's own order of layers first (`arrange`), so
-            that a network has one embedding, whether a zoo, a file or a module holds it.
+        layout: Layout of the networks. Tokens are first arranged in the extractor's order of layers (`arrange`), so
+            that the embedding of a network does not depend on whether it comes from a zoo, file or module.
         raw_tokens: `[M, N, D]` float, not normalised, such as `ZooSplit.stacked_tokens()`.
         poolings: Names, see [`pool_latents`]. Tokens are encoded once for all of them.
-        window_size: Tokens per window; the training window when `None`.
-        halo_size: Context tokens on each side of a window.
-        batch_size: Networks, and windows, at a time.
+        window_size: Number of tokens per window; that of training if `None`.
+        halo_size: Number of context tokens on each side of a window.
+        batch_size: Number of networks, and of windows, at a time.
 
     Returns:
         `{pooling: [M, F]}` float32 on the CPU.
 
     Raises:
-        ValueError: For tokens of another shape than the layout's, weights that are not finite, no networks, or no or
-            unknown poolings.
+        ValueError: If tokens do not fit the layout, weights are not finite, there are no networks, or poolings are
+            missing or unknown.
         KeyError: If the extractor was fitted on another architecture.
     """
     expected = [layout.num_tokens, layout.token_dim]
@@ -97,13 +97,13 @@ def embed_tokens(
     """Embed networks of one architecture from their *normalised* tokens, in one pass.
 
     Args:
-        model: SANE autoencoder; runs on its own device, in evaluation mode.
+        model: SANE autoencoder, which runs on its device in evaluation mode.
         layout: Layout of the networks.
-        tokens: `[M, N, D]` float, as `SANEFeatureExtractor.encode` gives them.
-        poolings: As in [`embed_networks`], like all that follows.
-        window_size: Tokens per window; the training window when `None`.
-        halo_size: Context tokens on each side of a window.
-        batch_size: Windows at a time.
+        tokens: `[M, N, D]` float, as returned by `SANEFeatureExtractor.encode`.
+        poolings: As in [`embed_networks`], like all that follow.
+        window_size: Number of tokens per window; that of training if `None`.
+        halo_size: Number of context tokens on each side of a window.
+        batch_size: Number of windows at a time.
 
     Returns:
         `{pooling: [M, F]}` float32 on the CPU.

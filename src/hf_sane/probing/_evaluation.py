@@ -1,4 +1,4 @@
-"""Probe tables: every property predicted from every kind of features, scored on test networks."""
+"""Tables of probes: every property predicted from every kind of features, scored on test networks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,25 +14,26 @@ from hf_sane.probing._regressors import FITTERS, Regressor, RegressorName
 from hf_sane.records._progress import tracked
 
 SPLITS = ("train", "validation", "test")
-BESTS = {"sane_best": "sane_", "linear_best": "linear_"}  # rows, and the features that compete for them
+BESTS = {"sane_best": "sane_", "linear_best": "linear_"}  # rows, and the prefix of the features to choose from
 
 ProbeTable = dict[str, dict[str, "ProbeResult"]]
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """How well one property is read off one kind of features.
+    """How well one property can be predicted from one kind of features.
 
     Attributes:
-        features: Name of the features; of `sane_best`, the name of those chosen.
-        r2: On test networks; of a probe of ranks, R2 of normal scores.
-        kendall_tau: On test networks, against the property itself; NaN when the probe predicts one value for all.
-        mae: Mean absolute error on test networks, in units of the property; of a probe of ranks, in standard
+        features: Name of the features; for `sane_best`, the name of those chosen.
+        r2: R2 on test networks; for a probe of ranks, R2 of normal scores.
+        kendall_tau: Rank correlation on test networks, with the property itself; NaN if the probe predicts one value
+            for all.
+        mae: Mean absolute error on test networks, in units of the property; for a probe of ranks, in standard
             deviations.
-        validation_r2: R2 by which penalty and best features are chosen: on the validation networks, or with runs given
-            on every run of the training and validation networks when it is left out.
-        penalty: Ridge penalty chosen; `None` of a regressor without.
-        num_features: Features per network.
+        validation_r2: R2 by which the penalty and the best features are chosen: on the validation networks, or, if
+            runs are given, on every run of the training and validation networks when it is left out.
+        penalty: Chosen ridge penalty; `None` for regressors without one.
+        num_features: Number of features per network.
     """
 
     features: str
@@ -44,7 +45,7 @@ class ProbeResult:
     num_features: int
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The results in a form that JSON supports."""
         return asdict(self)
 
 
@@ -59,29 +60,29 @@ def probe_table(
 ) -> ProbeTable:
     """Fit a probe for every pair of property and features.
 
-    Training networks fit the probe, validation networks choose its penalty and, among the features of a code (whose
-    names begin with `sane_` or `linear_`), the best for each property; test networks are only scored. With `runs`,
-    training and validation networks do both, by leaving out one run at a time: see [`RidgeProbe.fit_runs`]. It serves
-    all features alike.
+    Training networks fit the probe; validation networks choose its penalty and, among the features of a code (with
+    names that start with `sane_` or `linear_`), the best for each property; test networks are only scored. With
+    `runs`, training and validation networks do both, by leaving out one run at a time, for all features alike; see
+    [`RidgeProbe.fit_runs`].
 
     Args:
         features: `{name: {split: [M_split, F]}}` with the splits `train`, `validation` and `test`.
-        targets: `{property: {split: [M_split]}}`, networks in the same order.
+        targets: `{property: {split: [M_split]}}`, with networks in the same order.
         runs: `{split: [M_split]}`, the training run of each training and validation network.
         penalties: Candidates, see [`RidgeProbe.fit`].
-        regressor: `"ridge"`, `"logit_linear"` or `"gradient_boosting"`, see [`regressors`]. Only ridge uses `runs`:
-            for the others training networks fit and validation networks choose.
-        ranks: Fit the normal scores of each property among training and validation networks instead of its values, see
-            [`normal_scores`]: for ordering networks.
+        regressor: `"ridge"`, `"logit_linear"` or `"gradient_boosting"`, see [`regressors`]. Only ridge uses `runs`;
+            the others are fitted on training networks and chosen on validation networks.
+        ranks: Fit the normal scores of each property among training and validation networks instead of its values, to
+            rank networks; see [`normal_scores`].
 
     Returns:
         `{property: {features: ProbeResult}}`, in the order of the arguments; the best of each code last, as
         `sane_best` and `linear_best`.
 
     Raises:
-        ValueError: Without features or properties, or if shapes do not fit, values are not finite, or test targets are
-            all equal.
-        KeyError: If a split is missing, of features, targets or runs.
+        ValueError: If there are no features or properties, shapes do not fit, values are not finite, or test targets
+            are all equal.
+        KeyError: If features, targets or runs lack a split.
     """
     if not features or not targets:
         raise ValueError(
@@ -99,7 +100,7 @@ def probe_table(
         predictions = probe.predict(parts["test"]).numpy()
         if len(predictions) != len(stacked["test"]):
             raise ValueError(
-                f"{kind!r} has test features of {len(predictions)} networks, the targets have {len(stacked['test'])}"
+                f"{kind!r} has test features of {len(predictions)} networks, but targets of {len(stacked['test'])}"
             )
         for column, name in enumerate(targets):
             table[name][kind] = ProbeResult(
@@ -121,7 +122,7 @@ def probe_table(
 
 
 def table_to_dict(table: ProbeTable) -> dict[str, dict[str, dict[str, Any]]]:
-    """A probe table as run records hold it."""
+    """A table of probes in a form that JSON supports."""
     return {name: {kind: result.to_dict() for kind, result in row.items()} for name, row in table.items()}
 
 

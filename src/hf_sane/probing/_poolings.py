@@ -1,6 +1,6 @@
-"""Poolings by name, which combine the latents of a network's tokens in one vector.
+"""Poolings, which combine the latents of a network's tokens in one vector, by name.
 
-A pooling is a function with a decorator, in any module that is imported before the pooling is named:
+A pooling is a decorated function, in any module that is imported before the pooling is used:
 
 ```python
 @register_pooling("largest")
@@ -20,13 +20,13 @@ from hf_sane.probing._quantiles import quantiles
 from hf_sane.probing._spectra import layer_distribution, layer_spectrum, weight_profile
 from hf_sane.records._registry import Registry
 
-# Quantiles of `layer_moments`: few layers have enough tokens for finer ones.
+# Quantiles of `layer_moments`; few layers have enough tokens for finer ones.
 MOMENT_LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Pooling:
-    """A pooling, and whether it also takes the decoded tokens `[M, N, D]`, as its third argument."""
+    """A pooling, and whether it takes the decoded tokens `[M, N, D]` as a third argument."""
 
     pool: Callable[..., Tensor]
     decodes: bool
@@ -36,17 +36,17 @@ POOLINGS: Registry[Pooling] = Registry("pooling")
 
 
 def register_pooling(name: str, *, decodes: bool = False) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Add a pooling under a name, which everything that embeds networks then takes.
+    """Register a pooling, for everything that embeds networks.
 
-    It is given the float32 latents `[M, N, Z]` of networks and their [`Layout`], and returns `[M, F]`. Checkpoints are
-    read whole for it, however large they are.
+    It is called with the float32 latents `[M, N, Z]` of networks and their [`Layout`], and returns `[M, F]`.
+    Checkpoints are loaded in full for it, regardless of their size.
 
     Args:
-        name: Must be new.
-        decodes: Whether it is also given the decoded tokens `[M, N, D]`.
+        name: New name.
+        decodes: Whether it is also called with the decoded tokens `[M, N, D]`.
 
     Raises:
-        ValueError: If there is a pooling of that name.
+        ValueError: If the name is taken.
     """
 
     def register(pool: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -57,40 +57,41 @@ def register_pooling(name: str, *, decodes: bool = False) -> Callable[[Callable[
 
 
 def pool_latents(latents: Tensor, layout: Layout, pooling: str) -> Tensor:
-    """Turn the token latents of networks into one vector each.
+    """Pool the token latents of each network into one vector.
 
     With `z_n` the latents of the tokens of one layer, `Z` latent dimensions, `L` layers and `N` tokens:
 
     | pooling | per layer | scalars | |
     |---|---|---|---|
     | `mean` | | `Z` | mean over all tokens: the embedding of SANE (arXiv:2406.09997, section 4.1) |
-    | `layer_mean` | mean | `L Z` | keeps which layer it was |
-    | `layer_mean_std` | mean, standard deviation | `2 L Z` | what s(W) has for weights |
+    | `layer_mean` | mean | `L Z` | distinguishes layers |
+    | `layer_mean_std` | mean, standard deviation | `2 L Z` | like s(W) for weights |
     | `layer_moments` | mean, standard deviation, five quantiles | `7 L Z` | minimum, quartiles and maximum |
-    | `layer_covariance` | mean, second moments `mean(z z^T)` | `L Z (Z + 3) / 2` | products of dimensions too |
+    | `layer_covariance` | mean, second moments `mean(z z^T)` | `L Z (Z + 3) / 2` | includes products of dimensions |
     | `layer_spectrum` | singular values of the tokens | `sum min(n, Z)` | see [`layer_spectrum`] |
     | `concat` | | `N Z` | all tokens, in order |
 
-    All but `concat` do not depend on the order of the tokens within a layer. The mean over all tokens is the weak part
-    of the published embedding: large layers drown small ones, and the spread of a layer, which says most about
-    training, is lost. Standard deviations divide by the number of tokens; a layer of one token has zero.
+    All but `concat` are independent of the order of the tokens within a layer. The mean over all tokens is the weak
+    part of the published embedding: large layers dominate small ones, and the spread of a layer, which is most
+    informative about training, is lost. Standard deviations divide by the number of tokens; they are zero for a layer
+    of one token.
 
     Args:
         latents: `[M, N, Z]` float.
-        layout: Which token belongs to which layer.
+        layout: Layout of the networks.
         pooling: One of the names above, or of a registered pooling that does not decode.
 
     Returns:
         `[M, F]` float32 on the device of `latents`.
 
     Raises:
-        ValueError: If `latents` does not have the tokens of `layout`, or for an unknown pooling.
+        ValueError: If `latents` does not fit `layout`, or the pooling is unknown.
     """
     if latents.ndim != 3 or latents.shape[1] != layout.num_tokens:
         raise ValueError(f"expected latents [M, {layout.num_tokens}, Z] of this layout, got {list(latents.shape)}")
     found = POOLINGS.find(pooling)
     if found.decodes:
-        raise ValueError(f"{pooling} pools decoded tokens too, not latents alone; use embed_networks()")
+        raise ValueError(f"{pooling} requires decoded tokens in addition to latents; use embed_networks()")
     return found.pool(latents.float(), layout)
 
 
@@ -151,7 +152,7 @@ def _decoded_profile(latents: Tensor, layout: Layout, decoded: Tensor) -> Tensor
 
 
 def _by_layer(latents: Tensor, layout: Layout, pool: Callable[[Tensor], Tensor]) -> Tensor:
-    """Vectors `[M, F]` of the latents `[M, n, Z]` of each layer, one behind the other."""
+    """Vectors `[M, F]` from the latents `[M, n, Z]` of each layer, concatenated."""
     return torch.cat([pool(latents[:, part]) for part in layout.token_slices], dim=1)
 
 

@@ -1,4 +1,4 @@
-"""Linear probes: closed-form ridge regression whose penalty is chosen on held-out networks."""
+"""Linear probes by ridge regression in closed form, with penalties chosen on held-out networks."""
 
 import json
 from collections.abc import Sequence
@@ -27,9 +27,9 @@ TENSORS_FILE, SETTINGS_FILE = "probe.safetensors", "probe.json"
 
 @dataclass(frozen=True)
 class RidgeProbe:
-    """Ridge regression from features of a network to one or several properties.
+    """Ridge regression from features of a network to one or more properties.
 
-    `y_hat = ((x - mean) / scale) W + intercept`. Fitted by [`fit`]; all tensors are float64 on the CPU.
+    `y_hat = ((x - mean) / scale) W + intercept`, fitted by [`fit`]; all tensors are float64 on the CPU.
 
     Attributes:
         mean: `[F]` mean of the training features.
@@ -63,10 +63,10 @@ class RidgeProbe:
         """Fit on training networks and choose the penalty on validation networks.
 
         `W = argmin 1/M |Y - X W|^2 + lambda |W|^2` with `X`, `Y` centred and `X` scaled to unit variance over the `M`
-        training networks: `W = (X^T X / M + lambda I)^-1 X^T Y / M`, or with more features than networks the same in
-        its dual form `W = X^T (X X^T / M + lambda I)^-1 Y / M`. One eigendecomposition serves all penalties and
-        properties. `lambda` is the `alpha / M` of scikit-learn's `Ridge`. Among penalties of equal R2, the largest is
-        chosen.
+        training networks: `W = (X^T X / M + lambda I)^-1 X^T Y / M`, or in the equivalent dual form if there are more
+        features than networks, `W = X^T (X X^T / M + lambda I)^-1 Y / M`. One eigendecomposition serves all penalties
+        and properties. `lambda` is the `alpha / M` of scikit-learn's `Ridge`. Among penalties with equal R2, the
+        largest is chosen.
 
         The published probe has fewer penalties, of unknown scale, and uses raw features. This one does not depend on
         the units of the features or on the number of networks.
@@ -100,28 +100,28 @@ class RidgeProbe:
     ) -> "RidgeProbe":
         """Fit on all networks; choose the penalty by predicting each training run from all other runs.
 
-        Leave-one-run-out: checkpoints of one run resemble each other, so all of them are left out together. No refit
-        is needed: with the hat matrix `H_lambda = 1 1^T / M + X (X^T X + M lambda I)^-1 X^T` and the residuals `r = Y
-        - H Y`, the errors of a run `g` under a probe fitted without it are `(I - H_gg)^-1 r_g`, exactly, for the same
-        `M lambda` and the same centre and scale of the features. With few validation runs, this is more reliable than
-        a single split.
+        Leave-one-run-out: checkpoints of one run resemble each other, so all of them are left out together. Refits
+        are not necessary: with the hat matrix `H_lambda = 1 1^T / M + X (X^T X + M lambda I)^-1 X^T` and the residuals
+        `r = Y - H Y`, the errors on a run `g` of a probe fitted without it are exactly `(I - H_gg)^-1 r_g`, for the
+        same `M lambda` and the same centre and scale of the features. With few validation runs, this is more reliable
+        than a single split.
 
         Args:
             features: `[M, F]`, of training and validation networks together.
             targets: `[M]` for one property or `[M, T]`.
-            runs: `[M]`, the training run that each network comes from; at least two runs.
+            runs: `[M]`, the training run of each network; at least two runs.
             penalties: Candidates for `lambda`, > 0.
             names: Names of the properties.
 
         Raises:
-            ValueError: As for [`fit`]; also if there are fewer than two runs, or the number of run names is wrong.
+            ValueError: As in [`fit`]; also if there are fewer than two runs, or the number of run names is wrong.
         """
         x, y = _pair(features, targets, "probed")
         members = np.unique(np.asarray(runs), return_inverse=True)[1]
         if members.ndim != 1 or len(members) != len(x) or members.max() == 0:
             raise ValueError(
-                f"expected the run of each of {len(x)} networks, two runs at least, got {len(members)} names of "
-                f"{members.max() + 1} run(s); with a single run use fit() and validation networks"
+                f"expected the run of each of {len(x)} networks, and at least two runs, got {len(members)} names of "
+                f"{members.max() + 1} run(s); with a single run, use fit() with validation networks"
             )
         check_choices(y, penalties, names)
         path = RidgePath(x, y, penalties)
@@ -177,14 +177,14 @@ class RidgeProbe:
         """
         x, y = _pair(features, targets, "scored")
         if (y == y[:1]).all(dim=0).any():
-            raise ValueError("R2 needs targets that differ, got a property with all targets equal")
+            raise ValueError("R2 requires targets that vary, got a property with all targets equal")
         return r2_of_errors(self.predict(x) - y, y).tolist()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `probe.safetensors` and `probe.json` to `folder`; an unchanged earlier probe is replaced.
 
         Raises:
-            FileExistsError: If `folder` holds something else, or files that were changed.
+            FileExistsError: If `folder` holds something else, or modified files.
         """
         tensors = {name: getattr(self, name).contiguous() for name in ("mean", "scale", "weight", "intercept")}
         settings = {"penalties": self.penalties, "validation_r2": self.validation_r2, "names": self.names}
@@ -198,13 +198,13 @@ class RidgeProbe:
 
         Raises:
             FileNotFoundError: If a file is missing.
-            InvalidFileError: If the folder is unfinished, or files were removed or changed afterwards.
-            InvalidFileError: If files are damaged or inconsistent.
+            InvalidFileError: If the folder is incomplete, files were removed or changed afterwards, or files are
+                damaged or inconsistent.
         """
         folder = Path(folder)
         check_finished(folder)
         if missing := [name for name in (TENSORS_FILE, SETTINGS_FILE) if not (folder / name).is_file()]:
-            raise FileNotFoundError(f"no probe in {folder}: {missing} missing; pass a folder save_pretrained() wrote")
+            raise FileNotFoundError(f"no probe in {folder}: {missing} missing; pass a folder from save_pretrained()")
         document = read_document(folder / SETTINGS_FILE, expected="the settings of a probe", remedy=AGAIN)
         settings: dict[str, Any] = {name: document[name].of_type(wanted) for name, wanted in SETTINGS.items()}
         if foreign := sorted(document.mapping().keys() - SETTINGS.keys()):
@@ -243,7 +243,7 @@ def checked_splits(
 
 
 def check_features(x: Tensor | np.ndarray, num_features: int) -> None:
-    """Refuse features of another number than a probe was fitted on."""
+    """Raise an error if the number of features differs from that of the fitted probe."""
     if x.ndim != 2 or x.shape[1] != num_features:
         raise ValueError(f"the probe was fitted on {num_features} features, got {list(x.shape)}; use the same pooling")
 
@@ -251,13 +251,13 @@ def check_features(x: Tensor | np.ndarray, num_features: int) -> None:
 def check_choices(wanted: Tensor, penalties: Sequence[float], names: Sequence[str]) -> None:
     """Check penalties and names, and that the targets `[V, T]` for choosing penalties are not all equal."""
     if not len(penalties) or min(penalties) <= 0:
-        raise ValueError(f"expected positive penalties, and one at least, got {list(penalties)}")
+        raise ValueError(f"expected at least one penalty, all positive, got {list(penalties)}")
     if names and len(names) != wanted.shape[1]:
-        raise ValueError(f"got {len(names)} names for {wanted.shape[1]} properties")
+        raise ValueError(f"expected one name for each of {wanted.shape[1]} properties, got {len(names)} names")
     if constant := (wanted == wanted[:1]).all(dim=0).nonzero().flatten().tolist():
         raise ValueError(
-            f"the validation targets of properties {[names[i] if names else i for i in constant]} are all equal: no "
-            "penalty can be chosen; use more validation networks, or leave the property out"
+            f"the validation targets of properties {[names[i] if names else i for i in constant]} are all equal, so "
+            "no penalty can be chosen; use more validation networks, or leave the property out"
         )
 
 
@@ -307,11 +307,11 @@ class RidgePath:
         return ((features - self.mean) / self.scale @ self.basis) @ shrunk + self.intercept
 
     def weights(self, penalties: Tensor) -> Tensor:
-        """`[F, T]`, one penalty per property."""
+        """Weights `[F, T]` for one penalty per property."""
         return self.basis @ (self.coordinates / (self.values[:, None] + penalties))
 
     def left_out_errors(self, members: Tensor) -> Tensor:
-        """Prediction minus target of every network when its run `[M]` is left out: `[P, M, T]`."""
+        """Errors (prediction minus target) of every network when its run `[M]` is left out: `[P, M, T]`."""
         num_networks = len(self.columns)
         shrink = 1 / (self.values + self.penalties[:, None])  # [P, r]
         weights = shrink * self.values if self.dual else shrink / num_networks  # H = columns diag(weights) columns^T
@@ -319,7 +319,7 @@ class RidgePath:
         errors = torch.empty_like(residuals)
         sizes = members.bincount()
         order = members.argsort(stable=True).split(sizes.tolist())
-        for size in sizes.unique().tolist():  # runs of one length go together
+        for size in sizes.unique().tolist():  # runs of the same length are solved together
             places = torch.stack([run for run in order if len(run) == size])  # [G, s]
             of_runs = self.columns[places]  # [G, s, r]
             for index, weight in enumerate(weights):

@@ -20,10 +20,10 @@ def quantiles(values: Tensor, levels: Sequence[float], *, dim: int) -> Tensor:
         `values` with axis `dim` replaced by one entry per level.
 
     Raises:
-        ValueError: If a level lies outside [0, 1] or there are no levels.
+        ValueError: If a level is outside [0, 1] or there are no levels.
     """
     if not levels or min(levels) < 0 or max(levels) > 1:
-        raise ValueError(f"expected quantile levels in [0, 1], and one at least, got {list(levels)}")
+        raise ValueError(f"expected at least one quantile level, all in [0, 1], got {list(levels)}")
     ordered = values.sort(dim=dim).values
     place = torch.tensor(levels, dtype=torch.float64) * (values.shape[dim] - 1)
     below = place.floor().long()

@@ -1,4 +1,4 @@
-"""Properties as normal scores of their ranks, for probes that rank networks."""
+"""Convert properties to normal scores of their ranks, for probes that rank networks."""
 
 from collections.abc import Mapping
 
@@ -9,27 +9,27 @@ FITTED = ("train", "validation")
 
 
 def normal_scores(values: Tensor, reference: Tensor, *, name: str = "a property") -> Tensor:
-    """Where values stand among those of a reference, as quantiles of the standard normal distribution.
+    """Convert values to standard normal quantiles by their ranks in a reference.
 
     `z(v) = Phi^-1((r(v) + 1/2) / (n + 1))` with `r(v) = (|{u < v}| + |{u <= v}|) / 2` over the n values u of the
-    reference: for the reference itself, without ties, the scores `Phi^-1(rank / (n + 1))` of van der Waerden (1952).
-    Accuracies of training crowd near their end; least squares on them weighs the first epochs, least squares on scores
-    every pair of neighbours.
+    reference. For the reference itself, without ties, these are the scores `Phi^-1(rank / (n + 1))` of van der Waerden
+    (1952). Accuracies during training are crowded near their final value, so that least squares mostly fits the first
+    epochs; with scores, all pairs of neighbours count.
 
     Args:
         values: `[M]` float.
-        reference: `[n]` float, one at least.
+        reference: `[n]` float, at least one value.
         name: Name of the property, for errors.
 
     Returns:
         `[M]` float64, in standard deviations: non-decreasing in `values`, unchanged by increasing maps of both.
 
     Raises:
-        ValueError: Without a reference, or if values are not finite.
+        ValueError: If the reference is empty, or values are not finite.
     """
     values, reference = values.double(), reference.double()
     if not len(reference):
-        raise ValueError(f"expected at least one value of {name} to rank others among, got none")
+        raise ValueError(f"expected at least one value of {name} as the reference of ranks, got none")
     for found in (values, reference):
         if bad := int((~found.isfinite()).sum()):
             raise ValueError(f"{bad} of {len(found)} values of {name} are NaN or infinite; leave those networks out")

@@ -25,41 +25,41 @@ if TYPE_CHECKING:
     from sklearn.ensemble import HistGradientBoostingRegressor
 
 RegressorName = Literal["ridge", "logit_linear", "gradient_boosting"]
-MARGIN = 0.005  # targets are kept this far from 0 and 1, where logits are infinite
+MARGIN = 0.005  # least distance of targets from 0 and 1, where logits are infinite
 # Candidates for trees: leaves, learning rate, rounds.
 BOOSTING_GRID: tuple[tuple[int, float, int], ...] = tuple(product((7, 31), (0.03, 0.1), (100, 300)))
 
 
 class Regressor(Protocol):
-    """What a probe table needs of a fitted regressor."""
+    """Interface of fitted regressors for tables of probes."""
 
     @property
     def num_features(self) -> int:
-        """Features that it expects."""
+        """Number of features."""
 
     @property
     def validation_r2(self) -> tuple[float, ...]:
-        """R2 of each property on the networks that its settings were chosen on."""
+        """R2 of each property on the networks on which its settings were chosen."""
 
     @property
     def settings(self) -> tuple[dict[str, float], ...]:
-        """What was chosen for each property."""
+        """Chosen settings for each property."""
 
     def predict(self, features: Values) -> Tensor:
-        """Properties `[M, T]` float64 of features `[M, F]`."""
+        """Predict properties `[M, T]` float64 from features `[M, F]`."""
 
 
 @dataclass(frozen=True)
 class LogitLinearProbe:
     """`y_hat = low + (high - low) sigmoid(x W + b)`: predictions stay within the range of the training targets.
 
-    The L-Linear model of Unterthiner et al. (arXiv:2002.11448, section 4.2), which fits accuracies better than a
-    straight line where many networks are near chance or near perfect. They minimise the squared error of the sigmoid
-    by gradient descent; here the ridge probe is fitted to the logits in closed form (targets kept 0.005 of the range
-    away from its ends), and its penalty is chosen by the error after the sigmoid, on validation networks.
+    This is the L-Linear model of Unterthiner et al. (arXiv:2002.11448, section 4.2), which fits accuracies better than
+    a straight line if many networks are near chance or near perfect. They minimise the squared error of the sigmoid by
+    gradient descent; here, the ridge probe is fitted to the logits in closed form (with targets at least 0.005 of the
+    range from its ends), and its penalty is chosen by the error after the sigmoid, on validation networks.
 
     Attributes:
-        probe: Ridge probe of the logits; its `validation_r2` is that after the sigmoid.
+        probe: Ridge probe of the logits; its `validation_r2` is computed after the sigmoid.
         low: `[T]` smallest training target.
         high: `[T]` largest training target.
     """
@@ -88,7 +88,7 @@ class LogitLinearProbe:
         check_choices(valid_y, penalties, names)
         low, high = y.min(dim=0).values, y.max(dim=0).values
         if (low == high).any():
-            raise ValueError("a logit-linear probe needs training targets that differ, got a property with all equal")
+            raise ValueError("a logit-linear probe requires training targets that vary, got a property with all equal")
         shares = ((y - low) / (high - low)).clamp(MARGIN, 1 - MARGIN)
         path = RidgePath(x, torch.logit(shares), penalties)
         errors = low + (high - low) * torch.sigmoid(path.predict(valid_x)) - valid_y
@@ -96,7 +96,7 @@ class LogitLinearProbe:
 
     @property
     def num_features(self) -> int:
-        """Features that the probe expects, `F`."""
+        """Number of features, `F`."""
         return self.probe.num_features
 
     @property
@@ -122,14 +122,14 @@ class LogitLinearProbe:
 class BoostedTrees:
     """Gradient-boosted regression trees (scikit-learn's histogram implementation), one ensemble per property.
 
-    The strongest regressor of Unterthiner et al. (arXiv:2002.11448), there with LightGBM. Leaves, learning rate and
-    rounds are chosen on validation networks.
+    This is the strongest regressor of Unterthiner et al. (arXiv:2002.11448), who used LightGBM. Leaves, learning rate
+    and rounds are chosen on validation networks.
 
     Attributes:
         ensembles: `T` fitted ensembles.
-        num_features: Features that they expect, `F`.
-        validation_r2: Per property.
-        settings: Chosen leaves, learning rate and rounds, per property.
+        num_features: Number of features, `F`.
+        validation_r2: R2 of each property on the validation networks.
+        settings: Chosen leaves, learning rate and rounds for each property.
     """
 
     ensembles: "tuple[HistGradientBoostingRegressor, ...]"
@@ -167,7 +167,7 @@ class BoostedTrees:
         try:
             from sklearn.ensemble import HistGradientBoostingRegressor
         except ImportError as error:
-            raise ImportError("boosted trees need scikit-learn: pip install 'hf_sane[analysis]'") from error
+            raise ImportError("boosted trees require scikit-learn: pip install 'hf_sane[analysis]'") from error
         if not grid:
             raise ValueError("expected at least one candidate (leaves, learning rate, rounds), got none")
         splits = checked_splits(features, targets, validation_features, validation_targets)
@@ -193,7 +193,7 @@ class BoostedTrees:
         """
         x = np.asarray(torch.as_tensor(features).double().cpu())
         check_features(x, self.num_features)
-        if not np.isfinite(x).all():  # trees would take NaN for a missing value and answer all the same
+        if not np.isfinite(x).all():  # trees would treat NaN as missing values
             raise ValueError("expected finite features, got NaN or infinite values; leave those networks out")
         return torch.from_numpy(np.stack([trees.predict(x) for trees in self.ensembles], axis=1))
 

@@ -1,4 +1,4 @@
-"""Features of each layer's weights: metrics of singular values, and a finer distribution than s(W)."""
+"""Features of each layer's weights: metrics of singular values, and distributions with more detail than s(W)."""
 
 from collections.abc import Iterator
 
@@ -13,25 +13,23 @@ from hf_sane.core._types import StateDict
 from hf_sane.probing._quantiles import quantiles
 
 DISTRIBUTION_LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 0.95, 0.99, 1.0)
-MAX_ALPHA = 10.0  # no tail, and exponents beyond: what a layer of a few equal singular values gives
-MIN_LOG_NORM = -2.0  # of squared norms: weight decay can take a layer to 1e-18, which would decide every probe
+MAX_ALPHA = 10.0  # also without a tail; layers with a few equal singular values give larger exponents
+MIN_LOG_NORM = -2.0  # of squared norms; weight decay can shrink a layer to 1e-18, which would dominate every probe
 FEATURES_PER_MATRIX = 7
-SMALLEST_SIZE = (
-    0.03  # of what logarithms are taken of, in standard deviations: a weight near zero says nothing by its logarithm
-)
-MAX_KURTOSIS = 30.0  # a layer that collapsed to one value would otherwise decide every probe
+SMALLEST_SIZE = 0.03  # before logarithms, in standard deviations; logarithms of weights near zero are not informative
+MAX_KURTOSIS = 30.0  # a layer that collapsed to one value would otherwise dominate every probe
 
 
 def layer_spectrum(values: Tensor, layout: Layout) -> Tensor:
-    """Singular values of each layer, its tokens as rows, in descending order.
+    """Singular values of each layer, with its tokens as rows, in descending order.
 
-    They do not change when channels are permuted, nor when the `F` dimensions are rotated. For latents this refines
+    They are invariant to permutations of channels and rotations of the `F` dimensions. For latents this refines
     the per-layer scalar of SANE (arXiv:2406.09997, section 4.2, the standard deviation over a layer's token
     embeddings); for weights it is the empirical spectrum of Martin and Mahoney (arXiv:1810.01075).
 
     Args:
-        values: `[M, N, F]` float: latents, or tokens.
-        layout: Which token belongs to which layer.
+        values: `[M, N, F]` float, latents or tokens.
+        layout: Layout of the networks.
 
     Returns:
         `[M, sum over layers of min(tokens, F)]` float32.
@@ -44,7 +42,7 @@ def layer_distribution(tokens: Tensor, layout: Layout) -> Tensor:
 
     Args:
         tokens: `[M, N, D]` float; normalised, or decoded by an autoencoder.
-        layout: Which scalars are weights, and of which layer.
+        layout: Layout of the networks.
 
     Returns:
         `[M, 18 L]` float32, layer by layer.
@@ -63,20 +61,20 @@ def layer_distribution(tokens: Tensor, layout: Layout) -> Tensor:
 def weight_profile(tokens: Tensor, layout: Layout, *, with_spectrum: bool = True) -> Tensor:
     """Distribution and spectrum of each layer's weights, and the logarithms of their sizes.
 
-    What a network does depends on ratios of scales between layers, and it learns by factors: a linear probe sees that
-    in `log |x|` next to `x`. `x` is [`layer_distribution`] joined with [`layer_spectrum`]; sizes below 0.03 count as
-    0.03.
+    The function of a network depends on ratios of scales between layers, and training changes scales by factors, so
+    that linear probes benefit from `log |x|` in addition to `x`. `x` is [`layer_distribution`] joined with
+    [`layer_spectrum`]; sizes below 0.03 count as 0.03.
 
     Args:
         tokens: `[M, N, D]` float; normalised, or decoded by an autoencoder.
-        layout: Which scalars are weights, and of which layer.
-        with_spectrum: Whether `x` has the spectrum. Without it there is less to overfit where training runs are few.
+        layout: Layout of the networks.
+        with_spectrum: Whether `x` contains the spectrum. Omit it to reduce overfitting if there are few training runs.
 
     Returns:
         `[M, 2 (18 L + sum over layers of min(tokens, D))]` float32 (without spectrum `[M, 36 L]`): all `x`, then all
         logarithms.
     """
-    weights = tokens * layout.weight_mask.to(tokens.device)  # what was decoded into padding is nothing
+    weights = tokens * layout.weight_mask.to(tokens.device)  # values decoded into padding have no meaning
     values = layer_distribution(weights, layout)
     if with_spectrum:
         values = torch.cat([values, layer_spectrum(weights, layout)], dim=1)
@@ -84,18 +82,18 @@ def weight_profile(tokens: Tensor, layout: Layout, *, with_spectrum: bool = True
 
 
 def spectral_features(tokens: Tensor, layout: Layout) -> Tensor:
-    """What Martin and Mahoney, and Jin et al., read off weight matrices, as a baseline for probes.
+    """Metrics of weight matrices by Martin and Mahoney, and Jin et al., as a baseline for probes.
 
-    Per matrix `W` (convolutions flattened to `[c_out, c_in * k]`, fused experts one by one), with eigenvalues `lambda`
-    of `W W^T`:
+    The metrics of each matrix `W` (convolutions flattened to `[c_out, c_in * k]`, fused experts one by one), with
+    eigenvalues `lambda` of `W W^T`, are
     `log10 ||W||_F^2`, `log10 lambda_max`, stable rank `||W||_F^2 / lambda_max`, exponent `alpha` of the tail,
     `alpha log10 lambda_max`, `log10 sum lambda^alpha` (arXiv:2002.06716), and the weight correlation
-    (arXiv:2010.05983). Matrices of zoos are small: here a tail holds at least half of the eigenvalues, so that alpha
-    depends on more than two or three of them, alpha is at most 10, and the logarithms of squared norms at least -2.
-    Biases, norms and single rows have no spectrum.
+    (arXiv:2010.05983). Since matrices of zoos are small, a tail holds at least half of the eigenvalues here, so that
+    alpha depends on more than two or three of them; alpha is at most 10, and the logarithms of squared norms are at
+    least -2. Biases, norms and single rows have no spectrum.
 
     Args:
-        tokens: `[M, N, D]` float, raw: normalisation would change every one of these numbers.
+        tokens: `[M, N, D]` float, raw, since normalisation would change all metrics.
         layout: Layout of the networks.
 
     Returns:
@@ -111,7 +109,7 @@ def spectral_features(tokens: Tensor, layout: Layout) -> Tensor:
         eigenvalues = gram_eigenvalues(weight.flatten(2))
         largest = eigenvalues[:, 0].clamp_min(torch.finfo(torch.float32).tiny)
         relative = eigenvalues / largest[:, None]
-        # Zeros of a rank-deficient matrix, as rounding left them, are in no tail.
+        # Zeros of a rank-deficient matrix, up to rounding, do not belong to a tail.
         clean = torch.where(relative > 1e-12, relative, 0.0)
         fit = fit_power_law(clean, min_tail=max(2, -(-clean.shape[1] // 2)))
         alpha = fit.alpha.to(relative).nan_to_num(MAX_ALPHA).clamp_max(MAX_ALPHA)
@@ -128,7 +126,7 @@ def spectral_features(tokens: Tensor, layout: Layout) -> Tensor:
 
 
 def _matrices(tensors: StateDict) -> Iterator[Tensor]:
-    """Stacked tensors `[M, ...]`; fused experts `[M, experts, m, n]` as one `[M, m, n]` each."""
+    """Stacked tensors `[M, ...]`, with fused experts `[M, experts, m, n]` split into one `[M, m, n]` each."""
     shapes = {name: tuple(tensor.shape[1:]) for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         if len(shapes[name]) == 3 and is_stack_of_matrices(shapes[name], possible_kinds(name, shapes)):

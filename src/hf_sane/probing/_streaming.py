@@ -1,4 +1,4 @@
-"""Embeddings of networks that do not fit into memory: tokens are streamed, latents pooled on the fly."""
+"""Embed networks that do not fit into memory: tokens are streamed and latents are pooled on the fly."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,30 +36,29 @@ def embed_stream(
 ) -> dict[str, Tensor]:
     """Embed one network of any size.
 
-    The same windows, and up to rounding the same embeddings, as `embed_networks` of all its tokens; here sums over the
-    latents of each layer are kept, in float64, in place of the latents. In memory: twice `batch_size` windows (one
-    batch is read while another is encoded), one block of the stream, and what a [`LatentAccumulator`] keeps for the
-    poolings.
+    Windows, and up to rounding the embeddings, are the same as in `embed_networks` with all tokens, but sums over the
+    latents of each layer are kept, in float64, instead of the latents. Memory holds twice `batch_size` windows (one
+    batch is read while another is encoded), one block of the stream, and the sums of [`LatentAccumulator`].
 
     Args:
-        model: SANE autoencoder; runs on its own device, in evaluation mode.
+        model: SANE autoencoder, which runs on its device in evaluation mode.
         stream: Tokens of the network.
-        poolings: Names, as in `pool_latents`: all but `concat`, which is as long as the latents themselves.
-        window_size: Tokens per window, halo included; the training window when `None`.
-        halo_size: Context tokens on each side of a window that are seen but not kept.
-        batch_size: Windows per pass; the result does not depend on it.
+        poolings: Names, as in `pool_latents`, except `concat`, which is as long as the latents themselves.
+        window_size: Number of tokens per window, including the halo; that of training if `None`.
+        halo_size: Number of context tokens on each side of a window, which are encoded but not pooled.
+        batch_size: Number of windows per pass, which does not affect the result.
 
     Returns:
         `{pooling: [F]}` float32 on the CPU.
 
     Raises:
-        ValueError: For no or unknown poolings, a window that the halo fills, weights that are not finite, or networks
-            longer than learned positions reach.
+        ValueError: If poolings are missing or unknown, the halo fills the window, weights are not finite, or the
+            network is longer than the learned positions allow.
     """
     if not poolings or (unknown := [name for name in poolings if name not in STREAM_POOLINGS]):
         raise ValueError(
             f"expected poolings among {', '.join(STREAM_POOLINGS)}, got {unknown if poolings else 'none'}; the "
-            "others need all latents at once: embed_networks()"
+            "others require all latents at once: embed_networks()"
         )
     gathered = LatentAccumulator(stream.layer_sizes, model.config.latent_dim, poolings)
     with modes_kept(model), progress(total=len(stream), desc="embedding", unit="token") as bar:
@@ -91,29 +90,30 @@ def embed_checkpoint(
     revision: str | None = None,
     max_memory_bytes: int = MAX_MEMORY_BYTES,
 ) -> tuple[Layout, dict[str, Tensor]]:
-    """Embed one network from any source; a large one is streamed if all requested poolings allow it.
+    """Embed one network from any source; large ones are streamed if all requested poolings allow it.
 
-    Four cannot, and load the network whole, whatever its size: `concat`, which is as long as the latents themselves,
-    and `spectrum_distribution`, `decoded_distribution` and `decoded_profile`, which decode all of them.
+    Four poolings require the whole network in memory, regardless of its size: `concat`, which is as long as the
+    latents themselves, and `spectrum_distribution`, `decoded_distribution` and `decoded_profile`, which decode all of
+    them.
 
     Args:
-        model: SANE autoencoder; runs on its own device, in evaluation mode.
+        model: SANE autoencoder, which runs on its device in evaluation mode.
         extractor: Its weight tokenizer.
-        source: As `SANEFeatureExtractor.encode` takes it.
+        source: Any source that `SANEFeatureExtractor.encode` accepts.
         poolings: Names, as in `pool_latents`.
-        window_size: Tokens per window, halo included; the training window when `None`.
-        halo_size: Context tokens on each side of a window.
-        batch_size: Windows per pass.
+        window_size: Number of tokens per window, including the halo; that of training if `None`.
+        halo_size: Number of context tokens on each side of a window.
+        batch_size: Number of windows per pass.
         revision: Branch, tag or commit of a network on the Hub.
-        max_memory_bytes: Weights that take more are streamed, where the poolings allow it.
+        max_memory_bytes: Size of weights above which they are streamed, if the poolings allow it.
 
     Returns:
-        The layout, of which a stream needs the `layers` only, and `{pooling: [F]}` float32 on the CPU.
+        The layout (with only its `layers` if streamed), and `{pooling: [F]}` float32 on the CPU.
 
     Raises:
-        FileNotFoundError: If a path, or safetensors in a repo, are missing.
-        ValueError: For no or unknown poolings, weights that are not finite, or networks longer than learned positions
-            reach.
+        FileNotFoundError: If a path is missing, or a repo holds no safetensors.
+        ValueError: If poolings are missing or unknown, weights are not finite, or the network is longer than the
+            learned positions allow.
         KeyError: If the extractor was fitted on another architecture.
     """
     windows: dict[str, Any] = {"window_size": window_size, "halo_size": halo_size, "batch_size": batch_size}
@@ -130,9 +130,9 @@ def embed_checkpoint(
 
 
 def _window_batches(stream: TokenStream, window_size: int, halo_size: int, batch_size: int) -> Iterator[Batch]:
-    """Windows of a stream: tokens `[B, C, D]`, positions `[B, C, 3]`, and which tokens each window owns `[B, C]` bool.
+    """Windows of a stream: tokens `[B, C, D]`, positions `[B, C, 3]`, and the tokens of each window `[B, C]` bool.
 
-    What is yielded may be written over as soon as the next but one is asked for.
+    Buffers are reused for the next batch but one.
     """
     context_size = min(window_size, len(stream))
     shape = (min(batch_size * context_size, len(stream)), stream.layout.token_dim)
@@ -154,7 +154,7 @@ def _window_batches(stream: TokenStream, window_size: int, halo_size: int, batch
 
 
 class _BlockReader:
-    """Hands out the tokens of a stream in pieces of any length."""
+    """Reads the tokens of a stream in pieces of any length."""
 
     def __init__(self, stream: TokenStream) -> None:
         self._blocks = iter(stream)
@@ -175,7 +175,7 @@ class _BlockReader:
 
 
 class _TokenBuffer:
-    """Consecutive tokens of a stream, in memory that is used again: every token is copied once."""
+    """Consecutive tokens of a stream in reused memory, into which every token is copied once."""
 
     def __init__(self, shape: tuple[int, int]) -> None:
         self.tokens = torch.empty(shape)
@@ -183,7 +183,7 @@ class _TokenBuffer:
         self.first = self.end = 0
 
     def fill(self, first: int, end: int, held: "_TokenBuffer | None", reader: _BlockReader) -> None:
-        """Hold tokens `first` to `end`; those that the buffer before holds come from there."""
+        """Read tokens `first` to `end`, copying those that the previous buffer holds."""
         known = 0 if held is None else max(0, held.end - first)
         if held is not None and known:
             old = slice(first - held.first, held.end - held.first)
@@ -193,14 +193,14 @@ class _TokenBuffer:
 
     @staticmethod
     def windows(values: Tensor, starts: Tensor, size: int) -> Tensor:
-        """`[B, size, *]`: views where the windows follow one another without overlap."""
+        """Windows `[B, size, *]`, as views if they are consecutive without overlap."""
         if torch.equal(starts, torch.arange(len(starts)) * size):
             return values[: len(starts) * size].view(len(starts), size, -1)
         return values[starts[:, None] + torch.arange(size)]
 
 
 def _prepared(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same batches, the next one made in another thread meanwhile: reading and encoding overlap."""
+    """The same batches, with the next one prepared in another thread, so that reading and encoding overlap."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         following = pool.submit(next, batches, None)
         while (batch := following.result()) is not None:

@@ -1,4 +1,4 @@
-"""Probes across zoos: fitted on the networks of one data set, evaluated on those of another."""
+"""Transfer probes between zoos: they are fitted on the networks of one data set and evaluated on another."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,9 +22,9 @@ class TransferResult:
     """How well a probe of one zoo predicts the test networks of another.
 
     Attributes:
-        r2: Counts the shift between zoos as error; below 0 where their mean would have been the better guess.
-        kendall_tau: Order alone, which is what choosing a network takes.
-        mae: In units of the property.
+        r2: R2, in which a shift between zoos counts as error; below 0 if predicting their mean is better.
+        kendall_tau: Rank correlation, which matters for choosing a network.
+        mae: Mean absolute error, in units of the property.
     """
 
     r2: float
@@ -32,11 +32,11 @@ class TransferResult:
     mae: float
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The results in a form that JSON supports."""
         return asdict(self)
 
 
-# Features, zoo fitted on, zoo tested on.
+# Results by features, source zoo and target zoo.
 TransferTable = dict[str, dict[str, dict[str, TransferResult]]]
 
 
@@ -49,30 +49,30 @@ def transfer_table(
     grid: Sequence[tuple[int, float, int]] = BOOSTING_GRID,
     ranks: bool = False,
 ) -> TransferTable:
-    """Fit on every zoo, test on every zoo (Unterthiner et al., arXiv:2002.11448, section 5).
+    """Fit a probe on every zoo and test it on every zoo (Unterthiner et al., arXiv:2002.11448, section 5).
 
-    The training networks of the source zoo fit the regressor and its validation networks choose the settings: nothing
-    of the target zoo is seen. The diagonal is the ordinary probe.
+    The regressor is fitted on the training networks of the source zoo and its settings are chosen on the validation
+    networks, without any networks of the target zoo. The diagonal holds ordinary probes.
 
     Args:
-        features: `{zoo: {kind: {split: [M, F]}}}`; a kind must be in every zoo with the same number of features.
+        features: `{zoo: {kind: {split: [M, F]}}}`; every zoo must have every kind with the same number of features.
         targets: `{zoo: {split: [M]}}`, one property.
         regressor: `"ridge"`, `"logit_linear"` or `"gradient_boosting"`.
-        penalties: Candidates of the first two.
-        grid: Candidates of the last: leaves, learning rate, rounds.
+        penalties: Candidates for the first two.
+        grid: Candidates for the last: leaves, learning rate, rounds.
         ranks: Fit the normal scores of the property among the training and validation networks of each zoo, see
-            [`normal_scores`], instead of its values; R2 and error are then those of scores within a zoo.
+            [`normal_scores`], instead of its values; R2 and error then refer to scores within a zoo.
 
     Returns:
         `{kind: {source zoo: {target zoo: TransferResult}}}`.
 
     Raises:
-        ValueError: For fewer than two zoos, an unknown regressor, features that the zoos do not share, or values that
+        ValueError: If there are fewer than two zoos, the regressor is unknown, zoos have different features, or values
             are not finite.
     """
     if len(features) < 2 or features.keys() != targets.keys():
         raise ValueError(
-            f"expected features and targets of the same zoos, two at least, got {list(features)}, {list(targets)}"
+            f"expected features and targets of the same zoos, at least two, got {list(features)}, {list(targets)}"
         )
     fit = FITTERS.find(regressor)
     wanted = {

@@ -1,4 +1,4 @@
-"""Features of every network of a zoo: embeddings and baselines."""
+"""Features of every network of a zoo, from embeddings and baselines."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,14 +22,14 @@ from hf_sane.zoo._dataset import Zoo, ZooSplit
 
 @dataclass(frozen=True)
 class ZooFeatures:
-    """What probes of one zoo take.
+    """Features and properties for probes of one zoo.
 
     Attributes:
-        features: `{name: {split: [M, F]}}`, networks in the order of the split.
+        features: `{name: {split: [M, F]}}`, with networks in the order of the split.
         targets: `{property: {split: [M]}}`.
         runs: `{split: [M]}`, the training run of each network.
-        is_aligned: Whether networks were brought to the zoo's reference.
-        notes: What was left out, and why.
+        is_aligned: Whether networks are aligned to the zoo's reference.
+        notes: Notes about networks and features that were left out.
     """
 
     features: dict[str, dict[str, Tensor]]
@@ -40,11 +40,11 @@ class ZooFeatures:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Networks per split."""
+        """Number of networks by split."""
         return {split: len(found) for split, found in self.runs.items()}
 
     def probe(self, *, regressor: RegressorName = "ridge", ranks: bool = False) -> ProbeTable:
-        """Probes of all properties, whose penalties are chosen by leaving out one training run at a time."""
+        """Fit probes of all properties, choosing penalties by leaving out one training run at a time."""
         return probe_table(self.features, self.targets, runs=self.runs, regressor=regressor, ranks=ranks)
 
 
@@ -63,25 +63,25 @@ def read_zoo_features(
     profile: bool = False,
     linear: WeightAutoencoder | None = None,
 ) -> ZooFeatures:
-    """Features and properties of the networks of a zoo whose properties are all known.
+    """Compute features of the networks of a zoo for which all properties are known.
 
     Args:
         zoo: Zoo with the networks.
         properties: Columns of the zoo.
         model: SANE autoencoder.
         extractor: Its weight tokenizer.
-        aligned: Whether to bring networks to the zoo's reference first; by default if the zoo is aligned.
-        poolings: Poolings of the latents; all when `None`.
-        window_size: Tokens per window; the training window when `None`.
-        halo_size: Context tokens on each side of a window.
-        batch_size: Networks, and windows, at a time.
+        aligned: Whether to align networks to the zoo's reference; by default if the zoo is aligned.
+        poolings: Poolings of the latents; all if `None`.
+        window_size: Number of tokens per window; that of training if `None`.
+        halo_size: Number of context tokens on each side of a window.
+        batch_size: Number of networks, and of windows, at a time.
         spectral: Whether to add the spectra of weight matrices.
         profile: Whether to add [`weight_profile`], with and without spectra.
-        linear: A linear code, whose embeddings are added.
+        linear: Linear code, whose embeddings are added.
 
     Raises:
         KeyError: If the zoo lacks a property.
-        ValueError: If a split has no network of which all properties are known.
+        ValueError: If all properties are known for no network of a split.
     """
     is_aligned = zoo.alignment is not None if aligned is None else aligned
     targets = {
@@ -125,8 +125,8 @@ def zoo_features(
     """W, s(W) and embeddings of every split; arguments as in [`read_zoo_features`].
 
     Returns:
-        `{name: {split: [M, F]}}`, and the names of features that were left out because they have another length for
-        every architecture (as long as something remains).
+        `{name: {split: [M, F]}}`, and the names of features that were left out because their length depends on the
+        architecture (unless all do).
     """
     collected: dict[str, dict[str, list[Tensor]]] = {}
     places = {}
@@ -142,7 +142,7 @@ def zoo_features(
             if spectral:
                 found["spectral_features"] = spectral_features(tokens, layout)
             if profile:
-                normalized = extractor.normalize(tokens, layout)  # as the profiles of decoded weights are
+                normalized = extractor.normalize(tokens, layout)  # like the profiles of decoded weights
                 found["weight_profile"] = weight_profile(normalized, layout)
                 found["weight_distribution"] = weight_profile(normalized, layout, with_spectrum=False)
             for code, encoder in {"sane": model, "linear": linear}.items():
@@ -187,7 +187,7 @@ def embed_split(
         `{pooling: [M, F]}`, in the order of the split.
 
     Raises:
-        ValueError: If networks of several layouts have embeddings of several lengths.
+        ValueError: If embeddings have different lengths for different layouts.
     """
     is_aligned = split.alignment is not None if aligned is None else aligned
     parts: dict[str, list[Tensor]] = {name: [] for name in poolings}
@@ -205,21 +205,21 @@ def stacked_features(parts: Sequence[Tensor]) -> Tensor:
     """Join the features of blocks `[m, F]`.
 
     Raises:
-        ValueError: If networks of several layouts gave features of several lengths.
+        ValueError: If the blocks have different numbers of features.
     """
     if len(lengths := sorted({part.shape[1] for part in parts})) > 1:
         raise ValueError(
-            f"networks of several architectures gave features of lengths {lengths}; use the pooling 'mean', or a "
-            "zoo of one architecture"
+            f"features of networks of different architectures have lengths {lengths}; use the pooling 'mean', or "
+            "a zoo of one architecture"
         )
     return torch.cat(list(parts))
 
 
 def known_networks(targets: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Networks of each split of which all properties are known: `{split: [m]}`, positions; and a note on the others.
+    """Indices `{split: [m]}` of networks for which all properties are known, and a note on the others.
 
     Raises:
-        ValueError: If there are none in a split.
+        ValueError: If a split has no such network.
     """
     splits = next(iter(targets.values()))
     known = {key: np.isfinite([values[key] for values in targets.values()]).all(axis=0) for key in splits}
@@ -227,10 +227,10 @@ def known_networks(targets: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[dic
         counts = {name: [int(np.isfinite(values[key]).sum()) for key in splits] for name, values in targets.items()}
         raise ValueError(
             f"expected networks with all of {', '.join(targets)} in every split, got none in {', '.join(empty)}; "
-            f"known in {', '.join(splits)}: {counts}; name other properties (--properties)"
+            f"known in {', '.join(splits)}: {counts}; choose other properties (--properties)"
         )
     missing = sum(int((~mask).sum()) for mask in known.values())
-    notes = [f"{missing} networks left out, of which not all properties are known"] if missing else []
+    notes = [f"{missing} networks left out, since not all of their properties are known"] if missing else []
     return {key: np.flatnonzero(mask) for key, mask in known.items()}, notes
 
 
