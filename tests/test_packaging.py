@@ -1,16 +1,22 @@
 """The built wheel holds everything that runs: templates, the typing marker, what tutorials need."""
 
+import ast
 import importlib
 import json
 import os
 import subprocess
+import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+from hatchling.builders.sdist import SdistBuilder
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "hf_sane"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DATA_SUFFIXES = {".py", ".md", ".typed", ".json", ".safetensors"}
 
 
@@ -82,3 +88,34 @@ def test_make_demo_leaves_the_checkout_clean():
     paths = [word for word in command.partition(" demo ")[2].split() if not word.startswith("--")]
     assert paths == ["demo_output"]
     assert "/demo_output/" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+
+
+def test_the_workflow_runs_what_exists_on_the_versions_that_are_promised():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8"))
+    commands = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = [command.split()[1] for command in commands if command.startswith("make ")]
+    assert sorted(targets) == ["demo", "test"]
+    assert all(f"\n{target}: " in makefile for target in targets)
+    sessions = [
+        node.name
+        for node in ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef) and node.decorator_list
+    ]
+    assert workflow["jobs"]["versions"]["strategy"]["matrix"]["session"] == sessions
+    assert min(workflow["jobs"]["test"]["strategy"]["matrix"]["python"]) == PROJECT["requires-python"].strip(">=")
+
+
+def test_the_citation_names_the_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == PROJECT["version"]
+
+
+def test_the_source_distribution_builds_the_package_and_its_tests(tmp_path):
+    (built,) = SdistBuilder(str(ROOT)).build(directory=str(tmp_path))
+    with tarfile.open(built) as archive:
+        names = {member.partition("/")[2] for member in archive.getnames()}
+    assert {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "src/hf_sane/__init__.py"} <= names
+    assert "tests/test_packaging.py" in names
+    assert not [name for name in names if name.startswith(("demo_output/", ".venv/", "site/"))]
+    assert Path(built).stat().st_size < 40e6
