@@ -1,6 +1,7 @@
 """Every reader of the library with a small real file of its kind: what `test_readers.py` and `make fuzz` mutate."""
 
 import json
+import struct
 import tarfile
 import tempfile
 import zipfile
@@ -413,7 +414,15 @@ def _tables() -> tuple[bytes, ...]:
     buffer = BytesIO()
     pq.write_table(pa.table({"file": ["a", "b"], "acc": [0.5, None]}), buffer)
     texts = ("file;acc;n\na;0,5;1\nb;0,7;2\n", '[{"file": "a", "config": {"lr": 0.1}}]', '{"file": "a"}\n{"x": 1}\n')
-    return (*(text.encode() for text in texts), buffer.getvalue())
+    return (*(text.encode() for text in texts), buffer.getvalue(), _events())
+
+
+def _events() -> bytes:
+    """An event file of TensorBoard: its version, and one scalar."""
+    value = b"\x0a\x03acc\x15" + struct.pack("<f", 0.5)
+    scalar = b"\x10\x07\x2a" + bytes([len(value) + 2]) + b"\x0a" + bytes([len(value)]) + value
+    events = (b"\x09" + bytes(8) + rest for rest in (b"\x1a\x0dbrain.Event:2", scalar))
+    return b"".join(struct.pack("<QI", len(event), 0) + event + bytes(4) for event in events)
 
 
 def _archives() -> tuple[bytes, ...]:

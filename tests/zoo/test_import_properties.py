@@ -416,10 +416,6 @@ def test_exports_of_trackers(tmp_path):
     assert any(note.startswith("run-r2-tag-cut.csv: expected a table") for note in found.notes)
     (board / "other.csv").write_text("name,x\nelsewhere,1\n")
     assert "1 tables of the folder match no network: other.csv" in match_rows(read_tables(board), networks).notes
-    (tmp_path / "logs").mkdir()
-    (tmp_path / "logs" / "events.out.tfevents.1.host").write_bytes(b"\x18")
-    with pytest.raises(FileNotFoundError, match="It has event files of TensorBoard: download the scalars from"):
-        read_tables(tmp_path / "logs")
     wandb = tmp_path / "wandb.csv"
     wandb.write_text('"Step","r1 - val_acc","r1 - val_acc__MIN","r2 - val_acc"\n1,0.1,0.1,0.25\n2,0.75,0.7,\n')
     assert match_rows([read_properties(wandb)], networks).rows == {

@@ -51,6 +51,7 @@ from hf_sane.zoo.importing._property_files import PropertyTable, read_tables
 from hf_sane.zoo.importing._property_rows import Matched, match_rows
 from hf_sane.zoo.importing._published import published_table, read_published_name
 from hf_sane.zoo.importing._reading import ImportedNetwork, import_network, network_files
+from hf_sane.zoo.importing._run_logs import FILE, logged_table
 from hf_sane.zoo.importing._settings import ImportSettings
 from hf_sane.zoo.importing._sources import Repository, Source, find_networks, find_sources
 from hf_sane.zoo.importing._trees import Tree, open_tree
@@ -58,7 +59,6 @@ from hf_sane.zoo.importing._trees import Tree, open_tree
 logger = logging.getLogger(__name__)
 
 MAX_METRICS = 50  # columns
-FILE = "file"  # column with the network's name in a table of properties that came with networks
 MAX_REASON = 500  # characters
 # Errors caused by the repository: retrying would not help.
 UNUSABLE: tuple[type[Exception], ...] = (
@@ -371,6 +371,11 @@ def _match_properties(importer: _Importer, tables: Sequence[PropertyTable]) -> t
     if importer.tree is not None and any(repository.run for repository in importer.sources.values()):
         published = published_table(names, partial(_fetch_or_none, importer.tree))
         found += [] if published is None else [published]
+    if importer.tree is not None:
+        logged = logged_table(
+            [network for network in names if importer.sources[network.name].run is None], importer.tree
+        )
+        found += [] if logged is None else [logged]
     if rows := [
         {FILE: name, **repository.properties} for name, repository in importer.sources.items() if repository.properties
     ]:

@@ -106,6 +106,11 @@ def read_name(name: str, take: Callable[[str], dict[str, Any] | None] | None) ->
     return NetworkName(name, _run_of(name), times)
 
 
+def is_part_of_run(folder: str) -> bool:
+    """Whether the name of a folder only says that, or when, networks were saved: `checkpoints`, `epoch_3`."""
+    return NO_RUN.fullmatch(STEP.sub("", EPOCH.sub("", folder))) is not None
+
+
 def _run_of(name: str) -> str | None:
     """The folder above the parts that only say when a network was saved."""
     parts, has_time = list(PurePosixPath(name).parts), False

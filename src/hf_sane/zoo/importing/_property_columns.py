@@ -85,7 +85,9 @@ def zoo_name(name: str) -> str | None:
     plain = plain_name(name)
     while plain not in KNOWN and (inner := GROUPS.sub("", plain)) != plain:
         plain = inner
-    return KNOWN.get(plain)
+    known = KNOWN.get(plain)
+    of_epoch = KNOWN.get(plain.removesuffix("_epoch"))  # Lightning, beside values of steps: `train_loss_epoch`
+    return of_epoch if known is None and of_epoch in MEASURES else known
 
 
 def typed_columns(raw: Mapping[str, Mapping[str, Any]]) -> PropertyColumns:

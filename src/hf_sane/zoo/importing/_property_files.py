@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 
 from hf_sane.records._errors import InvalidFileError, name_some, reading, shorten
 from hf_sane.tokenization._formats import file_format
-from hf_sane.zoo.importing._property_columns import zoo_name
+from hf_sane.zoo.importing._event_files import is_event_file, read_scalars
+from hf_sane.zoo.importing._network_names import TIMES
+from hf_sane.zoo.importing._property_columns import numbers_of, zoo_name
 
 MAX_BYTES = 2**30
 DELIMITERS = ",;\t|"
@@ -37,8 +39,7 @@ NO_TABLES = (
     (b"\xd0\xcf\x11\xe0", "an Excel table from before 2007", SAVE_AS_CSV),
     (b"SQLite format 3", "an SQLite database", "export its table as CSV"),
 )
-EVENTS = "tfevents"  # part of the names of TensorBoard's logs
-EVENTS_REMEDY = "download the scalars from TensorBoard as CSV (Show data download links), and pass their folder"
+EVENTS = "tfevents"  # part of the names of TensorBoard's event files
 SEPARATOR = re.compile(r'"?sep=(?P<mark>.)"?', re.IGNORECASE)  # the first line of files from Excel
 MOSTLY_BAD = 0.5  # share of bad rows above which the whole table is wrong
 
@@ -72,7 +73,8 @@ class PropertyTable:
 def read_tables(path: Path) -> list[PropertyTable]:
     """The table in a file, or all tables below a folder, without damaged ones, which are noted.
 
-    Files exported from TensorBoard, one for every run and scalar, are joined into one table.
+    Logs are joined into one table: event files of TensorBoard, files exported from it (one for every run and scalar),
+    and files of the same name in several folders, such as `version_0/metrics.csv`, which name no run but their folder.
 
     Raises:
         FileNotFoundError: If there is no such file, or no table in the folder.
@@ -82,36 +84,76 @@ def read_tables(path: Path) -> list[PropertyTable]:
         return [read_properties(path)]
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such file; expected a table of properties (CSV, JSON or parquet)")
-    files = sorted(file for file in path.rglob("*") if file.name.lower().endswith(SUFFIXES) and file.is_file())
+    files = sorted(file for file in path.rglob("*") if _may_be_table(file.name) and file.is_file())
     if not files:
-        has_logs = next(path.rglob(f"*{EVENTS}*"), None) is not None
-        advice = f" It has event files of TensorBoard: {EVENTS_REMEDY}." if has_logs else ""
-        raise FileNotFoundError(f"{path} holds no table of properties; expected files such as runs.csv.{advice}")
-    found: list[PropertyTable] = []
+        raise FileNotFoundError(f"{path} holds no table of properties; expected files such as runs.csv")
+    count = Counter(file.name for file in files)
+    tables: list[PropertyTable] = []
+    logs: list[PropertyTable] = []
     errors = []
     for file in files:
         try:
-            found.append(replace(read_properties(file), is_one_of_many=True))
+            table = replace(read_properties(file), is_one_of_many=True)
         except InvalidFileError as error:
             errors.append(error)
-    if not found:
+            continue
+        run = file.parent.relative_to(path).as_posix() if file.parent != path else path.resolve().name
+        if EVENTS in file.name:
+            logs.append(replace(table, rows=[{**row, RUN: run} for row in table.rows]))
+        elif set(table.columns[:2]) == {RUN, STEP}:
+            logs.append(table)
+        elif count[file.name] > 1 and (times := times_of_log(table)):
+            rows = [{RUN: run, times[0]: time, **row} for time, row in rows_by_time(table, times[0]).items()]
+            logs.append(replace(table, rows=rows))
+        else:
+            tables.append(table)
+    if not (tables or logs):
         raise errors[0]
-    scalars = [table for table in found if set(table.columns[:2]) == {RUN, STEP}]
-    tables = [table for table in found if table not in scalars] + ([_joined(path, scalars)] if scalars else [])
+    tables += [_joined(path, logs)] if logs else []
     notes = tuple(str(error).replace(f"{path}/", "") + ": left out" for error in errors)
     return [replace(tables[0], notes=(*notes, *tables[0].notes)), *tables[1:]]
 
 
-def _joined(path: Path, scalars: Sequence[PropertyTable]) -> PropertyTable:
-    """Join tables to one row per run and step, with all scalars."""
-    rows: dict[tuple[Any, Any], dict[str, Any]] = {}
-    for table in scalars:
+def _may_be_table(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES) or EVENTS in name
+
+
+def times_of_log(table: PropertyTable) -> list[str]:
+    """`epoch` and `step`, as far as a table has them, if it has nothing but numbers, as the log of one run."""
+    roles = {zoo_name(name): name for name in table.columns}
+    texts = [value for row in table.rows for value in row.values() if isinstance(value, str)]
+    is_log = RUN not in roles and len(numbers_of(dict(enumerate(texts)))) == len(texts)
+    return [time for time in TIMES if time in roles] if is_log else []
+
+
+def rows_by_time(table: PropertyTable, time: str) -> dict[int, dict[str, Any]]:
+    """Values of a log by epoch or step; a loop that logs several times in one epoch leaves its last values."""
+    found: dict[int, dict[str, Any]] = {}
+    for row in table.rows:
+        numbers = {zoo_name(name): value for name, value in row.items() if zoo_name(name) in TIMES}
+        if (number := whole(numbers.get(time))) is not None:
+            known = {name: value for name, value in row.items() if value is not None and zoo_name(name) not in TIMES}
+            found.setdefault(number, {}).update(known)
+    return found
+
+
+def _joined(path: Path, logs: Sequence[PropertyTable]) -> PropertyTable:
+    """Join logs to one row per run and epoch or step, with all scalars."""
+    rows: dict[tuple[Any, str, Any], dict[str, Any]] = {}
+    for table in logs:
         for row in table.rows:
-            rows.setdefault((row[RUN], _number(row[STEP])), {}).update(row)
-    places = [f"step {step} of {run}" for run, step in rows]
-    notes = tuple(note for table in scalars for note in table.notes)
-    digest = sha256("".join(table.digest for table in scalars).encode()).hexdigest()
+            time = STEP if STEP in row else TIMES[0]
+            rows.setdefault((row[RUN], time, _number(row[time])), {}).update(row)
+    places = [f"{time} {number} of {run}" for run, time, number in rows]
+    notes = tuple(note for table in logs for note in table.notes)
+    digest = sha256("".join(table.digest for table in logs).encode()).hexdigest()
     return PropertyTable(path.name, list(rows.values()), places, notes, digest, is_one_of_many=True)
+
+
+def whole(value: Any) -> int | None:
+    """A whole number, written as a number or a text."""
+    number = _number(value)
+    return int(number) if isinstance(number, float) and number.is_integer() else None
 
 
 def _number(step: Any) -> Any:
@@ -127,8 +169,8 @@ def read_properties(path: Path) -> PropertyTable:
 
     Delimited text may separate its fields by commas, semicolons, tabs or bars, and may have a byte order mark, any
     line endings, and decimal commas (see [`numbers_of`]). JSON is a list of objects, one object per line, an object of
-    objects by name, or an object of columns. Exports of TensorBoard (`Wall time,Step,Value`, or its JSON) and of
-    Weights & Biases (`<run> - <metric>` columns) become rows with a run and a step.
+    objects by name, or an object of columns. Event files of TensorBoard, exports of it (`Wall time,Step,Value`, or
+    its JSON) and of Weights & Biases (`<run> - <metric>` columns) become rows with a run and a step.
 
     Raises:
         InvalidFileError: If the file has none of these formats, or is empty.
@@ -143,6 +185,8 @@ def read_properties(path: Path) -> PropertyTable:
             content = gzip.decompress(content)
         if content.startswith(b"PAR1"):
             return _from_objects(path, pq.read_table(BytesIO(content)).to_pylist(), digest)
+        if is_event_file(content):
+            return _from_events(path, content, digest)
         _refuse_others(path, content)
         text = _decode(path, content).strip("\n\r")
         if not text.strip():
@@ -156,7 +200,7 @@ def _refuse_others(path: Path, content: bytes) -> None:
     """Raise an error for a known format that is not supported."""
     kinds = [(name, remedy) for start, name, remedy in NO_TABLES if content.startswith(start)]
     if EVENTS in path.name:
-        kinds = [("an event file of TensorBoard", EVENTS_REMEDY)]
+        kinds = [("an event file of TensorBoard that is damaged or empty", "pass the folder of the others")]
     elif not kinds and content.lstrip()[:1] in (b"<", b"\x80", b"\x93"):
         kinds = [(file_format(path).name, REMEDY)]
     if kinds:
@@ -299,6 +343,15 @@ def _from_scalars(path: Path, triples: Sequence[Sequence[Any]], digest: str) -> 
     rows = [{RUN: run, STEP: step, tag: value} for _, step, value in triples]
     places = [f"row {number}" for number in range(1, len(rows) + 1)]
     return _checked(path, PropertyTable(path.name, rows, places, (), digest))
+
+
+def _from_events(path: Path, content: bytes, digest: str) -> PropertyTable:
+    """Rows of the scalars of a run by step; the run is the folder of the file."""
+    rows: dict[int, dict[str, Any]] = {}
+    for tag, step, value in read_scalars(content):
+        rows.setdefault(step, {RUN: path.resolve().parent.name, STEP: step})[tag] = value
+    places = [f"step {step}" for step in rows]
+    return _checked(path, PropertyTable(path.name, list(rows.values()), places, (), digest))
 
 
 def _is_history(header: Sequence[str]) -> bool:

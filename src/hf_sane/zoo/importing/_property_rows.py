@@ -10,7 +10,7 @@ from hf_sane.records._errors import did_you_mean, name_some, shorten
 from hf_sane.zoo._records import MEASURES, NUMBERS
 from hf_sane.zoo.importing._network_names import TIMES, NetworkName
 from hf_sane.zoo.importing._property_columns import zoo_name
-from hf_sane.zoo.importing._property_files import PropertyTable
+from hf_sane.zoo.importing._property_files import PropertyTable, whole
 
 NO_NAMES = (*TIMES, *MEASURES, *NUMBERS)  # columns that do not name networks, even if their numbers match names
 LISTED = 3
@@ -247,16 +247,8 @@ def _rows_at(
     if not pairs and len(columns) == 1 and len(times) == 1:
         pairs = [(next(iter(columns.values())), next(iter(times.values())))]
     for column, time in pairs:
-        return [number for number in numbers if _whole(table.rows[number].get(column)) == time]
+        return [number for number in numbers if whole(table.rows[number].get(column)) == time]
     return numbers
-
-
-def _whole(value: Any) -> int | None:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return int(number) if number.is_integer() else None
 
 
 def _take_rows(table: PropertyTable, match: _Match, result: Matched) -> None:
@@ -276,7 +268,7 @@ def _take_rows(table: PropertyTable, match: _Match, result: Matched) -> None:
                 continue
             known.setdefault(name, value)
         for name, role in roles.items():
-            if role in TIMES and (time := _whole(row.get(name))) is not None:
+            if role in TIMES and (time := whole(row.get(name))) is not None:
                 result.times[network].setdefault(str(role), time)
             if role == "run" and row.get(name) is not None and not match.is_by_run:
                 result.runs.setdefault(network, str(row[name]))

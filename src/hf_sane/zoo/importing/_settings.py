@@ -46,9 +46,10 @@ class ImportSettings(CheckedSettings):
     )
     folder: str | Path | None = setting(
         "Import the networks below this folder: model folders (with model.safetensors or its index), and every "
-        "other checkpoint file on its own. File formats are detected by the first bytes. Zoos with a params.json "
-        "and a "
-        "result.json per run keep these properties. The folder may also be a tar or zip archive.",
+        "other checkpoint file on its own. File formats are detected by the first bytes. What trainers "
+        "log beside checkpoints becomes properties: params.json and result.json of Ray Tune, metrics.csv, "
+        "hparams.yaml and event files of Lightning and TensorBoard, trainer_state.json of Transformers. The folder "
+        "may also be a tar or zip archive.",
         default=None,
     )
     files: list[str] = setting(
@@ -79,8 +80,8 @@ class ImportSettings(CheckedSettings):
     )
     properties: list[str | Path] = setting(
         "Table of properties of the networks (accuracies, hyper-parameters or others): CSV, JSON, JSON lines, "
-        "parquet, an export of Weights & Biases or TensorBoard, or a folder of such files. Rows are matched by path, "
-        "file name or stem, or by run and epoch. Repeat the option for several.",
+        "parquet, an export of Weights & Biases or TensorBoard, an event file, or a folder of such files. Rows are "
+        "matched by path, file name or stem, or by run and epoch. Repeat the option for several.",
         factory=list,
         split=False,
     )

@@ -1,0 +1,214 @@
+"""Checkpoints beside logs of Lightning, TensorBoard and the Trainer of Transformers; exports of Weights & Biases."""
+
+import csv
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.utils.tensorboard import SummaryWriter
+
+from hf_sane.records._errors import InvalidFileError
+from hf_sane.zoo.importing._event_files import read_scalars
+from hf_sane.zoo.importing._importing import ImportResult, import_zoo
+from hf_sane.zoo.importing._property_files import read_properties, read_tables
+from hf_sane.zoo.importing._settings import ImportSettings
+
+RUNS, EPOCHS, STEPS = 3, 4, 10  # steps of an epoch
+
+
+def weights(seed: int) -> dict[str, torch.Tensor]:
+    return {"model.0.weight": torch.full((3, 4), float(seed)), "model.0.bias": torch.ones(3)}
+
+
+def accuracy(run: int, epoch: int) -> float:
+    return 0.2 + epoch / 10 + run / 100
+
+
+def write_checkpoints(folder: Path, run: int) -> None:
+    """Two checkpoints, and the last one, as Lightning names them; epochs count from 0, steps from 1."""
+    (folder / "checkpoints").mkdir(parents=True)
+    for name, seed in (("epoch=1-step=20", 1), ("epoch=2-step=30-v1", 2), ("last", 3)):
+        content = {"state_dict": weights(10 * run + seed), "epoch": seed, "optimizer_states": [], "callbacks": {}}
+        torch.save(content, folder / "checkpoints" / f"{name}.ckpt")
+
+
+def log_as_csv(folder: Path, run: int) -> None:
+    """Lightning's CSVLogger has rows for training and validation, of the same epoch and step."""
+    with (folder / "metrics.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["epoch", "step", "train_loss_step", "train_loss_epoch", "val_acc"])
+        for epoch in range(EPOCHS):
+            step = STEPS * epoch + STEPS - 1
+            writer.writerow([epoch, step - 5, 9.5, "", ""])
+            writer.writerow([epoch, step, "", "", accuracy(run, epoch)])
+            writer.writerow([epoch, step, "", 2 - epoch / 10, ""])
+
+
+def log_events(folder: Path, run: int) -> None:
+    """Lightning's TensorBoardLogger has a scalar `epoch` at each step."""
+    with SummaryWriter(str(folder)) as writer:
+        writer.add_text("note", "no scalar")
+        for epoch in range(EPOCHS):
+            step = STEPS * epoch + STEPS - 1
+            writer.add_scalar("epoch", epoch, step)
+            writer.add_scalar("val_acc", accuracy(run, epoch), step)
+            writer.add_scalar("train_loss_epoch", 2 - epoch / 10, step, new_style=True)
+
+
+def write_runs(root: Path, log: Callable[[Path, int], None]) -> Path:
+    for run in range(RUNS):
+        folder = root / f"version_{run}"
+        write_checkpoints(folder, run)
+        log(folder, run)
+        (folder / "hparams.yaml").write_text(f"lr: 0.0{run + 1}\nmodel:\n  depth: 2\n")
+    return root
+
+
+def import_runs(folder: Path, output: Path, **settings) -> ImportResult:
+    return import_zoo(ImportSettings(folder=folder, token_dim=5, allow_pickle=True, **settings), output)
+
+
+def values(result: ImportResult, *columns: str) -> dict[tuple[str, int], list]:
+    """Values by run and epoch."""
+    found = {}
+    for split in result.zoo.splits.values():
+        for index, key in enumerate(zip(split.run_ids, split.column("epoch").tolist(), strict=True)):
+            row = [np.asarray(split.column(name)[index]).item() for name in columns]
+            found[key] = [round(value, 4) if isinstance(value, float) else value for value in row]
+    return found
+
+
+EXPECTED = {
+    (f"version_{run}", epoch): [round(accuracy(run, epoch), 4), 2 - epoch / 10, round(0.01 * (run + 1), 4), 2]
+    for run in range(RUNS)
+    for epoch in (1, 2, 3)  # the last checkpoint has no epoch in its name: it is that of the last row
+}
+COLUMNS = ("validation_accuracy", "train_loss", "learning_rate", "model_depth")
+
+
+@pytest.mark.parametrize("is_archive", [False, True], ids=["folder", "archive"])
+@pytest.mark.parametrize("log", [log_as_csv, log_events], ids=["csv", "tensorboard"])
+def test_runs_of_lightning_bring_epochs_metrics_and_settings(log, is_archive, tmp_path):
+    folder = write_runs(tmp_path / "lightning_logs", log)
+    if is_archive:
+        with tarfile.open(tmp_path / "runs.tar.gz", "w:gz") as archive:
+            archive.add(folder, arcname=".")
+        folder = tmp_path / "runs.tar.gz"
+    result = import_runs(folder, tmp_path / "zoo")
+    assert values(result, *COLUMNS) == EXPECTED
+    assert {entry.status for entry in result.entries} == {"taken"}
+    assert result.notes == ["logs beside networks: 9 of 9 networks matched by the column 'file'"]
+    assert [len(set(split.run_ids)) for split in result.zoo.splits.values()] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("log", [log_as_csv, log_events], ids=["csv", "tensorboard"])
+def test_logs_in_a_folder_of_their_own_are_tables(log, tmp_path):
+    """The folder of a log names its run."""
+    folder = write_runs(tmp_path / "nets", lambda *_: None)
+    for run in range(RUNS):
+        (tmp_path / "logs" / f"version_{run}").mkdir(parents=True)
+        log(tmp_path / "logs" / f"version_{run}", run)
+    result = import_runs(folder, tmp_path / "zoo", properties=[tmp_path / "logs"])
+    expected = {key: row for key, row in EXPECTED.items() if key[1] != 3}
+    found = values(result, *COLUMNS)
+    assert {key: row for key, row in found.items() if key in expected} == expected
+    assert any("by run, in the column 'run'" in note for note in result.notes)
+
+
+def test_logs_of_ones_own_count_by_epoch_or_step(tmp_path):
+    for run in range(RUNS):
+        folder = tmp_path / f"runs/{run}"
+        folder.mkdir(parents=True)
+        save_file(weights(run), folder / "epoch_5.safetensors")
+        (folder / "history.csv").write_text(f"step;acc\n4;0,1\n5;0,{run + 2}\n5;\n")
+    (tmp_path / "runs/metrics.csv").write_text("epoch,acc\n5,0.9\n")  # of all runs, or of none
+    result = import_runs(tmp_path / "runs", tmp_path / "zoo")
+    assert values(result, "acc") == {(str(run), 5): [(run + 2) / 10] for run in range(RUNS)}
+
+
+def test_one_log_is_not_that_of_several_networks(tmp_path):
+    (tmp_path / "nets").mkdir()
+    for run in range(RUNS):
+        save_file(weights(run), tmp_path / f"nets/net{run}_epoch_5.safetensors")
+    (tmp_path / "nets/metrics.csv").write_text("epoch,acc\n5,0.9\n")
+    result = import_runs(tmp_path / "nets", tmp_path / "zoo", group_by="network")
+    assert "acc" not in result.zoo.splits["train"].table.dataset.column_names
+
+
+def test_checkpoints_of_the_trainer_bring_their_evaluation(tmp_path):
+    for run in range(RUNS):
+        history = []
+        for epoch in (1, 2):
+            step = 50 * epoch
+            history.append({"epoch": float(epoch), "step": step, "loss": 1.5, "learning_rate": 1e-9})
+            history.append({"epoch": float(epoch), "step": step, "eval_accuracy": accuracy(run, epoch)})
+            folder = tmp_path / f"out/run_{run}/checkpoint-{step}"
+            folder.mkdir(parents=True)
+            save_file(weights(10 * run + epoch), folder / "model.safetensors")
+            state = {"epoch": float(epoch), "global_step": step, "log_history": history, "best_metric": None}
+            (folder / "trainer_state.json").write_text(json.dumps(state))
+    (tmp_path / "out/run_0/checkpoint-50/trainer_state.json").write_text('{"epoch": ')
+    result = import_runs(tmp_path / "out", tmp_path / "zoo")
+    found = values(result, "validation_accuracy", "loss", "learning_rate")
+    expected = {(f"run_{run}", e): [round(accuracy(run, e), 4), 1.5] for run in range(RUNS) for e in (1, 2)}
+    del expected["run_0", 1]
+    assert {key: row[:2] for key, row in found.items() if key in expected} == expected
+    assert all(np.isnan(row[2]) for row in found.values())  # what is left of a rate is not the rate
+    assert any("checkpoint-50/trainer_state.json: left out, JSONDecodeError" in note for note in result.notes)
+
+
+def test_damaged_logs_are_told_and_the_rest_goes_on(tmp_path):
+    folder = write_runs(tmp_path / "runs", log_as_csv)
+    (folder / "version_0/metrics.csv").write_bytes(b"")
+    (folder / "version_1/hparams.yaml").write_text("{lr: ")
+    (folder / "version_2/hparams.yaml").write_text("!!python/object/apply:os.getcwd []")
+    result = import_runs(folder, tmp_path / "zoo")
+    for note in (
+        "version_0/metrics.csv: left out, an empty file",
+        "version_1/hparams.yaml: left out, ParserError",
+        "version_2/hparams.yaml: left out, ConstructorError",
+    ):
+        assert any(found.startswith(note) for found in result.notes), result.notes
+    found = values(result, *COLUMNS)
+    assert found["version_0", 1][2:] == EXPECTED["version_0", 1][2:]
+    assert [found[f"version_{run}", 2][:2] for run in (1, 2)] == [EXPECTED[f"version_{run}", 2][:2] for run in (1, 2)]
+
+
+def test_event_files_that_are_cut_off_keep_what_they_have(tmp_path):
+    log_events(tmp_path, 0)
+    (file,) = tmp_path.glob("*tfevents*")
+    content = file.read_bytes()
+    whole = list(read_scalars(content))
+    assert [(tag, step) for tag, step, _ in whole[:3]] == [("epoch", 9), ("val_acc", 9), ("train_loss_epoch", 9)]
+    assert [round(value, 4) for *_, value in whole[:3]] == [0, 0.2, 2]
+    for end in range(40, len(content), 7):
+        found = list(read_scalars(content[:end]))
+        assert found == whole[: len(found)]
+    file.write_bytes(content[: len(content) // 2])
+    assert len(read_tables(tmp_path)[0].rows) == 2
+    file.write_bytes(content[:40].ljust(200, b"\xff"))
+    with pytest.raises(InvalidFileError, match=f"{file.name}: expected rows about networks, got none"):
+        read_properties(file)
+    file.write_bytes(b"")
+    with pytest.raises(InvalidFileError, match="got an event file of TensorBoard that is damaged or empty"):
+        read_properties(file)
+
+
+def test_a_table_of_runs_of_weights_and_biases(tmp_path):
+    """The table of a project's runs, as its page exports it: named `Name`, with hyper-parameters and summaries."""
+    folder = write_runs(tmp_path / "nets", lambda *_: None)
+    rows = ['"Name","State","Notes","Tags","Created","Runtime","lr","val_acc"']
+    rows += [
+        f'"version_{run}","finished","-","","2024-05-01T10:00:00.000Z","{60 + run}","0.{run + 1}","0.7{run}"'
+        for run in range(RUNS)
+    ]
+    (tmp_path / "wandb_export.csv").write_text("\n".join(rows))
+    result = import_runs(folder, tmp_path / "zoo", properties=[tmp_path / "wandb_export.csv"])
+    found = values(result, "learning_rate", "runtime")
+    assert found["version_1", 2] == [0.2, 61]
+    assert any("by run, in the column 'Name'" in note for note in result.notes)
