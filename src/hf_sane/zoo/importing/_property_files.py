@@ -122,7 +122,9 @@ def times_of_log(table: PropertyTable) -> list[str]:
     """`epoch` and `step`, as far as a table has them, if it has nothing but numbers, as the log of one run."""
     roles = {zoo_name(name): name for name in table.columns}
     texts = [value for row in table.rows for value in row.values() if isinstance(value, str)]
-    is_log = RUN not in roles and len(numbers_of(dict(enumerate(texts)))) == len(texts)
+    is_log = RUN not in roles and len(numbers_of({str(number): text for number, text in enumerate(texts)})) == len(
+        texts
+    )
     return [time for time in TIMES if time in roles] if is_log else []
 
 
