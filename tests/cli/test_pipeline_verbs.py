@@ -257,7 +257,7 @@ def test_architectures_that_sane_never_saw_need_statistics(tiny_sane_folder, dig
 
 def test_more_anchors_than_networks_are_refused(tiny_sane_folder, tiny_zoo_folder, tmp_path, hf_sane_command):
     arguments = ("sample", "--sane", tiny_sane_folder, "--zoo", tiny_zoo_folder, "--output", tmp_path / "out")
-    assert "asked for 50 anchors" in hf_sane_command(*arguments, "--num-anchors", 50, exit_code=2).stderr
+    assert "runs, got 50; request fewer" in hf_sane_command(*arguments, "--num-anchors", 50, exit_code=2).stderr
 
 
 def test_finetune_improves_on_what_it_was_given(sampled, tmp_path, monkeypatch, hf_sane_command):

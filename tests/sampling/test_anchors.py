@@ -58,7 +58,7 @@ def test_networks_without_an_accuracy_are_no_anchors(split):
 
 
 def test_fewer_anchors_than_asked_for(split):
-    with pytest.raises(ValueError, match="asked for 4 anchors, but the top 30% of 10 runs are 3; ask for fewer"):
+    with pytest.raises(ValueError, match="at most 3 anchors, the top 30% of 10 runs, got 4; request fewer"):
         choose_anchors(split, num_anchors=4)
 
 

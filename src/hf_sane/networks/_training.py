@@ -187,7 +187,7 @@ def _snapshots(
     on_epoch: Callable[[int], None] | None,
     on_state: StateCallback | None,
 ) -> Iterator[Snapshot]:
-    is_told = on_epoch is not None  # by the caller, who knows how many groups there are
+    is_told = on_epoch is not None  # by the caller, which has the number of groups
     for epoch in tracked(epochs, desc="training", unit="epoch", wanted=not is_told):
         if epoch:
             run.train_epoch(epoch)

@@ -52,8 +52,8 @@ def choose_anchors(
     top = ranked[: max(1, round(top_fraction * len(ranked)))]
     if num_anchors is not None and len(top) < num_anchors:
         raise ValueError(
-            f"asked for {num_anchors} anchors, but the top {top_fraction:.0%} of {len(ranked)} runs are {len(top)}; "
-            "ask for fewer, raise top_fraction, or build a larger zoo"
+            f"expected at most {len(top)} anchors, the top {top_fraction:.0%} of {len(ranked)} runs, got "
+            f"{num_anchors}; request fewer, raise top_fraction, or build a larger zoo"
         )
     return top[:num_anchors]
 

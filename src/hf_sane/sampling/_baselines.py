@@ -43,7 +43,7 @@ def noisy_anchors(
         anchor_tokens: `[A, N, D]` raw tokens.
         num_samples: Number of networks, `S`; each starts from a random anchor.
         scale: Standard deviation of the noise in units of `shape`, >= 0.
-        shape: `[N, D]` standard deviations `sigma`, such as [`anchor_spread`]; those of the layers when `None`.
+        shape: `[N, D]` standard deviations `sigma`, such as [`anchor_spread`]; those of the layers if `None`.
         generator: Source of randomness on the device of the anchors; the global one if `None`.
 
     Returns:
@@ -79,7 +79,7 @@ def matched_noise_scale(
         anchor_tokens: `[A, N, D]` raw tokens.
         training_tokens: `[T, N, D]` raw tokens of all training networks, the anchors among them.
         distance: Mean distance to reach, > 0; see [`nearest_training_distance`].
-        shape: As of [`noisy_anchors`].
+        shape: Standard deviations; see [`noisy_anchors`].
         num_samples: Noisy networks per step.
         generator: Source of randomness on the device of the anchors; the global one if `None`.
 

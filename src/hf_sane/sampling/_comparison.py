@@ -183,7 +183,7 @@ class AnchorSet:
     def compare(
         self, name: str, networks: StackedNetworks, judge: Judge, task: Task, generator: torch.Generator
     ) -> dict[str, dict[str, float]]:
-        """What the task reports, and distances, of sampled and simpler networks.
+        """Measurements of the task, and distances to training networks, of sampled networks and baselines.
 
         Args:
             name: Name of the sampled networks.
@@ -424,7 +424,7 @@ def noise_baseline(
         anchor_tokens: `[A, N, D]` raw tokens.
         training_tokens: `[T, N, D]` raw tokens of all training networks, including the anchors.
         like: Networks of the method to compare noise with.
-        generator: CPU source of randomness, for the scale and for draws; the global one when `None`.
+        generator: CPU source of randomness, for the scale and for draws; the global one if `None`.
 
     Returns:
         A function for [`keep_best`] that draws noisy networks: their tokens, and the networks without conditioning.
@@ -466,7 +466,7 @@ def simple_baselines(
         draw_noise: See [`noise_baseline`].
         shown: `[S, N, D]` raw tokens of the anchors to include as a baseline; all if `None`.
         seed: Random seed of the networks from scratch.
-        generator: CPU source of randomness, for the averages; the global one when `None`.
+        generator: CPU source of randomness, for the averages; the global one if `None`.
 
     Returns:
         Networks by name: `"anchors"`, `"reconstructed_anchors"`, `"anchor_noise"`, `"anchor_average"` and `"scratch"`.

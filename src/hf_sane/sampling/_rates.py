@@ -36,7 +36,7 @@ class Quantizer:
 
     @classmethod
     def fit(cls, latents: Tensor, groups: Tensor, bits: int) -> Self:
-        """Fit to latents of training networks: of the `RANGES`, that with the smallest squared error.
+        """Fit to latents of training networks, with the one of `RANGES` that has the smallest squared error.
 
         Args:
             latents: `[M, N, Z]`.

@@ -36,7 +36,7 @@ CONFIG, CARD = "config.json", "README.md"
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What is next to the weights.
+    """Files next to the weights.
 
     Attributes:
         code: Python files, and code that `config.json` refers to.

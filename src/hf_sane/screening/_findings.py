@@ -53,7 +53,7 @@ def about(rule: str, severity: Severity, message: str, names: Sequence[str], rem
 
 @dataclass(frozen=True)
 class Evidence:
-    """What rules examine.
+    """Input of the rules.
 
     Attributes:
         tensors: Statistics of all tensors.

@@ -118,7 +118,7 @@ def trace_lineage(
 
     Args:
         networks: Tensors of each network by name, which are read one at a time.
-        find_spec: The permutation symmetries of a network, or why they are not known.
+        find_spec: Function that returns the permutation symmetries of a network, or why they are unknown.
     """
     families, aligned, unaligned = find_families(networks, find_spec)
     return Lineage(
@@ -132,7 +132,7 @@ def trace_lineage(
 def find_families(
     networks: Mapping[str, Mapping[str, Tensor]], find_spec: FindSpec
 ) -> tuple[list[list[Member]], dict[str, str], dict[str, str]]:
-    """Networks that are related, in one order; what was done for that, and why it was not, as in [`Lineage`]."""
+    """Related networks, aligned to each other, and which ones were or were not aligned; see [`Lineage`]."""
     families: list[list[Member]] = []
     aligned: dict[str, str] = {}
     unaligned: dict[str, str] = {}

@@ -9,7 +9,7 @@ MAX_PREFIXES = 4  # most frequent prefixes of each checkpoint
 
 
 def outlines(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Shapes, without reading tensors if the mapping knows them."""
+    """Shapes, without reading tensors if the mapping has outlines."""
     return getattr(tensors, "outlines", tensors)
 
 

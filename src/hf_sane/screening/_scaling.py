@@ -61,7 +61,7 @@ def canonical_scales(
 
 
 def _stacked(tensors: Mapping[str, Tensor], rows: Iterable[Occurrence]) -> Tensor:
-    """What makes each entry, `[n, values]`."""
+    """Weights that produce each entry, `[n, values]`."""
     return torch.cat([_entries(tensors[place.tensor], place).double() for place in rows], dim=1)
 
 

@@ -167,7 +167,7 @@ def _shares(found: Geometry, child: int, others: list[int]) -> tuple[np.ndarray,
 
 
 def edge_features(found: Geometry, averages: Mapping[int, tuple[int, ...]]) -> tuple[dict[str, Tensor], Tensor]:
-    """What speaks for each edge from `i` to `j`, by the names of [`WEIGHTS`], and for a `j` whose parent is missing.
+    """Evidence for each edge from `i` to `j`, by the names of [`WEIGHTS`], and for a `j` whose parent is missing.
 
     Returns:
         `{name: [M, M]}` and `[M]`.

@@ -115,7 +115,7 @@ def _moved_dimensions(
     """For tensors of a layer and dimensions that move: source position of each position, `[P, size]`."""
     shapes = {tensor.name: tensor.shape for tensor in layer.tensors}
     if unknown := shapes.keys() - spec.axes.keys():
-        raise KeyError(f"the permutation spec does not know {sorted(unknown)}; was it made for another architecture?")
+        raise KeyError(f"the permutation spec lacks {sorted(unknown)}; make one for this architecture")
     moved: dict[tuple[str, int], Tensor] = {}
     for axis, places in spec.occurrences.items():
         for place in places:

@@ -1,4 +1,4 @@
-"""What adapters change: the factors of every target module, from PEFT's folders and from loose files, or merged."""
+"""Changes made by adapters: factors of every target module, from PEFT's folders and from loose files, or merged."""
 
 import re
 from collections.abc import Mapping

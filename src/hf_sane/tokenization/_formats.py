@@ -127,8 +127,8 @@ def register_format(
 
     Args:
         name: Name, as a continuation of "it is", such as `"a NumPy archive (npz)"`; must be new.
-        recognises: Function that tells from the first 512 bytes and the path whether a file has this format. It must
-            not raise.
+        recognises: Function that receives the first 512 bytes and the path of a file and returns whether it has this
+            format. It must not raise.
         read: Function that returns a file's tensors by name, or a dictionary that contains them, as training
             checkpoints do.
 

@@ -37,7 +37,7 @@ class LazyCheckpoint(Mapping[str, Tensor]):
 
     Args:
         path: A safetensors file or a shard index; headers are read and checked immediately.
-        key: Name of the network, if the file also holds an average of it.
+        key: Name of the network, if the file also holds its average.
 
     Attributes:
         outlines: Tensors on the meta device: names, shapes and dtypes.
@@ -65,7 +65,7 @@ class LazyCheckpoint(Mapping[str, Tensor]):
         return self._file(path, num_bytes).get_slice(stored_name)[start:stop]
 
     def _file(self, path: Path, num_bytes: int) -> Any:
-        """The mapped file, ready to read `num_bytes` of it."""
+        """The mapped file, ready to read `num_bytes` from."""
         if self._mapped is None or self._mapped[0] != path or self._mapped_bytes + num_bytes > MAX_MAPPED_BYTES:
             self._mapped, self._mapped_bytes = (path, safe_open(path, framework="pt")), 0
         self._mapped_bytes += num_bytes

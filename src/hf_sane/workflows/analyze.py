@@ -35,7 +35,7 @@ class AnalyzeSettings(SpectrumSettings, WeightsSettings, SaneSettings, PlotSetti
 
 
 class AnalyzeJson(TypedDict):
-    """What `--json` prints.
+    """The JSON object that `--json` prints.
 
     Attributes:
         source: The checkpoint.

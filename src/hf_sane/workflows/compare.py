@@ -59,7 +59,7 @@ class CompareSettings(ComparisonSettings, CodecSettings, SaneSettings, ModuleSet
 
 
 class ComparisonJson(TypedDict):
-    """What `--json` prints; methods are named as in the table.
+    """The JSON object that `--json` prints; methods are named as in the table.
 
     Attributes:
         nearest_training_distance: Distance of each method's networks to the nearest training network.

@@ -70,7 +70,7 @@ class Check:
 
 
 class DoctorJson(TypedDict):
-    """What `--json` prints.
+    """The JSON object that `--json` prints.
 
     Attributes:
         healthy: Whether nothing is wrong.

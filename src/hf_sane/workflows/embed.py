@@ -64,7 +64,7 @@ class EmbedSettings(WeightsSettings, CodecSettings, SaneSettings, PlotSettings):
 
 
 class EmbedJson(TypedDict):
-    """What `--json` prints; the embeddings are in the output folder.
+    """The JSON object that `--json` prints; the embeddings are in the output folder.
 
     Attributes:
         networks: Embedded networks: their number, or that of each split of a zoo.

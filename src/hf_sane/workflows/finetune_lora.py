@@ -63,7 +63,7 @@ class FinetuneLoraSettings(StepSettings):
 
 
 class FinetuneLoraJson(TypedDict):
-    """What is printed as JSON; further fields are measurements before and after.
+    """The JSON object that `--json` prints; further fields are measurements before and after.
 
     Attributes:
         adapter: Size of the adapter.

@@ -49,7 +49,7 @@ class LeftOutJson(TypedDict):
 
 
 class ImportZooJson(TypedDict):
-    """What `--json` prints.
+    """The JSON object that `--json` prints.
 
     Attributes:
         splits: Networks by split.

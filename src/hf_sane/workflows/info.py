@@ -102,7 +102,7 @@ class TotalJson(TypedDict):
 
 
 class InfoJson(TypedDict):
-    """What `--json` prints of one checkpoint.
+    """The JSON object that `--json` prints of one checkpoint.
 
     Attributes:
         layers: Its layers.
@@ -179,7 +179,7 @@ class UnreadJson(TypedDict):
 
 
 class FolderInfoJson(TypedDict):
-    """What `--json` prints of a folder of checkpoints.
+    """The JSON object that `--json` prints of a folder of checkpoints.
 
     Attributes:
         checkpoints: Totals by path, or why there are none.
@@ -301,7 +301,7 @@ def _not_finite(source: Any, layout: Layout) -> dict[str, int] | None:
 
 
 def _values(counts: dict[str, int] | None) -> str:
-    """What is known about the values."""
+    """Number of values that are not finite, if they were read."""
     if not counts:
         return NOT_READ if counts is None else FINITE
     return f"NaN or infinite: {name_some([f'{count:,} in {name}' for name, count in counts.items()])}"

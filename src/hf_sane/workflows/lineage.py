@@ -55,7 +55,7 @@ class LineageSettings(ModuleSettings, WeightsSettings, PlotSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What a network's card says about its origin, and what the weights say.
+    """The origin of a network according to its card, and according to its weights.
 
     Attributes:
         network: The network.

@@ -49,7 +49,7 @@ class LinearCodeSettings(SaneSettings, ModuleSettings):
 
 
 class SplitReconstructionJson(TypedDict):
-    """What a split keeps of its weights.
+    """Reconstruction of one split.
 
     Attributes:
         r2: R2 of decoded weights.
@@ -61,7 +61,7 @@ class SplitReconstructionJson(TypedDict):
 
 
 class LinearCodeJson(TypedDict):
-    """What `--json` prints.
+    """The JSON object that `--json` prints.
 
     Attributes:
         reconstruction_r2: R2 of the weights of test networks.
@@ -109,7 +109,7 @@ def fit_linear(zoo: str | Path | Zoo | Sequence[str | Path | Zoo], **options: An
 def run_fit_linear(settings: LinearCodeSettings) -> LinearCodeResult:
     """Fit principal components to the weight tokens of training networks.
 
-    What is written opens wherever a SANE does (--sane): what a SANE achieves beyond this code, it has learned.
+    The code can be used wherever a SANE can (--sane): a SANE has learned only what it achieves beyond this code.
     """
     settings.register()
     record = RunRecord.start(arguments=as_arguments(settings))

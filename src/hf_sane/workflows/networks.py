@@ -183,7 +183,7 @@ def _open_registered(place: Path, weights: dict[str, str]) -> list[tuple[str, nn
 
 
 def _facts(model: nn.Module, ignored: Sequence[str]) -> dict[str, Any]:
-    """What networks of one architecture have in common: their configuration, or the shapes of their tensors."""
+    """Facts that networks of one architecture share: their configuration, or the shapes of their tensors."""
     config = getattr(model, "config", None)
     if isinstance(config, PreTrainedConfig):
         return {name: value for name, value in describe_config(config).items() if name not in ignored}

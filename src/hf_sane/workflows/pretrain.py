@@ -22,7 +22,7 @@ from hf_sane.zoo._dataset import Zoo
 
 
 class PretrainingJson(TypedDict):
-    """What `--json` prints.
+    """The JSON object that `--json` prints.
 
     Attributes:
         reconstruction_r2: R2 of reconstructed tokens of validation networks.

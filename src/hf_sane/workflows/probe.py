@@ -66,7 +66,7 @@ class ProbeSettings(CodecSettings, SaneSettings):
 
 
 class ProbeJson(TypedDict):
-    """What `--json` prints.
+    """The JSON object that `--json` prints.
 
     Attributes:
         probe: By property and kind of features.

@@ -43,7 +43,7 @@ class ReconstructSettings(CodecSettings, SaneSettings, ModuleSettings):
 
 
 class ZooReconstructionJson(TypedDict):
-    """What is preserved of one zoo.
+    """Reconstruction of one zoo.
 
     Attributes:
         r2: R2 of the weights of test networks.
@@ -67,7 +67,7 @@ class ZooReconstructionJson(TypedDict):
 
 
 class ReconstructionJson(TypedDict):
-    """What `--json` prints.
+    """The JSON object that `--json` prints.
 
     Attributes:
         reconstruction_r2: R2 over all zoos.

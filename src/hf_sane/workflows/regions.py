@@ -105,7 +105,7 @@ class LevelJson(TypedDict):
 
 
 class RegionsJson(TypedDict):
-    """What `--json` prints.
+    """The JSON object that `--json` prints.
 
     Attributes:
         weights: Groups in weight space, by level.

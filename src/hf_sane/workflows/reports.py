@@ -18,11 +18,11 @@ from hf_sane.records._outputs import add_file, output_file
 from hf_sane.records._run_files import REPORT
 from hf_sane.records._run_record import RunRecord
 
-PARTS = ("hardware", "versions", "arguments", "data")  # of run records: what is told of how a result was made
+PARTS = ("hardware", "versions", "arguments", "data")  # of run records: shown as the origin of a result
 
 
 class Reported(Protocol):
-    """What a report is made from: see `Result`."""
+    """The content of a report; see `Result`."""
 
     JOB: ClassVar[str]
     record: RunRecord

@@ -135,7 +135,7 @@ class SampleSettings(CodecSettings, SourceSettings, SaneSettings, ModuleSettings
             )
         self.bandwidth = list(parse_bandwidths(self.bandwidth))
         for width in self.bandwidth:
-            Density(width, self.unit, self.mode)  # type: ignore[arg-type]  # refuses what does not go together
+            Density(width, self.unit, self.mode)  # type: ignore[arg-type]  # refuses incompatible settings
         SAMPLERS.find(self.method)
         if self.anchors and self.zoo is not None:
             raise ValueError("expected a zoo (--zoo) or networks (--anchors) to sample around, got both; name one")
@@ -156,7 +156,7 @@ class SampleSettings(CodecSettings, SourceSettings, SaneSettings, ModuleSettings
 
 
 class SampleJson(TypedDict):
-    """What `--json` prints.
+    """The JSON object that `--json` prints.
 
     Attributes:
         networks: What sampled networks and simpler ones reach on test data, and how far they are from trained ones.

@@ -122,7 +122,7 @@ class CheckpointJson(TypedDict):
         tensors: Statistics by tensor, with the spectrum of those that were read whole.
         skipped: Matrices without a spectrum, and why.
         metadata: What a file of GGUF or ONNX says of itself.
-        embedding: Embedding by a SANE; null if none was asked for.
+        embedding: Embedding by a SANE; null if none was requested.
         nearest: Nearest known networks.
     """
 
@@ -142,7 +142,7 @@ class CheckpointJson(TypedDict):
 
 
 class ScanJson(TypedDict):
-    """What `--json` prints.
+    """The JSON object that `--json` prints.
 
     Attributes:
         scans: One per checkpoint.
@@ -155,7 +155,7 @@ class ScanJson(TypedDict):
 
 @dataclass(kw_only=True)
 class ScanResult(Result):
-    """What a scan found.
+    """Results of a scan.
 
     Attributes:
         scans: One per checkpoint.
@@ -198,7 +198,7 @@ class ScanResult(Result):
         )
 
     def summary(self) -> list[str]:
-        """What was read, if there is only one checkpoint."""
+        """Size and source of the checkpoint, if there is only one."""
         if len(self.scans) != 1:
             return []
         scan = self.scans[0]

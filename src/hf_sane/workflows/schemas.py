@@ -83,7 +83,7 @@ def type_schema(kind: Any) -> dict[str, Any]:
 
 
 def _either(schemas: list[dict[str, Any]]) -> dict[str, Any]:
-    """Plain types share one list; what JSON has for both is named once."""
+    """Merge plain types into one list without duplicates; keep other schemas as alternatives."""
     if all(schema.keys() == {"type"} for schema in schemas):
         types = [name for schema in schemas for name in _listed(schema["type"])]
         return {"type": list(dict.fromkeys(types))}

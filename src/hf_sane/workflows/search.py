@@ -46,7 +46,7 @@ class IndexSettings(CheckedSettings):
 
 
 class IndexJson(TypedDict):
-    """What `--json` prints.
+    """The JSON object that `--json` prints.
 
     Attributes:
         networks: Networks in the index.
@@ -99,7 +99,7 @@ class SearchSettings(WeightsSettings):
 
 
 class SearchJson(TypedDict):
-    """What `--json` prints.
+    """The JSON object that `--json` prints.
 
     Attributes:
         digest: Fingerprint of the network: equal for equal weights in any order.

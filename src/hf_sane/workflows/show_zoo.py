@@ -59,7 +59,7 @@ class SplitJson(TypedDict):
 
 
 class ZooJson(TypedDict):
-    """What `--json` prints of a zoo.
+    """The JSON object that `--json` prints of a zoo.
 
     Attributes:
         name: Name of the zoo.

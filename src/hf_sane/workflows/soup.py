@@ -115,7 +115,7 @@ class IngredientJson(TypedDict):
 
 
 class SoupJson(TypedDict):
-    """What `--json` prints; further fields are measurements of the soup.
+    """The JSON object that `--json` prints; further fields are measurements of the soup.
 
     Attributes:
         ingredients: What was averaged.

@@ -74,7 +74,7 @@ class StartSettings(CheckedSettings):
 
 
 class StartJson(TypedDict):
-    """What `--json` prints.
+    """The JSON object that `--json` prints.
 
     Attributes:
         kind: What the network that is kept was made from.

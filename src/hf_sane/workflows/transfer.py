@@ -33,7 +33,7 @@ class PushSettings(CheckedSettings):
 
 
 class PushJson(TypedDict):
-    """What `--json` prints.
+    """The JSON object that `--json` prints.
 
     Attributes:
         repo_id: Repository.
@@ -117,7 +117,7 @@ class PullSettings(CheckedSettings):
 
 
 class PullJson(TypedDict):
-    """What `--json` prints.
+    """The JSON object that `--json` prints.
 
     Attributes:
         repo_id: Repository.

@@ -120,7 +120,7 @@ def run_zoo_structure(settings: ZooStructureSettings) -> ZooStructureResult:
 
     An autoencoder that is trained on some runs can compress others only as far as they share structure. Networks
     trained from independent seeds share almost none, even when they are aligned; networks that started from the same
-    weights do. This command tells before pre-training, by comparing the explained share with that of directions of
+    weights do. This command shows it before pre-training, by comparing the explained share with that of directions of
     shuffled weights.
     """
     settings.register()

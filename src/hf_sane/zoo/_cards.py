@@ -120,7 +120,7 @@ def _section(config: str, facts: ZooFacts) -> dict[str, Any]:
 
 
 def _origin(name: str, arguments: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """What the networks were trained on and for how long, or where they were imported from."""
+    """Training data and duration of the networks, or the source that they were imported from."""
     licenses = [Markup(f"{markdown_text(name, MAX_LICENSE)} ({n})") for name, n in data.get("licenses", {}).items()]
     return {
         "prefix": Markup(f"{markdown_code(name)}, ") if name else Markup(),

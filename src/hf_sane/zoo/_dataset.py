@@ -156,7 +156,7 @@ class ZooSplit:
             return found.structure
         raise ValueError(
             f"the architecture of {self.run_ids[index]!r} is unknown to this library and to Transformers (only "
-            "its weights are there); pass its code: hf_sane.register_architecture(MyModule, example_inputs), or "
+            "its weights are stored); pass its code: hf_sane.register_architecture(MyModule, example_inputs), or "
             "--module my_file.py:MyModule"
         )
 

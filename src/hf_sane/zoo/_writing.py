@@ -220,7 +220,7 @@ def writing_zoo(folder: str | Path, config: str, *, replace: bool = False) -> It
 
 
 def is_finished(folder: Path, config: str) -> bool:
-    """Whether a zoo is complete, whoever wrote it; to check its files see [`check_zoo`]."""
+    """Whether a zoo is complete, with or without a manifest; [`check_zoo`] checks its files."""
     if config not in (sections := read_facts_or_none(folder)):
         return False
     manifest = Manifest.load(data_folder(folder, config))

@@ -175,7 +175,7 @@ def _by_file(table: PropertyTable, column: str, networks: Sequence[NetworkName])
             places[name] = None if name in places else number  # with two rows for one name, neither can be used
     if not places:
         return _Match(column, {})
-    # A table may name a network by its path, a longer path (absolute), or a part of it.
+    # A table may name a network by its path, a longer (absolute) path, or part of its path.
     endings: dict[str, list[int | None]] = defaultdict(list)
     for name, place in places.items():
         parts = name.split("/")

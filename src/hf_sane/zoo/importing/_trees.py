@@ -190,7 +190,7 @@ def is_tree(path: Path) -> bool:
         return path.is_dir()
     found = format_or_unknown(path)
     is_named = path.name.lower().endswith(ARCHIVE_SUFFIXES)
-    # Of a zip archive that was cut off, nothing but its name tells of what.
+    # Whether a truncated zip archive held a folder or tensors can only be seen from its name.
     return found in (TAR, ZIP) or (is_named and (found.reader is None or (found is TORCH_ZIP and _is_cut(path))))
 
 
@@ -217,7 +217,7 @@ def _starts_as_zip(path: Path) -> bool:
 
 
 def _is_cut(path: Path) -> bool:
-    """Whether a zip archive lacks its end; what seems to be that may be the end of an archive inside of it."""
+    """Whether a zip archive lacks its end; an end record may belong to an archive that it contains."""
     try:
         with zipfile.ZipFile(path) as archive:
             return min((entry.header_offset for entry in archive.infolist()), default=0) > 0

@@ -90,7 +90,7 @@ def seeded(*numbers: int) -> torch.Generator:
 
 
 class WindowSource:
-    """What windows of one architecture of a zoo have in common: layout, normalisation and permutations.
+    """Layout, normalisation and permutations shared by all windows of one architecture of a zoo.
 
     Args:
         zoo: Zoo with facts and, for the aligned view, an alignment.

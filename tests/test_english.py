@@ -1,0 +1,106 @@
+"""Prose of the package and its pages is idiomatic English: phrases that were once mended stay away."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("networks", "sampling", "screening", "symmetry", "tokenization", "workflows", "zoo")
+PYTHON = sorted(path for room in ROOMS for path in (ROOT / "src/hf_sane" / room).rglob("*.py"))
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md"]
+PAGES += sorted(path for folder in ("docs", "model_cards") for path in (ROOT / folder).rglob("*.md"))
+
+# Line breaks in docstrings, comments, paragraphs, and messages that consist of several strings.
+LINE_BREAK = re.compile(r'\n[\s#]*(?:f?"(?!"))?')
+
+
+class Phrase(NamedTuple):
+    """A phrase to avoid.
+
+    Attributes:
+        pattern: Regular expression for lower-case text in one line.
+        example: Text that has the phrase.
+        plain: How to say it instead.
+    """
+
+    pattern: str
+    example: str
+    plain: str
+
+
+PHRASES = [
+    Phrase(r" whoever", "for whoever trusts us", "anyone who"),
+    Phrase(r"somebody", "unless somebody else edited it", "someone, or 'by hand'"),
+    Phrase(r"that nobody has changed", "a folder that nobody has changed since", "an unchanged folder"),
+    Phrase(r"is not known;", "the bulk is not known; measure it", "unknown, or 'cannot be determined'"),
+    Phrase(r"when `none`", "all networks when `None`", "if `None`, or 'by default'"),
+    Phrase(r"which of it", "which of it is saved", "which part"),
+    Phrase(r" of it[.,;:]", "the last row of it.", "its last row"),
+    Phrase(r"asked for", "properties that are asked for", "requested"),
+    Phrase(r" asks for\b", "what the card asks for", "needs, or requires"),
+    Phrase(r"in the midst", "in the midst of a run", "in the middle of"),
+    Phrase(r" shall\b", "networks that shall be ordered", "should, or 'to order networks'"),
+    Phrase(r"there and back", "a trip there and back", "round trip"),
+    Phrase(r"here and there", "the difference here and there", "name both places"),
+    Phrase(r" in earnest\b", "used in earnest", "in practice, use"),
+    Phrase(r"in one stay", "read in one stay", "at once"),
+    Phrase(r" stands\b(?! for| in for)", "the record stands beside it", "is"),
+    Phrase(r" knows\b", "the codec knows its layout", "has, contains or recognises"),
+    Phrase(r"does not know", "the spec does not know the axis", "the spec has no such axis"),
+    Phrase(r" tells\b", "the norm tells more", "shows, or distinguishes"),
+    Phrase(r" roads?\b", "both take one road", "way, or 'use the same code'"),
+    Phrase(r" as of \[", "shape: As of [`noisy_anchors`]", "the same as in, or 'see'"),
+    Phrase(r": (?:of|that) (?:the|a|an|all|loads|is to)\b", "path: Of the new file", "start with a noun: 'Path of'"),
+    Phrase(r'"""what ', '"""What was measured."""', "a noun phrase: 'Measurements'"),
+    Phrase(
+        r"[a-z`)][.;] what (?:is|was|are|were|has|had|it|they|cannot|can|seems)\b(?![^.]*\?)",
+        "Save it. What is unknown is None.",
+        "turn the sentence around: 'Unknown fields are None.'",
+    ),
+    Phrase(r" (?:is|are) there\b(?! (?:a|an|any|no)\b)(?!\?)", "all records that are there", "existing"),
+    Phrase(r" gives? (?:it|them|the \w+) back", "prove that it gives the network back", "restores, or returns"),
+    Phrase(r" go(?:es)? together\b", "what does not go together", "match, or 'are compatible'"),
+    Phrase(r" one's own\b", "modules of one's own", "your own"),
+    Phrase(r" the best so many\b", "keep the best so many", "the number of best"),
+]
+
+
+def one_line(text: str) -> str:
+    """Text without line breaks, in lower case."""
+    return LINE_BREAK.sub(" ", text.replace(' "\n', "\n")).lower()
+
+
+def faults(text: str) -> Iterator[str]:
+    """A message for each phrase to avoid in a text."""
+    text = one_line(text)
+    for pattern, _, plain in PHRASES:
+        for found in re.finditer(pattern, text):
+            around = text[max(found.start() - 50, 0) : found.end() + 40]
+            yield f"{found.group().strip()!r} in '...{around}...'; plain English: {plain}"
+
+
+@pytest.mark.parametrize("phrase", PHRASES, ids=lambda phrase: phrase.plain)
+def test_a_planted_phrase_is_found_wherever_its_line_breaks(phrase):
+    first, _, rest = phrase.example.rpartition(" ")
+    texts = [f"{first}\n        # {rest}", f'f"{first} "\n    f"{rest}"'] if '"""' not in phrase.example else []
+    for text in [phrase.example, *texts]:
+        assert any(phrase.plain in fault for fault in faults(text)), text
+
+
+def test_plain_english_has_no_faults():
+    plain = (
+        '"""Write the record, if there is one.\n\n    Args:\n        path: Path of the new file; unknown if `None`."""'
+    )
+    assert not list(faults(plain))
+
+
+def test_prose_is_plain_english():
+    found = [
+        f"{path.relative_to(ROOT)}: {fault}"
+        for path in [*PYTHON, *PAGES]
+        for fault in faults(path.read_text(encoding="utf-8"))
+    ]
+    assert not found, "\n".join(found)
