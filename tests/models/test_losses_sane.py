@@ -134,5 +134,5 @@ def test_nt_xent_survives_dead_projections():
 
 
 def test_nt_xent_refuses_views_of_different_shape():
-    with pytest.raises(ValueError, match=r"two views \[B, P\] of one shape, got \(3, 4\) and \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"two views \[B, P\] of the same shape, got \(3, 4\) and \(2, 4\)"):
         nt_xent_loss(torch.zeros(3, 4), torch.zeros(2, 4))

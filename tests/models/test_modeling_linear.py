@@ -91,7 +91,7 @@ def test_what_it_was_not_fitted_on_is_refused(tokens):
         fitted(tokens, "layer", 2).encode_sequences(torch.zeros(1, 7, 5), longer)
     with pytest.raises(ValueError, match="expected tokens of training networks, got none"):
         LinearCode.fit(LinearCodeConfig(token_dim=5), lambda: [])
-    with pytest.raises(StrictDataclassError, match="expected groups >= 0"):
+    with pytest.raises(StrictDataclassError, match="expected at least one group, all >= 0"):
         LinearCodeConfig(groups=[])
     with pytest.raises(TypeError, match="did you mean 'latent_dim'"):
         LinearCodeConfig(latent_dims=3)

@@ -374,7 +374,7 @@ def test_shapes_that_do_not_fit_raise():
         model.decode(tokens, positions)
     with pytest.raises(ValueError, match=r"and positions \[B, W, 3\]"):
         model.encode(tokens, positions[:, :9])
-    with pytest.raises(TypeError, match=r"does not know \['second_token'\]"):
+    with pytest.raises(TypeError, match=r"has no argument \['second_token'\]"):
         model(tokens, positions, second_token=tokens)
 
 

@@ -84,7 +84,7 @@ def test_map_windows_puts_every_token_in_its_place(batch_size, length, per_model
     ],
 )
 def test_map_windows_refuses_what_does_not_fit(features, positions, batch_size):
-    with pytest.raises(ValueError, match=r"expected sequences \[M, N, \*\], positions .* one length only"):
+    with pytest.raises(ValueError, match=r"expected sequences \[M, N, \*\], positions .* the same length"):
         map_windows(
             lambda window, _: window,
             torch.zeros(features),

@@ -1,6 +1,6 @@
-"""Autoencoders of weight tokens: what SANE and its yardstick, the linear code, have in common.
+"""Base class of autoencoders of weight tokens: SANE, and the linear code as its baseline.
 
-Axis letters: `B` windows of a batch, `M` models, `N` tokens of a whole model, `W` tokens of a window, `D` scalars of a
+Axis letters: `B` windows in a batch, `M` models, `N` tokens of a whole model, `W` tokens in a window, `D` scalars of a
 token, `Z` latent.
 """
 
@@ -18,7 +18,7 @@ AUTOENCODERS = ("sane", "sane_linear")  # model types
 
 
 class WeightAutoencoder(PreTrainedModel):
-    """Maps windows of weight tokens to latents and back; whole networks go through window by window.
+    """Maps windows of weight tokens to latents and back; whole networks are processed window by window.
 
     Configurations have `token_dim`, `latent_dim` and `window_size`.
     """
@@ -38,11 +38,11 @@ class WeightAutoencoder(PreTrainedModel):
         }
 
     def encode(self, tokens: Tensor, positions: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Map windows of normalised tokens `[B, W, D]` at positions `[B, W, 3]` to latents `[B, W, Z]`."""
+        """Encode windows of normalised tokens `[B, W, D]` at positions `[B, W, 3]` as latents `[B, W, Z]`."""
         raise NotImplementedError
 
     def decode(self, latents: Tensor, positions: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Map latents `[B, W, Z]` back to normalised tokens `[B, W, D]`."""
+        """Decode latents `[B, W, Z]` to normalised tokens `[B, W, D]`."""
         raise NotImplementedError
 
     @staticmethod
@@ -68,10 +68,10 @@ class WeightAutoencoder(PreTrainedModel):
         Args:
             tokens: `[M, N, D]` normalised tokens, on any device.
             positions: `[N, 3]` or `[M, N, 3]` int64.
-            window_size: Tokens per window, including the halo; if `None`, the training window. Models that fit in a
-                window are encoded in one pass.
-            halo_size: Context tokens on each side, which are encoded and then dropped.
-            batch_size: Windows per pass; the result does not depend on it.
+            window_size: Number of tokens per window, including the halo; that of training if `None`. Models that fit
+                in a window are encoded in one pass.
+            halo_size: Number of context tokens on each side, which are encoded and then dropped.
+            batch_size: Number of windows per pass, which does not affect the result.
 
         Returns:
             `[M, N, Z]` float32, on the device of `tokens`, without gradient or dropout.
@@ -91,14 +91,14 @@ class WeightAutoencoder(PreTrainedModel):
         halo_size: int = 0,
         batch_size: int = 64,
     ) -> Tensor:
-        """Decode whole models of any length: the counterpart of [`encode_sequences`], with the same arguments.
+        """Decode whole models of any length, with the arguments of [`encode_sequences`].
 
         Args:
             latents: `[M, N, Z]`, on any device.
             positions: `[N, 3]` or `[M, N, 3]` int64.
-            window_size: Tokens per window, halo included.
-            halo_size: Context tokens on each side, which are encoded and then dropped.
-            batch_size: Windows per pass.
+            window_size: Number of tokens per window, including the halo.
+            halo_size: Number of context tokens on each side, which are decoded and then dropped.
+            batch_size: Number of windows per pass.
 
         Returns:
             `[M, N, D]` float32 normalised tokens, on the device of `latents`, without gradient or dropout.
@@ -132,4 +132,4 @@ def zero_padding(features: Tensor, attention_mask: Tensor | None) -> Tensor:
     return features if attention_mask is None else features.masked_fill((attention_mask == 0)[..., None], 0.0)
 
 
-__all__: list[str] = []  # `SANEModel` and `LinearCode` are the interface
+__all__: list[str] = []  # the public classes are `SANEModel` and `LinearCode`

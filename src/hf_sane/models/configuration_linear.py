@@ -14,14 +14,14 @@ class LinearCodeConfig(CheckedConfig):
     """Configuration of a [`LinearCode`].
 
     Args:
-        token_dim (`int`, *optional*, defaults to 289): Scalars per weight token, `D`.
-        latent_dim (`int`, *optional*, defaults to 64): Latents per token, `Z`.
+        token_dim (`int`, *optional*, defaults to 289): Number of scalars per weight token, `D`.
+        latent_dim (`int`, *optional*, defaults to 64): Number of latents per token, `Z`.
         grouping (`str`, *optional*, defaults to `"kind"`):
-            Which tokens share principal components: `"all"`, those of layers of a `"kind"` (convolutions, linear maps,
-            ...), those of a `"layer"`, or those at a `"position"` of the network.
+            Which tokens share principal components: `"all"` tokens, those of all layers of a `"kind"` (convolutions,
+            linear maps, ...), those of a `"layer"`, or those at a `"position"` of the network.
         groups (`list[int]`, *optional*, defaults to `[0]`):
-            Group of each layer, by its index; of each token with `"position"`; not used with `"all"`.
-        window_size (`int`, *optional*, defaults to 256): Tokens at a time. Results do not depend on it.
+            Group of each layer, by its index, or of each token with `"position"`; not used with `"all"`.
+        window_size (`int`, *optional*, defaults to 256): Number of tokens per window, which does not affect results.
 
     Raises:
         TypeError: If a key is not a field.
@@ -52,7 +52,7 @@ class LinearCodeConfig(CheckedConfig):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.groups or min(self.groups) < 0:
-            raise ValueError(f"expected groups >= 0, at least one, got {list(self.groups)[:10]}")
+            raise ValueError(f"expected at least one group, all >= 0, got {list(self.groups)[:10]}")
 
 
 __all__ = ["LinearCodeConfig"]

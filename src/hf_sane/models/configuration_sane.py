@@ -25,11 +25,11 @@ TRANSFORMERS_KEYS = {
 
 
 class CheckedConfig(PreTrainedConfig):
-    """A configuration that refuses keys that it does not know, and those of another model type."""
+    """Base class of configurations that raise errors for unknown keys and other model types."""
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Make a configuration from the result of `to_dict`.
+        """Create a configuration from the result of `to_dict`.
 
         Raises:
             ValueError: If it is the configuration of another model type.
@@ -53,28 +53,28 @@ class CheckedConfig(PreTrainedConfig):
 class SANEConfig(CheckedConfig):
     """Configuration of a [`SANEModel`].
 
-    Axis letters: `W` tokens of a window, `D` scalars of a token, `H` width of the residual stream, `Z` latent scalars
+    Axis letters: `W` tokens in a window, `D` scalars of a token, `H` width of the residual stream, `Z` latent scalars
     of a token. Unknown keys and values of the wrong type raise an error, also on later assignment.
 
     Args:
-        token_dim (`int`, *optional*, defaults to 289): Scalars per weight token, `D`.
+        token_dim (`int`, *optional*, defaults to 289): Number of scalars per weight token, `D`.
         hidden_size (`int`, *optional*, defaults to 128): Width of the residual stream, `H`; must be even and a
             multiple of the heads.
-        latent_dim (`int`, *optional*, defaults to 64): Scalars per token between encoder and decoder, `Z`.
-        num_hidden_layers (`int`, *optional*, defaults to 3): Blocks of the encoder; the decoder has as many.
-        num_attention_heads (`int`, *optional*, defaults to 8): Heads per block.
+        latent_dim (`int`, *optional*, defaults to 64): Number of scalars per token between encoder and decoder, `Z`.
+        num_hidden_layers (`int`, *optional*, defaults to 3): Number of blocks in each of encoder and decoder.
+        num_attention_heads (`int`, *optional*, defaults to 8): Number of heads per block.
         intermediate_size (`int`, *optional*): Hidden width of the feed-forward branch; by default four times `H`.
         max_positions (`tuple[int, int, int]`, *optional*, defaults to `(1000, 100, 1000)`):
-            Rows of the three learned tables: token index, layer index, channel index. Ignored by sinusoidal positions.
+            Sizes of the three learned tables: token index, layer index, channel index. Not used by `"sinusoidal"`.
         position_embedding (`str`, *optional*, defaults to `"learned"`):
             `"learned"`: the paper's tables. `"sinusoidal"`: fixed sines, without a limit on positions.
         window_size (`int`, *optional*, defaults to 64):
-            Tokens of a training window; determines the input width `W * Z` of the projection head.
-        projection_dim (`int`, *optional*, defaults to 30): Outputs of the projection head.
+            Number of tokens in a training window; determines the input width `W * Z` of the projection head.
+        projection_dim (`int`, *optional*, defaults to 30): Number of outputs of the projection head.
         projection_output (`str`, *optional*, defaults to `"linear"`):
-            Last activation of the projection head. The released code uses `"relu"`: projections cannot be negative,
-            so that no pair of windows is pushed beyond orthogonal and a dead unit stays dead. `"linear"` omits that
-            activation, as is usual for contrastive heads.
+            Last activation of the projection head. With `"relu"`, as in the released code, projections cannot be
+            negative, so that windows are never pushed beyond orthogonal, and dead units cannot recover. `"linear"`
+            omits the activation, as is usual for contrastive heads.
         contrast_weight (`float`, *optional*, defaults to 0.05): `gamma` in `L = (1 - gamma) L_rec + gamma L_contrast`.
         temperature (`float`, *optional*, defaults to 0.1): Temperature of NT-Xent.
         reconstruction_target (`str`, *optional*, defaults to `"clean"`):
@@ -83,13 +83,13 @@ class SANEConfig(CheckedConfig):
             `"weights"`: mean over real weights. `"all"`: mean over all entries, including padding, as in the
             released code.
         loss_normalization (`str`, *optional*, defaults to `"none"`):
-            `"masked"`: MultiZoo-SANE's masked loss normalisation with statistics of the batch, as in its code;
-            `"masked_per_token"`: with statistics of each token, as in its text.
+            Masked loss normalisation of MultiZoo-SANE: `"masked"` with statistics of the batch, as in its code, or
+            `"masked_per_token"` with statistics of each token, as in its text.
         latent_noise (`float`, *optional*, defaults to 0.0):
             Standard deviation of Gaussian noise on the latents in training, in units of each latent dimension's root
             mean square over the batch.
-        initialization (`str`, *optional*, defaults to `"linear_path"`): See [`SANEModel`]; `"paper"` is the
-            published one.
+        initialization (`str`, *optional*, defaults to `"linear_path"`): See [`SANEModel`]; `"paper"` is as
+            published.
         hidden_dropout (`float`, *optional*, defaults to 0.0): Dropout on attention weights and on both residual
             branches.
         initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of the normal initialisation.

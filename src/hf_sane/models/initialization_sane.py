@@ -1,4 +1,4 @@
-"""Initialisation of the linear path of a SANE autoencoder from the principal subspace of real tokens."""
+"""Initialise the linear path of a SANE autoencoder from the principal subspace of real tokens."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ def principal_directions(tokens: Tensor, weight_mask: Tensor, rank: int) -> tupl
     Args:
         tokens: `[n, D]` normalised tokens.
         weight_mask: `[n, D]` bool with at least one `True`.
-        rank: Directions `r` that the R2 is computed for.
+        rank: Number of directions `r` for which R2 is computed.
 
     Returns:
         `mean` `[D]` and `directions` `[D, D]` (columns, leading first), float64 on the CPU; and the R2 of the
@@ -31,4 +31,4 @@ def principal_directions(tokens: Tensor, weight_mask: Tensor, rank: int) -> tupl
     return mean, directions, 1.0 - (error / spread.clamp_min(torch.finfo(torch.float64).tiny)).item()
 
 
-__all__: list[str] = []  # for `SANEModel` alone
+__all__: list[str] = []  # used only by `SANEModel`

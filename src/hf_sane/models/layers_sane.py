@@ -1,4 +1,4 @@
-"""Building blocks of SANE: position embeddings, attention blocks, projection head, linear layers."""
+"""Building blocks of SANE: linear layers, position embeddings, attention blocks and the projection head."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,7 @@ SINUSOID_BASE = 10_000.0
 
 
 class SANEPathLinear(nn.Linear):
-    """One of the four maps between token, residual stream and latent: the linear path through the autoencoder.
+    """One of the four maps between token, residual stream and latent, which form a linear path in the autoencoder.
 
     Args:
         in_features: Input width.
@@ -29,24 +29,24 @@ class SANEPathLinear(nn.Linear):
         self.towards_stream = towards_stream
 
     def path_matrix(self) -> Tensor:
-        """`[out, in]` slice of one orthogonal `Q [H, H]`, the same for all four maps (initialisation `linear_path`).
+        """Slice `[out, in]` of one orthogonal `Q [H, H]`, which all four maps share (initialisation `linear_path`).
 
-        Towards the stream the map is `Q[:, :in]`, away from it `Q[:, :out]^T`, with columns beyond `H` zero. Any two
-        of them therefore compose to the identity on the first `min(in, out, H)` coordinates. `Q` is drawn from a fixed
-        seed: it is a choice of coordinates, not of a model.
+        Maps to the stream are `Q[:, :in]`, and maps from it `Q[:, :out]^T`, with columns beyond `H` zero. Any two of
+        them therefore compose to the identity on the first `min(in, out, H)` coordinates. `Q` has a fixed seed, since
+        it is merely a choice of coordinates.
         """
         width, features = (
             (self.out_features, self.in_features) if self.towards_stream else (self.in_features, self.out_features)
         )
         generator = torch.Generator().manual_seed(0)
         gaussian = torch.randn(width, width, generator=generator, dtype=torch.float64)
-        rotation = torch.linalg.qr(gaussian[:, :features])[0]  # the first columns of Q depend on no later ones
+        rotation = torch.linalg.qr(gaussian[:, :features])[0]  # the first columns of Q do not depend on later ones
         columns = nn.functional.pad(rotation, (0, max(features - width, 0))).float()
         return columns if self.towards_stream else columns.T
 
 
 class SANEBranchLinear(nn.Linear):
-    """Last linear layer of a residual branch, initialised smaller, so that deep stacks start near the identity."""
+    """Last linear layer of a residual branch, with small initial weights, so that deep stacks start near identity."""
 
 
 class SANEPositionEmbedding(nn.Module):
@@ -67,20 +67,20 @@ class SANEPositionEmbedding(nn.Module):
     def check(self, positions: Tensor) -> None:
         """Raise an error for positions outside the tables.
 
-        On the CPU, the error names the positions. On an accelerator, reading them would wait for all queued kernels at
-        every step; the check is therefore queued as well, and stops the process without naming values.
+        On the CPU, the error gives the positions. On an accelerator, reading them would wait for all queued kernels at
+        every step, so the check is queued, too, and stops the process without values.
 
         Raises:
-            ValueError: If a position lies outside its table (CPU).
+            ValueError: If a position is outside its table (on the CPU).
         """
-        remedy = "give SANEConfig larger max_positions, or position_embedding='sinusoidal', which has no limit"
+        remedy = "set larger max_positions in SANEConfig, or position_embedding='sinusoidal', which has no limit"
         if positions.numel() == 0 or positions.device.type == "meta":
             return
         if positions.device.type == "cpu" and not torch.compiler.is_compiling():
             low, high = (extreme.tolist() for extreme in torch.aminmax(positions.reshape(-1, 3), dim=0))
             if min(low) < 0 or any(h >= n for h, n in zip(high, self.max_positions, strict=True)):
                 raise ValueError(
-                    f"positions (token, layer, channel) must lie in the learned tables of {self.max_positions} rows, "
+                    f"positions (token, layer, channel) must be in the learned tables of {self.max_positions} rows, "
                     f"got values from {tuple(low)} to {tuple(high)}; {remedy}"
                 )
             return
@@ -90,11 +90,11 @@ class SANEPositionEmbedding(nn.Module):
 
 
 class SANESinusoidalEmbedding(nn.Module):
-    """Fixed sines and cosines of token, layer and channel index, side by side, times a learned gain per dimension.
+    """Fixed sines and cosines of token, layer and channel index, concatenated, with a learned gain per dimension.
 
-    Each takes a third of the width; wavelengths range from `2 pi` to `2 pi * 10000`. MultiZoo-SANE and GeoSANE *sum*
-    the three parts over the same frequencies, which confuses token 3 of layer 5 with token 5 of layer 3; this class
-    concatenates them. There is no table, and therefore no largest position.
+    Each index takes a third of the width; wavelengths range from `2 pi` to `2 pi * 10000`. MultiZoo-SANE and GeoSANE
+    *sum* the three parts over the same frequencies, so that token 3 of layer 5 and token 5 of layer 3 coincide; here,
+    they are concatenated. Positions have no upper limit.
     """
 
     def __init__(self, config: SANEConfig) -> None:
@@ -124,7 +124,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Explicit attention, for `output_attentions`: `softmax(q k^T s + mask) v`, `[B, heads, W, head_dim]` each."""
+    """Explicit attention `softmax(q k^T s + mask) v` for `output_attentions`, with `[B, heads, W, head_dim]` each."""
     scores = query @ key.transpose(2, 3) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -196,7 +196,7 @@ class SANEProjectionHead(nn.Module):
         self.output = nn.ReLU() if config.projection_output == "relu" else nn.Identity()
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Project windows `[B, W, Z]`, zero at padded tokens, to `[B, P]`; short windows are padded with zeros."""
+        """Project windows `[B, W, Z]`, zero at padded tokens, to `[B, P]`; short windows are zero-padded."""
         padded = nn.functional.pad(latents, (0, 0, 0, self.window_size - latents.shape[1]))
         hidden = nn.functional.relu(self.norm_in(self.fc_in(padded.flatten(1))))
         return self.output(self.norm_out(self.fc_out(hidden)))

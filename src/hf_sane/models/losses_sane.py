@@ -17,11 +17,11 @@ def masked_spread(target: Tensor, weight_mask: Tensor, *, per_token: bool) -> Te
     Args:
         target: `[B, W, D]` float.
         weight_mask: `[B, W, D]` bool, `True` at real weights.
-        per_token: Statistics per token; a token with fewer than two real weights has no spread and uses
-            that of the batch. (Division by a spread of zero would weight it by 1e8.)
+        per_token: Whether to compute statistics per token; tokens with fewer than two real weights use those of the
+            batch, since division by a spread of zero would weight them by 1e8.
 
     Returns:
-        Scalar, or `[B, W, 1]` when `per_token`; float32, without gradient.
+        Scalar, or `[B, W, 1]` if `per_token`; float32, without gradient.
     """
     target, mask = target.detach().float(), weight_mask.float()
 
@@ -49,15 +49,15 @@ def masked_reconstruction_loss(
     `L_rec = sum(m * ((t_hat - t) / s)^2) / sum(m)`, the reconstruction term of SANE (arXiv:2406.09997, equation 2),
     with `s = 1`. The released code divides by *all* entries, so that its value shrinks with the share of padding;
     `"all"` reproduces this. Masked loss normalisation (MultiZoo-SANE, arXiv:2504.10141) maps target and output by the
-    same `tau(x) = (x - mu) / (sigma + 1e-4)`, `mu` and `sigma` over real target weights; the means cancel in the
+    same `tau(x) = (x - mu) / (sigma + 1e-4)`, with `mu` and `sigma` over real target weights; the means cancel in the
     difference, which leaves `s = sigma + 1e-4`.
 
     Args:
         reconstruction: `[B, W, D]` decoded tokens `t_hat`.
         target: `[B, W, D]` tokens `t`.
-        weight_mask: `[B, W, D]` bool `m`. Without a single `True` the loss is zero.
-        denominator: Divide by the number of real weights or by the number of entries.
-        normalization: Over the batch (`"masked"`), per token, or none.
+        weight_mask: `[B, W, D]` bool `m`. The loss is zero if it has no `True`.
+        denominator: Whether to divide by the number of real weights or of all entries.
+        normalization: Whether to normalise by statistics over the batch (`"masked"`), per token, or not at all.
 
     Returns:
         Scalar, float32.
@@ -74,14 +74,14 @@ def masked_reconstruction_loss(
 def nt_xent_loss(first: Tensor, second: Tensor, *, temperature: float = 0.1) -> Tensor:
     """Normalised temperature-scaled cross entropy between two views of each window.
 
-    `L = mean_i -log( exp(cos(p_i, p_i') / T) / sum_{j != i} exp(cos(p_i, p_j) / T) )` over all `2 B` projections, `i'`
-    being the other view of `i` (SimCLR, arXiv:2002.05709, equation 1; SANE, equation 3). Negatives are the other
-    windows of the batch; under data parallelism, of the process' own batch. The released code fixes `B` when the model
-    is built; this function reads it from the input.
+    `L = mean_i -log( exp(cos(p_i, p_i') / T) / sum_{j != i} exp(cos(p_i, p_j) / T) )` over all `2 B` projections,
+    where `i'` is the other view of `i` (SimCLR, arXiv:2002.05709, equation 1; SANE, equation 3). Negatives are the
+    other windows of the batch, or, under data parallelism, of the process's own batch. The released code fixes `B`
+    when the model is built; here, it is that of the input.
 
     Args:
         first: `[B, P]` projections of the first view.
-        second: `[B, P]` projections of the second view, same order.
+        second: `[B, P]` projections of the second view, in the same order.
         temperature: `T > 0`.
 
     Returns:
@@ -92,7 +92,7 @@ def nt_xent_loss(first: Tensor, second: Tensor, *, temperature: float = 0.1) -> 
     """
     if first.shape != second.shape or first.ndim != 2:
         raise ValueError(
-            f"expected two views [B, P] of one shape, got {tuple(first.shape)} and {tuple(second.shape)}; "
+            f"expected two views [B, P] of the same shape, got {tuple(first.shape)} and {tuple(second.shape)}; "
             "cut both views from the same windows"
         )
     size = len(first)

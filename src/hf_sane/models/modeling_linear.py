@@ -1,4 +1,4 @@
-"""The linear code: principal components of weight tokens, the yardstick of every learned autoencoder of weights."""
+"""The linear code: principal components of weight tokens, as a baseline for learned autoencoders of weights."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -11,16 +11,16 @@ from .autoencoder_sane import WeightAutoencoder, zero_padding
 from .configuration_linear import LinearCodeConfig
 from .outputs_sane import SANEOutput
 
-MAX_SCALARS = 2**26  # of the covariances that are summed up at a time: 512 MiB
+MAX_SCALARS = 2**26  # of covariances that are accumulated at a time: 512 MiB
 
 
 class LinearCode(WeightAutoencoder):
     """Principal component analysis of weight tokens, with the interface of [`SANEModel`].
 
-    `z = V_g^T (t - mu_g)` and `t_hat = mu_g + V_g z`: `mu_g` is the mean of the training tokens of group `g`, `V_g`
-    the `Z` leading eigenvectors of their covariance. No code with `Z` latents per token that is linear in each group
-    has a smaller squared error on the training tokens (Eckart and Young, 1936). With `Z >= D` nothing is lost, and
-    latents beyond `D` are zero.
+    `z = V_g^T (t - mu_g)` and `t_hat = mu_g + V_g z`, where `mu_g` is the mean of the training tokens of group `g` and
+    `V_g` are the `Z` leading eigenvectors of their covariance. No code with `Z` latents per token that is linear in
+    each group has a smaller squared error on the training tokens (Eckart and Young, 1936). With `Z >= D` the code is
+    lossless, and latents beyond `D` are zero.
 
     All tokens are *normalised* and zero at padding.
     """
@@ -30,7 +30,7 @@ class LinearCode(WeightAutoencoder):
 
     def __init__(self, config: LinearCodeConfig) -> None:
         super().__init__(config)
-        # What is fitted, not trained: optimizers leave parameters without gradient alone.
+        # These are fitted, not trained; optimizers ignore parameters without gradient.
         self.mean = nn.Parameter(torch.empty(config.num_groups, config.token_dim), requires_grad=False)
         self.directions = nn.Parameter(
             torch.empty(config.num_groups, config.token_dim, config.latent_dim), requires_grad=False
@@ -39,14 +39,14 @@ class LinearCode(WeightAutoencoder):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Keep the first scalars of a token until something is fitted."""
+        """Initialise the code to keep the first scalars of each token, until it is fitted."""
         super()._init_weights(module)
         if isinstance(module, LinearCode):
             init.zeros_(module.mean)
             init.copy_(module.directions, torch.eye(*module.directions.shape[1:]).expand_as(module.directions))
 
     def encode(self, tokens: Tensor, positions: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Map windows of tokens to latents; arguments and errors as of [`SANEModel.encode`]."""
+        """Encode windows of tokens as latents; arguments and errors as in [`SANEModel.encode`]."""
         self._check(tokens, positions, self.config.token_dim, "tokens [B, W, token_dim]")
         tokens = tokens.to(self.mean.dtype)
         latents = tokens.new_empty(*tokens.shape[:2], self.config.latent_dim)
@@ -55,7 +55,7 @@ class LinearCode(WeightAutoencoder):
         return zero_padding(latents, attention_mask)
 
     def decode(self, latents: Tensor, positions: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Map windows of latents back to tokens; arguments and errors as of [`SANEModel.decode`]."""
+        """Decode windows of latents to tokens; arguments and errors as in [`SANEModel.decode`]."""
         self._check(latents, positions, self.config.latent_dim, "latents [B, W, latent_dim]")
         latents = latents.to(self.mean.dtype)
         tokens = latents.new_empty(*latents.shape[:2], self.config.token_dim)
@@ -69,7 +69,7 @@ class LinearCode(WeightAutoencoder):
         return SANEOutput(latents=latents, reconstruction=self.decode(latents, positions, attention_mask))
 
     def _members(self, positions: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Each group that occurs at positions `[..., 3]`, and where, `[...]` bool."""
+        """Yield each group that occurs at positions `[..., 3]`, with a mask of its tokens, `[...]` bool."""
         found = token_groups(self.config, positions)
         for group in found.unique().tolist():
             yield group, found == group
@@ -79,15 +79,15 @@ class LinearCode(WeightAutoencoder):
     def fit(cls, config: LinearCodeConfig, read: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> "LinearCode":
         """Fit means and directions to the tokens of training networks.
 
-        Covariances are summed up in float64, for as many groups at a time as memory holds; training networks are read
-        once for each such part.
+        Covariances are accumulated in float64, for as many groups at a time as fit in memory, and training networks
+        are read once for each such part.
 
         Args:
             config: Sizes and groups.
             read: Yields normalised tokens `[M, N, D]` and positions `[N, 3]`, in blocks; may be called repeatedly.
 
         Returns:
-            The code, in evaluation mode. Groups without tokens keep the mean zero.
+            The code, in evaluation mode. The mean is zero for groups without tokens.
 
         Raises:
             ValueError: If there are no networks, or their tokens do not fit the configuration.
@@ -120,10 +120,10 @@ class LinearCode(WeightAutoencoder):
 
 
 def token_groups(config: LinearCodeConfig, positions: Tensor) -> Tensor:
-    """Group of each token at positions `[..., 3]`: `[...]` int64.
+    """Group of each token at positions `[..., 3]`, as `[...]` int64.
 
     Raises:
-        ValueError: For a position that the code was not fitted on.
+        ValueError: If a position is outside the range on which the code was fitted.
     """
     if config.grouping == "all":
         return torch.zeros_like(positions[..., 0])

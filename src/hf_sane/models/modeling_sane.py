@@ -1,6 +1,6 @@
 """SANE: a transformer autoencoder over the weight tokens of neural networks (arXiv:2406.09997).
 
-Axis letters: `B` windows of a batch, `M` models, `N` tokens of a whole model, `W` tokens of a window, `D` scalars of a
+Axis letters: `B` windows in a batch, `M` models, `N` tokens of a whole model, `W` tokens in a window, `D` scalars of a
 token, `H` residual stream, `Z` latent, `P` projection.
 """
 
@@ -29,7 +29,7 @@ from .layers_sane import (
 from .losses_sane import masked_reconstruction_loss, nt_xent_loss
 from .outputs_sane import SANEOutput
 
-FLAGS = ("output_hidden_states", "output_attentions", "use_cache")  # what decorators and Trainer pass along
+FLAGS = ("output_hidden_states", "output_attentions", "use_cache")  # passed by decorators and Trainer
 
 
 class SANEPreTrainedModel(WeightAutoencoder):
@@ -65,16 +65,16 @@ class SANEModel(SANEPreTrainedModel):
     """Autoencoder over windows of weight tokens, with a contrastive head.
 
     `tokens -> Linear -> + P -> blocks -> Linear -> latents -> Linear -> + P -> blocks -> Linear -> reconstruction`
-    (arXiv:2406.09997, section 3): pre-LN bidirectional blocks without biases, no final norm.
+    (arXiv:2406.09997, section 3), with pre-LN bidirectional blocks without biases, and no final norm.
 
     Initialisation `"paper"`: all weights `N(0, 0.02)`, the last map of each residual branch `N(0, 0.02 / sqrt(2 L))`.
-    The output of the untrained model is close to zero; it must first learn to pass tokens through two projections.
-    Initialisation `"linear_path"` is our deviation. There is no norm on the path token -> stream -> latent -> stream
-    -> token. With four slices of one orthogonal matrix (decoder maps = transposes of the encoder's) and residual
-    branches that start at zero, the path is the identity on the first `min(D, H, Z)` coordinates of a token: with `Z
-    >= D` the untrained autoencoder already reconstructs, up to its small position embeddings, and training only has to
-    improve on a linear code. For `Z < D`, [`initialize_from_tokens`] sets the path to the principal subspace of real
-    tokens.
+    The output of the untrained model is close to zero, so that it must first learn to pass tokens through two
+    projections. Initialisation `"linear_path"` is our deviation. There is no norm on the path token -> stream ->
+    latent -> stream -> token. With four slices of one orthogonal matrix (decoder maps are transposes of the encoder's)
+    and residual branches that start at zero, the path is the identity on the first `min(D, H, Z)` coordinates of a
+    token. With `Z >= D`, the untrained autoencoder thus already reconstructs, up to its small position embeddings, and
+    training only has to improve on a linear code. With `Z < D`, [`initialize_from_tokens`] sets the path to the
+    principal subspace of real tokens.
 
     All tokens are *normalised* and zero wherever `weight_mask` is `False`.
     """
@@ -170,7 +170,7 @@ class SANEModel(SANEPreTrainedModel):
             TypeError: If a keyword is unknown.
         """
         if unknown := sorted(k for k, v in kwargs.items() if v is not None and k not in FLAGS):
-            raise TypeError(f"SANEModel.forward does not know {unknown}; see its docstring for the names it takes")
+            raise TypeError(f"SANEModel.forward has no argument {unknown}; see its docstring for the names it accepts")
         views = [tokens] if second_tokens is None else [tokens, second_tokens]
         positions = _join([positions] * len(views))
         weight_mask, attention_mask = (
@@ -233,7 +233,7 @@ class SANEModel(SANEPreTrainedModel):
         return latents + (torch.randn_like(power) * scale).to(latents.dtype)
 
     def _project(self, latents: Tensor, *, required: bool) -> Tensor | None:
-        """Projections `[B, P]`; `None` for windows longer than the head, unless the loss needs them."""
+        """Projections `[B, P]`; `None` for windows longer than the head, unless required by the loss."""
         if latents.shape[1] <= self.config.window_size:
             return self.projection_head(latents)
         if required:
@@ -247,9 +247,9 @@ class SANEModel(SANEPreTrainedModel):
     def initialize_from_tokens(self, tokens: Tensor, weight_mask: Tensor) -> float:
         """Set the linear path to the principal subspace of real tokens, before training.
 
-        The path becomes `t_hat = mu + V_r V_r^T (t - mu)`, `V_r` the `r = min(D, H, Z)` leading principal directions
-        of the sample (singular value decomposition in float64): the best linear autoencoder with `r` latents. Latent
-        dimensions start as principal components, largest first.
+        The path becomes `t_hat = mu + V_r V_r^T (t - mu)`, where `V_r` are the `r = min(D, H, Z)` leading principal
+        directions of the sample (singular value decomposition in float64), which is the best linear autoencoder with
+        `r` latents. Latent dimensions start as principal components, largest first.
 
         Args:
             tokens: `[n, D]` normalised tokens.
@@ -259,7 +259,7 @@ class SANEModel(SANEPreTrainedModel):
             R2 of the linear path on the real weights of the sample.
 
         Raises:
-            ValueError: If shapes do not fit or no weight is real.
+            ValueError: If shapes do not fit or there are no real weights.
         """
         if tokens.ndim != 2 or tokens.shape[1] != self.config.token_dim or weight_mask.shape != tokens.shape:
             raise ValueError(

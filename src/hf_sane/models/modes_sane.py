@@ -21,4 +21,4 @@ def modes_kept(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-__all__: list[str] = []  # for those who run networks of Transformers; no part of the interface
+__all__: list[str] = []  # internal; used wherever Transformers models are run

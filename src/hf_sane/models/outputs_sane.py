@@ -12,13 +12,13 @@ class SANEOutput(ModelOutput):
 
     Attributes:
         loss: Scalar `(1 - gamma) L_rec + gamma L_contrast`; without a second view, `L_rec`.
-        reconstruction_loss: Scalar, mean over the views.
-        contrastive_loss: Scalar; only with a second view and `contrast_weight > 0`.
+        reconstruction_loss: Scalar, the mean over views.
+        contrastive_loss: Scalar; given only with a second view and `contrast_weight > 0`.
         latents: `[B, W, Z]` of the first view, zero at padded tokens.
         reconstruction: `[B, W, D]` of the first view, zero at padded tokens.
         projection: `[B, P]` of the first view; `None` if the window is longer than the projection head allows.
-        second_latents: As `latents`, of the second view.
-        second_reconstruction: As `reconstruction`, of the second view.
+        second_latents: Like `latents`, for the second view.
+        second_reconstruction: Like `reconstruction`, for the second view.
         hidden_states: Encoder states, `num_hidden_layers + 1` of `[B, W, H]` (`[2 B, W, H]` with two views).
         attentions: Encoder attention weights `[B, heads, W, W]`; eager attention only.
     """

@@ -1,4 +1,4 @@
-"""Split a long token sequence into windows with context, and join it again."""
+"""Split long token sequences into windows with context, and join them again."""
 
 from collections.abc import Callable, Iterator
 
@@ -9,26 +9,26 @@ from torch import Tensor
 def halo_spans(length: int, window_size: int, halo_size: int = 0) -> Iterator[tuple[slice, slice]]:
     """Yield the windows that cover a sequence, each as `(context, keep)`.
 
-    `context` slices the sequence, `keep` slices the context: `sequence[context][keep]`, concatenated, is the sequence
-    again. Every context has the same length `min(window_size, length)`, the number of tokens that the model was
-    trained on, because an attention over more or fewer tokens than in training reconstructs worse (paper, figure on
-    the inference window). At least `halo_size` tokens of context are on either side of the kept tokens, except at the
-    ends of the sequence.
+    `context` slices the sequence and `keep` slices the context, so that concatenating all `sequence[context][keep]`
+    gives the sequence. Every context has the same length `min(window_size, length)`, the number of tokens in training,
+    because reconstruction is worse if attention covers more or fewer tokens than in training (paper, figure on the
+    inference window). There are at least `halo_size` tokens of context on either side of the kept tokens, except at
+    the ends of the sequence.
 
     The released code pads the first and last window instead and stops with an assertion whenever
     `0 < length % window < halo`; this function clamps window starts to `[0, length - window_size]`, so that every
     length works.
 
     Args:
-        length: Tokens of the sequence, `N >= 0`.
-        window_size: Tokens of a context, halo included.
-        halo_size: Tokens on each side that are processed but not kept; less than half a window.
+        length: Number of tokens in the sequence, `N >= 0`.
+        window_size: Number of tokens in a context, including the halo.
+        halo_size: Number of tokens on each side that are processed but not kept; less than half a window.
 
     Yields:
         `(context, keep)`, both slices with explicit start and stop.
 
     Raises:
-        ValueError: If the halo leaves nothing to keep, or a size is negative.
+        ValueError: If the halo leaves no tokens to keep, or a size is negative.
     """
     if length < 0 or halo_size < 0 or window_size - 2 * halo_size < 1:
         raise ValueError(
@@ -49,13 +49,13 @@ def window_index(length: int, window_size: int, halo_size: int = 0) -> tuple[Ten
     """Token indices of all windows of [`halo_spans`] at once.
 
     Args:
-        length: Tokens of the sequence, `N`.
-        window_size: Tokens of a context, halo included.
-        halo_size: Tokens on each side that are processed but not kept.
+        length: Number of tokens in the sequence, `N`.
+        window_size: Number of tokens in a context, including the halo.
+        halo_size: Number of tokens on each side that are processed but not kept.
 
     Returns:
-        `index` `[S, C]` int64, the sequence index of every context token, `C = min(window_size, length)`;
-        `keep` `[S, C]` bool, `True` where the window owns the token. Each token is owned exactly once.
+        `index` `[S, C]` int64, the sequence index of every context token, with `C = min(window_size, length)`;
+        `keep` `[S, C]` bool, `True` if the window owns the token. Each token is owned exactly once.
     """
     spans = list(halo_spans(length, window_size, halo_size))
     index = torch.empty(len(spans), min(window_size, length), dtype=torch.int64)
@@ -75,27 +75,27 @@ def map_windows(
     halo_size: int,
     batch_size: int,
 ) -> Tensor:
-    """Apply a function of windows to whole sequences of one length, keeping each token once.
+    """Apply a function of windows to whole sequences of the same length, keeping each token once.
 
     Args:
-        function: Maps `[B, C, F]` and positions `[B, C, 3]` to `[B, C, G]`, each window on its own.
+        function: Function from `[B, C, F]` and positions `[B, C, 3]` to `[B, C, G]`, independent for each window.
         features: `[M, N, F]`.
         positions: `[N, 3]` or `[M, N, 3]`.
-        window_size: Tokens of a context, halo included.
-        halo_size: Tokens on each side that are processed but not kept.
-        batch_size: Windows per call of `function`; windows of several models share a batch.
+        window_size: Number of tokens in a context, including the halo.
+        halo_size: Number of tokens on each side that are processed but not kept.
+        batch_size: Number of windows per call of `function`; windows of different models share a batch.
 
     Returns:
         `[M, N, G]` float32, on the device of `features`.
 
     Raises:
-        ValueError: If shapes do not fit or there is nothing to map.
+        ValueError: If shapes do not fit or there are no tokens.
     """
     num_models, length = features.shape[:2] if features.ndim == 3 else (0, 0)
     if positions.shape not in ((length, 3), (num_models, length, 3)) or num_models * length == 0 or batch_size < 1:
         raise ValueError(
             f"expected sequences [M, N, *], positions [N, 3] or [M, N, 3] and batch_size >= 1, got "
-            f"{tuple(features.shape)}, {tuple(positions.shape)} and {batch_size}; batch models of one length only"
+            f"{tuple(features.shape)}, {tuple(positions.shape)} and {batch_size}; batch only models of the same length"
         )
     index, keep = window_index(length, window_size, halo_size)
     positions = positions.expand(num_models, length, 3)
