@@ -18,6 +18,7 @@ from hf_sane.architectures.modeling_zoo import ACTIVATIONS, ZooPreTrainedModel
 from hf_sane.architectures.presets import build_model
 from hf_sane.core._types import StateDict
 from hf_sane.models.modes_sane import modes_kept
+from hf_sane.networks._shifts import StackedShifts
 from hf_sane.networks._stacked_layers import pooled_convolution, stacked_dropout, stacked_linear
 from hf_sane.networks._threads import map_on_threads
 from hf_sane.records._errors import shorten
@@ -381,19 +382,20 @@ class StackedNetworks:
         return torch.cat(parts)
 
     @torch.no_grad()
-    def per_image(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def per_image(self, images: Tensor, labels: Tensor, shifts: StackedShifts | None = None) -> tuple[Tensor, Tensor]:
         """Loss and correctness of every network on every image.
 
         Args:
             images: `[n, C, H, W]`.
             labels: `[n]` int64.
+            shifts: What each network sees instead of the images, if they differ; its classes are not used.
 
         Returns:
             Cross-entropy `[M, n]` float and correctness `[M, n]` bool; non-finite logits count as wrong.
         """
 
         def judge(part: slice) -> tuple[Tensor, Tensor]:
-            logits = self.logits(images[part])
+            logits = self.logits(images[part] if shifts is None else shifts(images[part]))
             correct = (logits.argmax(dim=2) == labels[part]) & logits.isfinite().all(dim=2)
             return example_losses(logits, labels[None, part]), correct
 

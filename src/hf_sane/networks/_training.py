@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hf_sane.architectures.configuration_zoo import CNNConfig, MLPConfig, ZooConfig
 from hf_sane.networks._hyperparameters import HyperParameters, Optimizer, data_subset, image_order, one_cycle_factor
 from hf_sane.networks._images import ImageData
+from hf_sane.networks._shifts import Shift, StackedShifts
 from hf_sane.networks._stacked import (
     Forward,
     StackedNetworks,
@@ -77,6 +78,7 @@ def train_stacked(
     on_state: StateCallback | None = None,
     start: Mapping[str, Tensor] | None = None,
     generic: bool = False,
+    shifts: Sequence[Shift] | None = None,
 ) -> Iterator[Snapshot]:
     """Train `M` networks and yield them at chosen epochs.
 
@@ -105,6 +107,7 @@ def train_stacked(
             can continue, bit by bit.
         start: Such a state. Epochs up to it are neither trained nor yielded again.
         generic: Run under `torch.vmap` even if there is a faster implementation.
+        shifts: What each network sees instead of the images, in training and evaluation; one per network.
 
     Yields:
         A [`Snapshot`] per epoch in `keep_epochs`, in ascending order.
@@ -127,9 +130,14 @@ def train_stacked(
         raise ValueError(f"keep_epochs must be at least one epoch in [0, {epochs}], got {keep}")
     if len(hyper_parameters) != networks.num_models:
         raise ValueError(f"got {len(hyper_parameters)} hyper-parameters for {networks.num_models} networks")
+    if shifts is not None and (len(shifts) != networks.num_models or not isinstance(data, ImageData)):
+        raise ValueError(
+            f"expected images, and a shift for each of {networks.num_models} networks, got {data.name} and "
+            f"{len(shifts)} shifts"
+        )
     if isinstance(config, ZooConfig):
         _check_images(config, data)
-    run = _Run(networks, data, hyper_parameters, batch_size, momentum, schedule, epochs, generic)
+    run = _Run(networks, data, hyper_parameters, batch_size, momentum, schedule, epochs, generic, shifts)
     done = run.restore(start) if start is not None else -1
     return _snapshots(run, range(done + 1, epochs + 1), keep, train_evaluation_limit, on_epoch, on_state)
 
@@ -212,9 +220,14 @@ class _Run:
         schedule: Schedule,
         epochs: int,
         generic: bool,
+        shifts: Sequence[Shift] | None,
     ) -> None:
         self.networks, self.data, self.epochs = networks, data, epochs
         self.inputs, self.labels = data.split("train")
+        self.shifts = None
+        if shifts is not None:
+            height, width = self.inputs.shape[2:]
+            self.shifts = StackedShifts(shifts, height, width, self.inputs.device)
         self.hyper_parameters = hyper_parameters
         self.batch_size = min(batch_size, len(self.inputs))
         self.steps = len(self.inputs) // self.batch_size
@@ -231,7 +244,9 @@ class _Run:
             for start in range(0, len(rows), size):
                 chosen = rows[start : start + size]
                 self.stacks.append(
-                    _Stack(networks, trained, data, hyper_parameters, chosen, forward, optimizer, momentum)
+                    _Stack(
+                        networks, trained, data, hyper_parameters, chosen, forward, optimizer, momentum, self.shifts
+                    )
                 )
 
     def train_epoch(self, epoch: int) -> None:
@@ -276,12 +291,12 @@ class _Run:
         current = StackedNetworks(self.networks.config, {name: tensor.to(device) for name, tensor in tensors.items()})
         measures = {}
         limit = min(train_limit or len(self.inputs), len(self.inputs))
-        losses, correct = current.per_image(self.inputs[:limit], self.labels[:limit])
-        seen = self._seen(limit).to(device)
-        measures["train_loss"] = _masked_mean(losses, seen)
-        measures["train_accuracy"] = _masked_mean(correct.float(), seen)
-        for split in ("validation", "test"):
-            measures[f"{split}_loss"], measures[f"{split}_accuracy"] = current.evaluate(*self.data.split(split))
+        for split in ("train", "validation", "test"):
+            inputs, labels = (part[: limit if split == "train" else None] for part in self.data.split(split))
+            losses, correct = current.per_image(inputs, labels, self.shifts)
+            seen = self._seen(limit).to(device) if split == "train" else self._judged(labels)
+            measures[f"{split}_loss"] = _masked_mean(losses, seen)
+            measures[f"{split}_accuracy"] = _masked_mean(correct.float(), seen)
         return Snapshot(
             epoch,
             {name: tensor.cpu() for name, tensor in tensors.items()},
@@ -294,9 +309,25 @@ class _Run:
         for i, (seed, fraction) in enumerate(
             zip(self.hyper_parameters.seeds, self.hyper_parameters.data_fractions, strict=True)
         ):
-            seen[i, data_subset(seed, seen.shape[1], fraction)] = True
+            shift = None if self.shifts is None else self.shifts.shifts[i]
+            known = _of_classes(self.labels, shift)
+            seen[i, known[data_subset(seed, len(known), fraction)]] = True
         seen = seen[:, :limit]
         return seen | ~seen.any(dim=1, keepdim=True)
+
+    def _judged(self, labels: Tensor) -> Tensor:
+        """Which examples each network is judged by, bool `[M or 1, n]`: those of its classes; all if none is."""
+        if self.shifts is None:
+            return torch.ones_like(labels, dtype=torch.bool).unsqueeze(0)
+        seen = self.shifts.sees(labels)
+        return seen | ~seen.any(dim=1, keepdim=True)
+
+
+def _of_classes(labels: Tensor, shift: Shift | None) -> np.ndarray:
+    """Positions of the examples whose classes a network sees, int64."""
+    if shift is None or shift.classes is None:
+        return np.arange(len(labels))
+    return np.flatnonzero(np.isin(labels.cpu().numpy(), shift.classes))
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -317,7 +348,9 @@ class _Stack:
         forward: Forward,
         optimizer: Optimizer,
         momentum: float,
+        shifts: StackedShifts | None,
     ) -> None:
+        self.shifts = None if shifts is None else shifts.select(rows)
         self.rows, self.forward, self.optimizer, self.momentum = rows, forward, optimizer, momentum
         self.inputs, self.labels = data.split("train")
         self.hyper_parameters = hyper_parameters.select(rows)
@@ -369,16 +402,20 @@ class _Stack:
 
     def order(self, epoch: int, steps: int, batch_size: int) -> Tensor:
         """Image indices of one epoch: int64 `[steps, m, B]`."""
-        orders = [
-            image_order(seed, epoch, len(self.inputs), fraction, steps * batch_size)
-            for seed, fraction in zip(self.hyper_parameters.seeds, self.hyper_parameters.data_fractions, strict=True)
-        ]
+        orders = []
+        for i, (seed, fraction) in enumerate(
+            zip(self.hyper_parameters.seeds, self.hyper_parameters.data_fractions, strict=True)
+        ):
+            known = _of_classes(self.labels, None if self.shifts is None else self.shifts.shifts[i])
+            orders.append(known[image_order(seed, epoch, len(known), fraction, steps * batch_size)])
         stacked = torch.from_numpy(np.stack(orders)).view(len(orders), steps, batch_size)
         return stacked.transpose(0, 1).to(self.inputs.device)
 
     def update(self, index: Tensor, factor: float) -> None:
         """Update every network on its own batch, with image indices `[m, B]`."""
         inputs, labels = self.inputs[index], self.labels[index]
+        if self.shifts is not None:
+            inputs = self.shifts(inputs)
         loss = cross_entropy(self.forward(self.tensors(), inputs, self.dropout, self.generator), labels)
         (gradient,) = torch.autograd.grad(loss.sum(), self.parameters)
         with torch.no_grad():

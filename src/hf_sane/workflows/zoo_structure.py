@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from hf_sane.analysis._region_zoos import LabelledNetworks, zoo_networks
@@ -19,6 +20,7 @@ from hf_sane.workflows.schemas import Fields
 from hf_sane.workflows.shared import ZOO_CONFIG, PlotSettings
 from hf_sane.workflows.show_zoo import load_zoo
 from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo._records import ANCESTOR
 
 SIDES = {"training": ("train",), "held_out": ("validation", "test")}
 WHOLE = "all"  # tensors to list in records
@@ -34,7 +36,10 @@ class ZooStructureSettings(ModuleSettings, PlotSettings):
     config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
     revision: str | None = setting("Branch, tag or commit on the Hub.", default=None)
     epoch: int | None = setting("Epoch to take from every run; by default the last.", default=None)
-    since: int | None = setting("Use the change of the weights since this epoch instead of the weights.", default=None)
+    since: int | None = setting(
+        "Use the change of the weights since this epoch instead of the weights; of children, since their ancestor's.",
+        default=None,
+    )
     limit: int | None = setting("Use at most this many training and held-out networks each.", default=None, least=3)
     align: bool = setting("Permute channels to match the first network.", default=True)
     seed: int = setting("Random seed for shuffles and confidence intervals.", default=0)
@@ -146,16 +151,24 @@ def _weights(zoo: Zoo, settings: ZooStructureSettings) -> list[dict[str, Tensor]
             f"expected networks in 'train' and in 'validation' or 'test', the zoo has {', '.join(zoo.splits)}; import "
             "it again with three splits (--split-shares)"
         )
-    networks = [zoo_networks([zoo], splits=part, epoch=settings.epoch, limit=settings.limit) for part in sides]
-    chosen = [part.tensors for part in networks]
+    columns = [ANCESTOR] if ANCESTOR in zoo.splits["train"].table.scalar_columns else []
+    networks = [
+        zoo_networks([zoo], columns=columns, splits=part, epoch=settings.epoch, limit=settings.limit) for part in sides
+    ]
+    chosen = matched = [part.tensors for part in networks]
     if settings.since is not None:
-        starts = [zoo_networks([zoo], splits=part, epoch=settings.since) for part in sides]
-        chosen = [_change(*pair) for pair in zip(starts, networks, strict=True)]
+        # Ancestors are training networks.
+        parts = [sides[0] if columns else part for part in sides]
+        starts = [zoo_networks([zoo], splits=part, epoch=settings.since) for part in parts]
+        pairs = [_since(*pair) for pair in zip(starts, networks, strict=True)]
+        chosen = [{name: end - start[name] for name, end in ends.items()} for start, ends in pairs]
+        # Children keep the order of their ancestor's channels, whatever they have changed.
+        matched = [start if columns else ends for start, ends in pairs]
     if settings.align:
-        spec, reference = networks[0].spec, {name: tensor[0] for name, tensor in networks[0].tensors.items()}
+        spec, reference = networks[0].spec, {name: tensor[0] for name, tensor in matched[0].items()}
         chosen = [
-            spec.apply(tensors, match_many(spec, reference, part.tensors), batch_dims=1)
-            for tensors, part in zip(chosen, networks, strict=True)
+            spec.apply(tensors, match_many(spec, reference, found), batch_dims=1)
+            for tensors, found in zip(chosen, matched, strict=True)
         ]
     layers = [layer for layout in zoo.facts.parsed_layouts.values() for layer in layout.layers]
     # Running statistics are not weights, and would dominate the variance.
@@ -163,12 +176,17 @@ def _weights(zoo: Zoo, settings: ZooStructureSettings) -> list[dict[str, Tensor]
     return [{name: tensor for name, tensor in tensors.items() if name in names} for tensors in chosen]
 
 
-def _change(start: LabelledNetworks, end: LabelledNetworks) -> dict[str, Tensor]:
-    """The change in training of every network in `end`."""
-    if missing := sorted(set(end.runs) - set(start.runs)):
+def _since(start: LabelledNetworks, end: LabelledNetworks) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Every network in `end` that has changed, and what it, or its ancestor, was before; the latter first."""
+    place = {run: row for row, run in enumerate(start.runs)}
+    ancestors = [f"0/{ancestor}" for ancestor in end.labels.get(ANCESTOR, end.runs)]  # of the only zoo
+    found = [place.get(run, place.get(older)) for run, older in zip(end.runs, ancestors, strict=True)]
+    if missing := sorted(run for run, row in zip(end.runs, found, strict=True) if row is None):
         raise ValueError(f"runs without a network at that epoch: {name_some(missing)}; choose another one (--since)")
-    rows = [start.runs.index(run) for run in end.runs]
-    return {name: tensor - start.tensors[name][rows] for name, tensor in end.tensors.items()}
+    pairs = {name: (start.tensors[name][found], tensor) for name, tensor in end.tensors.items()}
+    changed = torch.stack([(old != new).flatten(1).any(dim=1) for old, new in pairs.values()]).any(dim=0)
+    before, after = ({name: pair[side][changed] for name, pair in pairs.items()} for side in (0, 1))
+    return before, after
 
 
 def _interval(ends: tuple[float, float]) -> str:

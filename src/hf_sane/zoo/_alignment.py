@@ -15,6 +15,7 @@ from hf_sane.symmetry._token_permutations import TokenPermutations
 from hf_sane.zoo._alignment_record import Alignment
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 from hf_sane.zoo._facts import DEFAULT_CONFIG
+from hf_sane.zoo._records import ANCESTOR
 from hf_sane.zoo._symmetries import Specs, network_spec
 from hf_sane.zoo._writing import writing_zoo
 
@@ -26,11 +27,11 @@ def align_zoo(zoo: Zoo, *, reference: StateDict | None = None, specs: Specs | No
     """Align every training run of a zoo to a reference network.
 
     As in SANE (arXiv:2406.09997): weight matching from git re-basin (arXiv:2209.04836) between a run's last epoch and
-    the reference. The same permutation is used for all epochs of the run, so that its trajectory remains intact. The
-    reference is the first training run at its last epoch. Networks that are not finite (kept on request) are not
-    permuted. Unlike the released code, which stores aligned copies, only permutations are stored: `aligned_tokens` and
-    the window sampler apply them while reading. The symmetries of imported networks are traced from the configuration
-    in their repository.
+    the reference. The same permutation is used for all epochs of the run, so that its trajectory remains intact, and
+    for its children, which share its order of channels. The reference is the first training run at its last epoch.
+    Networks that are not finite (kept on request) are not permuted. Unlike the released code, which stores aligned
+    copies, only permutations are stored: `aligned_tokens` and the window sampler apply them while reading. The
+    symmetries of imported networks are traced from the configuration in their repository.
 
     Args:
         zoo: Zoo to align; each architecture (and each layout of imported networks) gets its own reference.
@@ -66,7 +67,8 @@ def align_zoo(zoo: Zoo, *, reference: StateDict | None = None, specs: Specs | No
         matched = [_match(spec, part.select(rows), target) for part in parts for rows in _pieces(part)]
         references[key] = parts[0].run_ids[first] if reference is None else "given"
         run_ids[key] = [run_id for part in parts for run_id in part.run_ids]
-        permutations[key] = {axis: torch.cat([piece[axis] for piece in matched]) for axis in spec.sizes}
+        rows = _permuted_as(parts, run_ids[key])
+        permutations[key] = {axis: torch.cat([piece[axis] for piece in matched])[rows] for axis in spec.sizes}
         if zoo.facts.parsed_architectures[architecture] is None or {architecture, layout} & set(specs or ()):
             found[key] = spec
     return zoo.with_alignment(Alignment(references, run_ids, permutations, found))
@@ -93,6 +95,17 @@ def align_folder(folder: str | Path, config: str = DEFAULT_CONFIG, *, specs: Spe
         assert zoo.alignment is not None
         writer.publish_alignment(zoo.alignment)
     return zoo
+
+
+def _permuted_as(parts: list[ZooSplit], run_ids: list[str]) -> list[int]:
+    """Position of the run whose permutation each run takes: its ancestor's, if it has one in the zoo."""
+    place = {run_id: i for i, run_id in enumerate(run_ids)}
+    named = [
+        name
+        for part in parts
+        for name in (part.column(ANCESTOR) if ANCESTOR in part.table.scalar_columns else [None] * len(part))
+    ]
+    return [place.get(str(ancestor), i) for i, ancestor in enumerate(named)]
 
 
 def _pieces(split: ZooSplit) -> list[np.ndarray]:

@@ -13,6 +13,7 @@ from datasets import Features, List, Value
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from hf_sane.networks._shifts import STRENGTHS
 from hf_sane.records._progress import tracked
 
 SPLITS = ("train", "validation", "test")
@@ -41,6 +42,18 @@ FEATURES = Features(
         "seed": Value("int64"),
     }
 )
+# Columns of zoos with children in addition to those of `FEATURES`: the run that a network continues (null for
+# ancestors), and the shifts of its images.
+ANCESTOR = "ancestor"
+CHILD_FEATURES = Features(
+    {
+        **FEATURES,
+        ANCESTOR: Value("string"),
+        "combination": Value("string"),
+        **{f"shift_{name}": Value("float32") for name in STRENGTHS},
+        "shift_classes": Value("string"),
+    }
+)
 # Columns of imported networks in addition to those of `FEATURES`. Unknown values are null.
 IMPORT_FEATURES = Features(
     {
@@ -59,7 +72,8 @@ IMPORT_FEATURES = Features(
     }
 )
 METRIC_PREFIX = "metric_"  # prefix of columns with metrics from cards: float64, null if a card has none
-REPEATING = (*CHOICES, "author", "base_model", "license", "library_name", "pipeline_tag")  # stored once per file
+# Stored once per file.
+REPEATING = (*CHOICES, ANCESTOR, "combination", "author", "base_model", "license", "library_name", "pipeline_tag")
 ROW_GROUP_BYTES = 32 * 2**20  # one Arrow batch; below 2^31 scalars, since list offsets are int32
 MAX_ROWS_PER_GROUP = 1000
 SHARD_BYTES = 500 * 2**20

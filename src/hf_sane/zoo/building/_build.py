@@ -45,9 +45,9 @@ from hf_sane.zoo._facts import (
     layout_key,
     read_facts,
 )
-from hf_sane.zoo._records import MEASURES, ModelRecord, batched, write_parquet
+from hf_sane.zoo._records import CHILD_FEATURES, FEATURES, MEASURES, ModelRecord, batched, write_parquet
 from hf_sane.zoo._writing import RECORD_NAME, is_finished, remove_state, tidy, work_folder, writing_zoo
-from hf_sane.zoo.building._settings import RunPlan, ZooSettings, plan_runs, split_runs
+from hf_sane.zoo.building._settings import RunPlan, ZooSettings, plan_runs, split_plans
 
 SETTINGS_NAME = "build.json"  # of an unfinished build
 SAVE_SECONDS = 60.0  # seconds between two saves of a group in training
@@ -137,28 +137,40 @@ class _Build:
     def __init__(self, arguments: ZooSettings, data: LabelledData, work: Path) -> None:
         self.arguments, self.data, self.work = arguments, data, work
         self.architecture = arguments.network_config(data)
-        self.runs = plan_runs(arguments, self.architecture)
+        self.runs = plan_runs(arguments, self.architecture, data.split("train")[1].unique().tolist())
+        self.place: dict[str, tuple[int, int]] = {}  # group and position in it of each run
         self.layout = _layout(self.architecture, arguments)
         self.examples = _data_facts(data)
         self.accuracy = math.nan  # of the group in training, at its last stored epoch
-        by_activation: dict[str | None, list[int]] = {}
+        by_kind: dict[tuple[bool, str], list[int]] = {}
         for i, run in enumerate(self.runs):
-            by_activation.setdefault(run.activation, []).append(i)
+            by_kind.setdefault((run.ancestor is not None, run.activation or ""), []).append(i)
         size = arguments.group_size
-        self.groups = [
+        self.groups = [  # ancestors before their children
             members[start : start + size]
-            for _, members in sorted(by_activation.items(), key=lambda entry: entry[0] or "")
+            for _, members in sorted(by_kind.items())
             for start in range(0, len(members), size)
         ]
+        for number, members in enumerate(self.groups):
+            self.place |= {self.runs[i].run_id: (number, j) for j, i in enumerate(members)}
 
     def is_trained(self, group: int) -> bool:
         """Whether a group is complete on disk; a damaged group is trained again."""
         try:
-            epochs, runs = len(self.arguments.kept_epochs), len(self.groups[group])
+            epochs, runs = len(self.kept_epochs(group)), len(self.groups[group])
             check_group(self.group_path(group), self.layout, epochs=epochs, runs=runs)
         except (FileNotFoundError, InvalidFileError):
             return False
         return True
+
+    def kept_epochs(self, group: int) -> list[int]:
+        """Stored epochs of a group."""
+        return self.arguments.kept_of(children=self.runs[self.groups[group][0]].ancestor is not None)
+
+    def epochs(self, group: int) -> int:
+        """Epochs that a group is trained for."""
+        run = self.runs[self.groups[group][0]]
+        return self.arguments.epochs if run.ancestor is None else self.arguments.child_epochs
 
     def group_path(self, group: int) -> Path:
         return self.work / f"group-{group:05d}.safetensors"
@@ -204,9 +216,10 @@ class _Build:
 
     def train(self, on_progress: Callable[[BuildProgress], None] | None) -> None:
         """Train the groups that are not yet on disk."""
-        epochs, finished = self.arguments.epochs, 0
+        finished = 0
+        work = [len(members) * max(1, self.epochs(number)) for number, members in enumerate(self.groups)]
         bar = progress(
-            total=len(self.runs) * max(1, epochs),
+            total=sum(work),
             desc=f"zoo {self.arguments.name or self.data.name}",
             unit="epoch",
             wanted=self.arguments.progress_bar,
@@ -215,9 +228,9 @@ class _Build:
             for number, members in enumerate(self.groups):
                 if self.is_trained(number):
                     finished += len(members)
-                    bar.update(len(members) * max(1, epochs))
+                    bar.update(work[number])
                     continue
-                self._train_group(number, members, self._reporter(bar, members, finished, on_progress), bar)
+                self._train_group(number, members, self._reporter(bar, number, finished, on_progress), bar)
                 finished += len(members)
 
     def _train_group(self, number: int, members: list[int], on_epoch: Callable[[int], None], bar: Bar) -> None:
@@ -228,11 +241,11 @@ class _Build:
         cadence = Cadence(SAVE_SECONDS)
 
         def keep(epoch: int, state: Callable[[], dict[str, Tensor]]) -> None:
-            if cadence.is_due() and epoch < self.arguments.epochs:
+            if cadence.is_due() and epoch < self.epochs(number):
                 with cadence.saving():
                     self._save_state(number, kept, state())
 
-        for snapshot in self._snapshots(members, on_epoch, keep, start):
+        for snapshot in self._snapshots(number, on_epoch, keep, start):
             self.accuracy = snapshot.test_accuracy.mean().item()
             kept.append(_group_tensors(snapshot, self.layout))
         stacked = {name: torch.stack([part[name] for part in kept]) for name in kept[0]}
@@ -254,15 +267,16 @@ class _Build:
             return [], None
 
     def _reporter(
-        self, bar: Bar, members: list[int], finished: int, on_progress: Callable[[BuildProgress], None] | None
+        self, bar: Bar, number: int, finished: int, on_progress: Callable[[BuildProgress], None] | None
     ) -> Callable[[int], None]:
         """Make the callback that runs after each epoch of a group."""
         self.accuracy = math.nan
+        members = self.groups[number]
 
         def report(epoch: int) -> None:
             bar.update(len(members))
             networks = f"{finished + len(members)}/{len(self.runs)}"
-            epochs = f"{epoch}/{self.arguments.epochs}"
+            epochs = f"{epoch}/{self.epochs(number)}"
             bar.set_postfix(networks=networks, epoch=epochs, accuracy=f"{self.accuracy:.3f}")
             if on_progress is not None:
                 on_progress(BuildProgress(finished, len(members), epoch, self.accuracy))
@@ -271,13 +285,14 @@ class _Build:
 
     def _snapshots(
         self,
-        members: list[int],
+        number: int,
         on_epoch: Callable[[int], None],
         on_state: StateCallback,
         start: Mapping[str, Tensor] | None,
     ) -> Iterator[Snapshot]:
-        runs = [self.runs[i] for i in members]
-        networks = self._start(runs)
+        runs = [self.runs[i] for i in self.groups[number]]
+        networks, are_children = self._start(runs), runs[0].ancestor is not None
+        before = self.arguments.epochs if are_children else 0
         hyper_parameters = HyperParameters(
             seeds=[run.seed for run in runs],
             learning_rates=[run.learning_rate for run in runs],
@@ -291,8 +306,8 @@ class _Build:
             networks.tensors,
             self.data,
             hyper_parameters,
-            epochs=self.arguments.epochs,
-            keep_epochs=self.arguments.kept_epochs,
+            epochs=self.epochs(number),
+            keep_epochs=[epoch - before for epoch in self.kept_epochs(number)],
             batch_size=self.arguments.batch_size,
             momentum=self.arguments.momentum,
             schedule=self.arguments.schedule,
@@ -300,17 +315,33 @@ class _Build:
             on_epoch=on_epoch,
             on_state=on_state,
             start=start,
+            shifts=[run.shift for run in runs] if are_children else None,
         )
 
     def _start(self, runs: list[RunPlan]) -> StackedNetworks:
-        """Untrained networks, each initialised with the seed of its run."""
+        """Untrained networks, each initialised with the seed of its run, or the last epoch of ancestors."""
         config, seeds = self.architecture, [run.seed for run in runs]
+        ancestors = [run.ancestor for run in runs if run.ancestor is not None]
         if isinstance(config, ModuleArchitecture):
-            return config.fresh(seeds)
+            return StackedNetworks(config.structure, self._finished(ancestors)) if ancestors else config.fresh(seeds)
         if hasattr(config, "activation"):
             drops = any(run.dropout for run in runs)
             config = with_settings(config, activation=runs[0].activation, dropout=0.0 if drops else None)
+        if ancestors:
+            return StackedNetworks(config, self._finished(ancestors))
         return StackedNetworks.initialize(config, seeds, [str(run.initialization) for run in runs])
+
+    def _finished(self, run_ids: list[str]) -> dict[str, Tensor]:
+        """Tensors of runs of finished groups at their last epoch, `{name: [m, *shape]}`."""
+        states = []
+        for run_id in run_ids:
+            group, member = self.place[run_id]
+            with safe_open(self.group_path(group), framework="pt") as file:
+                last = {name: file.get_slice(name)[-1:, member] for name in file.keys()}  # noqa: SIM118, not a mapping
+            tensors = self.layout.tensors(last["tokens"])
+            tensors |= {name: last[f"template.{name}"] for name in self.layout.template}
+            states.append(self.layout.complete(tensors))
+        return {name: torch.cat([state[name] for state in states]) for name in states[0]}
 
     def align(self, zoo: Zoo) -> Alignment | None:
         """Permutations that match the reference; `None`, with a log message, if a user's module cannot be traced."""
@@ -336,25 +367,22 @@ class _Build:
 
     def write_rows(self, folder: Path) -> ZooFacts:
         """Write the finished groups as parquet files."""
-        place = {
-            self.runs[i].run_id: (number, j) for number, group in enumerate(self.groups) for j, i in enumerate(group)
-        }
         by_id = {run.run_id: run for run in self.runs}
         excluded = self._excluded()
         left_out = set() if self.arguments.include_excluded else {entry["run_id"] for entry in excluded}
-        kept = [run_id for run_id in by_id if run_id not in left_out]
+        kept = [run for run in self.runs if run.run_id not in left_out]
+        features = CHILD_FEATURES if self.arguments.children else FEATURES
         architecture, settings = self._architecture_facts()
         columns = {"layout": layout_key(self.layout), "architecture": architecture}
         splits = {}
-        for split, run_ids in split_runs(kept, self.arguments.split_shares, self.arguments.seed).items():
-            records = (
-                record for run_id in run_ids for record in self._records(by_id[run_id], *place[run_id], columns)
-            )
+        for split, run_ids in split_plans(kept, self.arguments.split_shares, self.arguments.seed).items():
+            records = (record for run_id in run_ids for record in self._records(by_id[run_id], columns))
             final: list[float] = []
-            write_parquet(batched(_noting(records, self.arguments.kept_epochs[-1], final)), folder, split)
+            noted = _noting(records, self.arguments.kept_epochs[-1], final)
+            write_parquet(batched(noted, features), folder, split)
             splits[split] = {
                 "runs": len(run_ids),
-                "networks": len(run_ids) * len(self.arguments.kept_epochs),
+                "networks": sum(len(self.kept_epochs(self.place[run_id][0])) for run_id in run_ids),
                 "test_accuracy": sum(final) / len(final) if final else None,  # undefined without runs
             }
         return ZooFacts(
@@ -374,7 +402,7 @@ class _Build:
             with safe_open(self.group_path(number), framework="pt") as file:
                 largest = file.get_tensor("largest_weight")  # [E, m]
             for j, i in enumerate(members):
-                for epoch, value in zip(self.arguments.kept_epochs, largest[:, j].tolist(), strict=True):
+                for epoch, value in zip(self.kept_epochs(number), largest[:, j].tolist(), strict=True):
                     if not value <= self.arguments.max_abs_weight:
                         limit = self.arguments.max_abs_weight
                         is_finite = value < float("inf")
@@ -383,14 +411,15 @@ class _Build:
                         break
         return sorted(found, key=lambda entry: entry["run_id"])
 
-    def _records(self, run: RunPlan, group: int, member: int, columns: Mapping[str, str]) -> Iterator[ModelRecord]:
+    def _records(self, run: RunPlan, columns: Mapping[str, str]) -> Iterator[ModelRecord]:
         """The rows of one run, epoch by epoch."""
-        facts = {**dataclasses.asdict(run), **columns}
+        group, member = self.place[run.run_id]
+        facts = {**dataclasses.asdict(run), **run.shift.properties(), **columns}
         with safe_open(self.group_path(group), framework="pt") as file:
             tokens = file.get_slice("tokens")
             measures = {name: file.get_slice(name)[:, member] for name in MEASURES}
             template = {name: file.get_slice(f"template.{name}") for name in self.layout.template}
-            for e, epoch in enumerate(self.arguments.kept_epochs):
+            for e, epoch in enumerate(self.kept_epochs(group)):
                 values = {name: measure[e].item() for name, measure in measures.items()}
                 stored = {name: part[e, member] for name, part in template.items()}
                 yield ModelRecord(tokens[e, member], stored, {**facts, **values, "epoch": epoch})

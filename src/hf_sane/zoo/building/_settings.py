@@ -16,6 +16,7 @@ from hf_sane.networks._hyperparameters import Optimizer
 from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData
 from hf_sane.networks._modules import EXAMPLES, ModuleArchitecture, ModuleSettings
+from hf_sane.networks._shifts import KINDS, LEAST_KINDS, UNCHANGED, Shift
 from hf_sane.networks._stacked import call_arguments
 from hf_sane.networks._tasks import LabelledData
 from hf_sane.records._documents import read_settings
@@ -24,6 +25,8 @@ from hf_sane.records._settings import as_arguments, check_numbers, setting
 
 USUAL_EPOCHS = (0, 1, 2, 4, 8, 12, 16, 25, 35, 50)
 SPLIT_STREAM = 2**32  # larger than any run number; seeds the split
+CHILD_STREAM = 2**32 + 1  # seeds ancestors and shifts of children
+CHILD_SETTINGS = ("children", "child_epochs", "shifts")
 # Settings that do not apply to a user's own module, with their defaults.
 OF_PRESETS: dict[str, Any] = {
     "architecture": "cnn_digits",
@@ -67,8 +70,19 @@ class ZooSettings(ModuleSettings):
     num_models: int = setting("Number of training runs.", default=128)
     epochs: int = setting("Number of passes over the training images.", default=50)
     keep_epochs: list[int] | None = setting(
-        f"Epochs to store; by default those of {', '.join(map(str, USUAL_EPOCHS))} that are reached.",
+        f"Epochs to store; by default those of {', '.join(map(str, USUAL_EPOCHS))} that are reached. Children count "
+        "on from their ancestor.",
         default=None,
+    )
+    children: int = setting(
+        "Number of further networks, which continue the training of one of the others, their ancestor, on shifted "
+        "images.",
+        default=0,
+    )
+    child_epochs: int = setting("Number of passes over the shifted images.", default=2, least=1)
+    shifts: list[str] = setting(
+        f"Shifts to compose for each child: {', '.join(KINDS)}. Combinations are held out for validation and test.",
+        factory=lambda: list(KINDS),
     )
     batch_size: int = setting("Batch size, per network.", default=32)
     momentum: float = setting("SGD momentum.", default=0.9)
@@ -100,7 +114,8 @@ class ZooSettings(ModuleSettings):
         "Whether BatchNorm tensors are tokenized or stored unchanged.", default="tokens"
     )
     split_shares: list[float] = setting(
-        "Shares of the runs in the train, validation and test splits.", factory=lambda: [0.7, 0.15, 0.15]
+        "Shares of the runs, or of the combinations of shifts, in the train, validation and test splits.",
+        factory=lambda: [0.7, 0.15, 0.15],
     )
     group_size: int = setting(
         "Number of networks to train together; finished groups survive an interruption, and others are saved every "
@@ -119,6 +134,8 @@ class ZooSettings(ModuleSettings):
             self.architecture_settings = read_settings(self.architecture_settings, "architecture_settings")
         if self.keep_epochs is None:
             self.keep_epochs = [epoch for epoch in USUAL_EPOCHS if epoch < self.epochs] + [self.epochs]
+        if self.children:
+            self.keep_epochs = [*self.keep_epochs, self.epochs, self.last_epoch]
         self.keep_epochs = sorted(set(self.keep_epochs))
 
     def validate_counts(self) -> None:
@@ -126,10 +143,12 @@ class ZooSettings(ModuleSettings):
         for name in ("num_models", "batch_size", "group_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.epochs < 0 or self.seed < 0:
-            raise ValueError(f"epochs and seed must not be negative, got {self.epochs} and {self.seed}")
-        if self.keep_epochs is not None and not all(0 <= epoch <= self.epochs for epoch in self.keep_epochs):
-            raise ValueError(f"keep_epochs must lie in [0, {self.epochs}], got {self.keep_epochs}")
+        if self.epochs < 0 or self.seed < 0 or self.children < 0:
+            raise ValueError(
+                f"epochs, seed and children must not be negative, got {self.epochs}, {self.seed} and {self.children}"
+            )
+        if self.keep_epochs is not None and not all(0 <= epoch <= self.last_epoch for epoch in self.keep_epochs):
+            raise ValueError(f"keep_epochs must lie in [0, {self.last_epoch}], got {self.keep_epochs}")
         if self.keep_epochs is not None and not self.keep_epochs:
             raise ValueError("keep_epochs is empty: name at least one epoch, or leave it out")
 
@@ -168,10 +187,27 @@ class ZooSettings(ModuleSettings):
             meant = did_you_mean(unknown[0], known)
             raise ValueError(f"expected optimizers to be among {', '.join(map(repr, known))}, got {unknown}{meant}")
 
+        if unknown := sorted(set(self.shifts) - set(KINDS)):
+            meant = did_you_mean(unknown[0], KINDS)
+            raise ValueError(f"expected shifts to be among {', '.join(map(repr, KINDS))}, got {unknown}{meant}")
+        if len(set(self.shifts)) < LEAST_KINDS:
+            raise ValueError(
+                f"expected at least {LEAST_KINDS} shifts, whose combinations can be held out, got {self.shifts}"
+            )
+
+    @property
+    def last_epoch(self) -> int:
+        """Last epoch of any network, where children count on from their ancestor."""
+        return self.epochs + (self.child_epochs if self.children else 0)
+
     @property
     def kept_epochs(self) -> list[int]:
         """`keep_epochs` as a list."""
         return list(self.keep_epochs or ())
+
+    def kept_of(self, *, children: bool) -> list[int]:
+        """Stored epochs of children, which begin after the last epoch of their ancestor, or of the other networks."""
+        return [epoch for epoch in self.kept_epochs if (epoch > self.epochs) == children]
 
     def validate_module(self) -> None:
         """Check that settings which a user's own module determines are left out."""
@@ -189,6 +225,8 @@ class ZooSettings(ModuleSettings):
         Raises:
             ValueError: If the architecture lacks a hyper-parameter that is varied, or does not read texts.
         """
+        if self.children and not isinstance(data, ImageData):
+            raise ValueError(f"children are trained on shifted images, {data.name} holds texts; leave them out")
         if (own := self.register(_examples(data))) is not None:
             return own
         if not isinstance(data, ImageData):
@@ -208,8 +246,9 @@ class ZooSettings(ModuleSettings):
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields of this class in a form that JSON supports; without the architecture if there is a module."""
-        other = [entry.name for entry in fields(ModuleSettings)] if self.module is None else OF_PRESETS
+        """All fields of this class in a form that JSON supports, without those that do not apply."""
+        other = [entry.name for entry in fields(ModuleSettings)] if self.module is None else [*OF_PRESETS]
+        other += [] if self.children else CHILD_SETTINGS
         known = {name: value for name, value in as_arguments(self, ZooSettings).items() if name not in other}
         if self.module is not None and not isinstance(self.module, str):
             made = type(self.module) if isinstance(self.module, nn.Module) else self.module
@@ -269,13 +308,26 @@ class RunPlan:
     weight_decay: float
     dropout: float | None
     data_fraction: float
+    ancestor: str | None = None  # run that a child continues
+    shift: Shift = UNCHANGED
 
 
-def plan_runs(arguments: ZooSettings, config: ZooConfig | ModuleArchitecture) -> list[RunPlan]:
-    """Draw the hyper-parameters of every run; run `i` depends only on the seed and `i`, not on the number of runs."""
+def plan_runs(
+    arguments: ZooSettings, config: ZooConfig | ModuleArchitecture, labels: Sequence[int] = ()
+) -> list[RunPlan]:
+    """Draw the hyper-parameters of every run, and ancestors and shifts of children.
+
+    Run `i` depends only on the seed and `i`, not on the number of runs, and a child on the number of possible
+    ancestors.
+
+    Args:
+        arguments: Settings of the zoo.
+        config: Architecture of the networks.
+        labels: Classes of the images, for children.
+    """
     activations = arguments.activations or [getattr(config, "activation", "relu")]
-    plans = []
-    for i in range(arguments.num_models):
+    plans: list[RunPlan] = []
+    for i in range(arguments.num_models + arguments.children):
         generator = np.random.default_rng([arguments.seed, i])
 
         def pick(choices: Sequence[Any], generator: np.random.Generator = generator) -> Any:
@@ -304,12 +356,44 @@ def plan_runs(arguments: ZooSettings, config: ZooConfig | ModuleArchitecture) ->
                 data_fraction=draw(arguments.data_fraction),
             )
         )
+    for i in range(arguments.num_models, len(plans)):
+        generator = np.random.default_rng([arguments.seed, i, CHILD_STREAM])
+        ancestor = plans[int(generator.integers(arguments.num_models))]
+        plans[i] = replace(
+            plans[i],
+            initialization=ancestor.initialization,
+            activation=ancestor.activation,
+            ancestor=ancestor.run_id,
+            shift=Shift.draw(arguments.shifts, labels, generator),
+        )
     if isinstance(config, ModuleArchitecture):
         return [replace(plan, initialization=None, activation=None, dropout=None) for plan in plans]
     return plans
 
 
-def split_runs(run_ids: Sequence[str], shares: Sequence[float], seed: int) -> dict[str, list[str]]:
+def split_plans(runs: Sequence[RunPlan], shares: Sequence[float], seed: int) -> dict[str, list[str]]:
+    """Assign runs to train, validation and test: children by their combination of shifts, zoos without any by run.
+
+    Ancestors and children with a single shift are in train, so that only the combination of shifts is new in the
+    other splits.
+
+    Raises:
+        ValueError: If there are fewer runs, or combinations of several shifts, than splits.
+    """
+    if all(run.ancestor is None for run in runs):
+        return split_runs([run.run_id for run in runs], shares, seed)
+    combinations = sorted({run.shift.combination for run in runs if not run.shift.is_single})
+    chosen = split_runs(combinations, shares, seed, kind="combinations of several shifts")
+    home = {combination: split for split, members in chosen.items() for combination in members}
+    found: dict[str, list[str]] = {split: [] for split in chosen}
+    for run in runs:
+        found[home.get(run.shift.combination, "train")].append(run.run_id)
+    return found
+
+
+def split_runs(
+    run_ids: Sequence[str], shares: Sequence[float], seed: int, *, kind: str = "usable runs"
+) -> dict[str, list[str]]:
     """Randomly assign runs to train, validation and test, with at least one in each split with a positive share.
 
     Raises:
@@ -318,7 +402,7 @@ def split_runs(run_ids: Sequence[str], shares: Sequence[float], seed: int) -> di
     names = ("train", "validation", "test")
     wanted = sum(share > 0 for share in shares)
     if len(run_ids) < max(1, wanted):
-        raise ValueError(f"expected at least {wanted} usable runs for {wanted} splits, got {len(run_ids)}; train more")
+        raise ValueError(f"expected at least {wanted} {kind} for {wanted} splits, got {len(run_ids)}; train more")
     order = np.random.default_rng([seed, SPLIT_STREAM]).permutation(len(run_ids))
     sizes = [max(1, round(share * len(run_ids))) if share > 0 else 0 for share in shares]
     while sum(sizes) != len(run_ids):
