@@ -143,10 +143,8 @@ class ZooSettings(ModuleSettings):
         for name in ("num_models", "batch_size", "group_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.epochs < 0 or self.seed < 0 or self.children < 0:
-            raise ValueError(
-                f"epochs, seed and children must not be negative, got {self.epochs}, {self.seed} and {self.children}"
-            )
+        if self.epochs < 0 or self.seed < 0:
+            raise ValueError(f"epochs and seed must not be negative, got {self.epochs} and {self.seed}")
         if self.keep_epochs is not None and not all(0 <= epoch <= self.last_epoch for epoch in self.keep_epochs):
             raise ValueError(f"keep_epochs must lie in [0, {self.last_epoch}], got {self.keep_epochs}")
         if self.keep_epochs is not None and not self.keep_epochs:
