@@ -151,9 +151,11 @@ def test_bad_inputs_are_refused(embed, networks, folder, tmp_path):
         embed([])
     with pytest.raises(ValueError, match=r"expected pooling to be one of mean, .*, got 'max'"):
         embed(networks[0], pooling="max")
-    with pytest.raises(TypeError, match=r"weight-feature-extraction does not know \['poolings'\]; it takes pooling"):
+    with pytest.raises(
+        TypeError, match=r"unknown arguments of weight-feature-extraction: \['poolings'\]; expected pooling"
+    ):
         embed(networks[0], poolings="mean")
-    with pytest.raises(TypeError, match="expected one argument, networks in a list, got 2"):
+    with pytest.raises(TypeError, match="expected one argument, got 2; pass networks as a list"):
         embed(networks[0], networks[1])
     with pytest.raises(ValueError, match="NaN or infinite weights"):
         embed([networks[0], broken])
@@ -164,7 +166,9 @@ def test_bad_inputs_are_refused(embed, networks, folder, tmp_path):
     with pytest.raises(ValueError, match="window_size > 2 \\* halo_size"):
         embed(networks[0], halo_size=10)
     network = AutoModelForImageClassification.from_pretrained(folder / "network")
-    with pytest.raises(TypeError, match="takes a SANE autoencoder, got CNNForImageClassification: that is a network"):
+    with pytest.raises(
+        TypeError, match="expected a SANE autoencoder, got CNNForImageClassification, a network to embed"
+    ):
         WeightFeatureExtractionPipeline(network, feature_extractor=embed.feature_extractor, task=TASK, device=-1)
 
 

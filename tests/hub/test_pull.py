@@ -61,7 +61,7 @@ def test_a_corrupted_file_of_the_right_length_is_fetched_again_once(hub, tmp_pat
     assert content(pull("org/model", tmp_path / "model"))[name] == FILES[name]
     assert hub.faults[0].times == 0
     hub.faults = [Fault(f"resolve/.*/{name}", times=10)]
-    with pytest.raises(InvalidFileError, match=rf"org/model/{name}: expected the content that the Hub knows it by"):
+    with pytest.raises(InvalidFileError, match=rf"org/model/{name}: expected a file with the Hub's digest"):
         pull("org/model", tmp_path / "other")
     assert hub.faults[0].times == 8
     assert name not in content(tmp_path / "other")

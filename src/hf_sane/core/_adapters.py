@@ -138,7 +138,7 @@ def save_adapter(
         `folder`.
 
     Raises:
-        FileExistsError: If `folder` holds something else, or files that were changed.
+        FileExistsError: If `folder` holds anything else, or was modified since it was written.
         RuntimeError: If base and saved adapter do not give `model` back.
     """
     settings: dict[str, Any] = {} if state_dict is None else {"state_dict": state_dict}

@@ -1,4 +1,4 @@
-"""Adapters that are ready for the Hub: weights, run record and card in one folder, which `plan_push` uploads."""
+"""Adapters ready for the Hub: weights, run record and card in one folder, which `plan_push` uploads."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
@@ -30,24 +30,24 @@ def save_network_adapter(
     title: str = "LoRA adapter of a sampled network",
     **options: Unpack[CardOptions],
 ) -> Path:
-    """Save the adapter of a network with its run record and card, and prove that it gives the network back.
+    """Save the adapter of a network with its run record and card, and check that it restores the network.
 
     Args:
         folder: Receives adapter_config.json, adapter_model.safetensors, preprocessor_config.json (if the record
             describes its images), run.json and README.md.
         model: The network with its adapter.
-        base: The network as it was before.
+        base: The network before fine-tuning.
         record: Record of the fine-tuning.
-        base_model: Hub id of the base; an adapter without one can be used here, but not published.
-        title: Headline of the card.
+        base_model: Hub id of the base; an adapter without one can be used locally, but not published.
+        title: Heading of the card.
         **options: See `hub._cards.CardOptions`.
 
     Returns:
         `folder`.
 
     Raises:
-        FileExistsError: If `folder` holds something else, or files that were changed.
-        RuntimeError: If base and saved adapter do not give `model` back.
+        FileExistsError: If `folder` holds anything else, or was modified since it was written.
+        RuntimeError: If the base with the saved adapter differs from `model`.
     """
     with output_folder(folder, ADAPTER, replace=True) as partial:
         save_adapter(model, partial, base_model=base_model, base=base)
@@ -65,13 +65,13 @@ def write_adapter_card(
     network_config: ZooConfig | None = None,
     **options: Unpack[CardOptions],
 ) -> Path:
-    """Write README.md for the folder of an adapter, from its settings and run record.
+    """Write README.md into the folder of an adapter, from its settings and run record.
 
     Args:
-        folder: Holds adapter_config.json, run.json and, of a SANE autoencoder, preprocessor_config.json.
+        folder: Folder with adapter_config.json, run.json and, for a SANE autoencoder, preprocessor_config.json.
         base_config: Configuration of the base model.
-        title: Headline of the card.
-        network_config: A network of the zoo, for the code of a SANE autoencoder's adapter.
+        title: Heading of the card.
+        network_config: Configuration of a network of the zoo, for the code example of a SANE autoencoder's adapter.
         **options: See `hub._cards.CardOptions`.
 
     Returns:
@@ -79,7 +79,7 @@ def write_adapter_card(
 
     Raises:
         FileNotFoundError: If `folder` holds no adapter.
-        FileExistsError: If there is a README.md that somebody else wrote or edited.
+        FileExistsError: If the folder has a README.md that was written or edited by hand.
     """
     folder = Path(folder)
     card = adapter_card(
@@ -95,7 +95,7 @@ def write_adapter_card(
 
 
 def write_pretraining_card(folder: Path, arguments: PretrainSettings, network_config: ZooConfig | None) -> Path:
-    """Write README.md for what a pre-training run left in `folder`: a SANE autoencoder, or an adapter of one."""
+    """Write README.md into the folder of a pre-trained SANE autoencoder, or of an adapter of one."""
     datasets = [found for name in arguments.zoo if (found := hub_id(name)) is not None]
     if arguments.lora and arguments.pretrained is not None:
         base_config = load_pretrained(SANEConfig, arguments.pretrained, "the configuration of a SANE autoencoder")

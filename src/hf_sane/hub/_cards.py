@@ -1,6 +1,6 @@
 """Model cards from run records; unknown facts are omitted.
 
-Each function collects the facts of one kind of card, whose words and code are a template in `hf_sane/cards/templates`.
+Each function collects the facts for one kind of card; its text and code are a template in `hf_sane/cards/templates`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,7 +42,7 @@ SANE_SETTINGS = (
     "initialization",
     "grouping",
 )
-# PEFT's name of a setting to ours.
+# Names of settings in PEFT and on the card.
 ADAPTER_SETTINGS = {
     "r": "rank",
     "lora_alpha": "alpha",
@@ -52,9 +52,9 @@ ADAPTER_SETTINGS = {
 SOUP_SETTINGS = ("r", "lora_alpha", "target_modules", "modules_to_save", "base_model_name_or_path")
 TRAINING_SETTINGS = ("steps", "max_steps", "num_epochs", "batch_size", "learning_rate", "weight_decay")
 Measured = tuple[str, str, str, float]  # task, metric, its name, value
-# Keys of a configuration that say nothing about the network.
+# Keys of a configuration that do not describe the network.
 BOOKKEEPING = {"transformers_version", "architectures", "dtype", "model_type", "id2label", "label2id", "auto_map"}
-# Auto class, task on the Hub, and where Transformers lists the classes.
+# Auto class, its task on the Hub, and the name of Transformers' mapping that lists its classes.
 TASKS: tuple[tuple[str, str | None, str], ...] = (
     ("AutoModelForImageClassification", "image-classification", "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES"),
     ("AutoModelForCausalLM", "text-generation", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"),
@@ -72,9 +72,9 @@ class CardOptions(TypedDict, total=False):
     """Options of every model card in addition to its facts.
 
     Attributes:
-        repo_id: Repository that the code of the card loads from; by default the folder that the card is in.
-        datasets: Hub ids of zoos or image data.
-        license_id: Hub licence identifier, such as `"mit"`.
+        repo_id: Repository that the card's code loads from; by default the folder of the card.
+        datasets: Hub ids of zoos or image datasets.
+        license_id: Identifier of the licence on the Hub, such as `"mit"`.
     """
 
     repo_id: str | None
@@ -91,15 +91,15 @@ def sane_card(
     network_config: ZooConfig | None = None,
     **options: Unpack[CardOptions],
 ) -> ModelCard:
-    """Describe a SANE autoencoder, or a linear code.
+    """Create the card of a SANE autoencoder or a linear code.
 
     Args:
         config: Configuration of the model.
         extractor: Its weight tokenizer.
         record: Record of the pre-training run: `data` and `results` become tables, `results["reconstruction_r2"]` an
             entry of the model index.
-        title: Headline, and the model's name in the model index.
-        network_config: A network of the zoo, for the code of the card.
+        title: Heading, and the model's name in the model index.
+        network_config: Configuration of a network of the zoo, for the code example.
         **options: See [`CardOptions`].
 
     Returns:
@@ -132,19 +132,19 @@ def network_card(
     origin: str | None = None,
     **options: Unpack[CardOptions],
 ) -> ModelCard:
-    """Describe a network that was sampled with a SANE autoencoder, or compared with such networks.
+    """Create the card of a network that was sampled with a SANE autoencoder, or is a baseline for sampled networks.
 
     Args:
-        network: Its configuration, or a module without one.
+        network: Configuration of the network, or a module without one.
         record: Record of the sampling run: `data`, `arguments` and `results` become tables, `results["test_accuracy"]`
             and `results["validation_accuracy"]` entries of the model index. `data["images"]` may be a mapping with
-            `name`, `image_size`, `mean` and `std`; `results["fine_tuning_epochs"]` says for how long it was
-            fine-tuned.
-        title: Headline, and the model's name in the model index.
+            `name`, `image_size`, `mean` and `std`; `results["fine_tuning_epochs"]` is the number of epochs of
+            fine-tuning.
+        title: Heading, and the model's name in the model index.
         base_model: Hub id of the autoencoder.
-        with_code: Whether the folder carries its modelling code, so that it loads without this library.
-        provenance: Autoencoder, zoo, anchors and settings it was drawn with.
-        origin: Where a network comes from that was not sampled: "that was trained from scratch".
+        with_code: Whether the folder contains the modelling code, so that the network loads without this library.
+        provenance: Autoencoder, zoo, anchors and settings of the sampled network.
+        origin: Origin of a network that was not sampled, as a relative clause: "that was trained from scratch".
         **options: See [`CardOptions`].
 
     Returns:
@@ -184,23 +184,21 @@ def adapter_card(
     network_config: ZooConfig | None = None,
     **options: Unpack[CardOptions],
 ) -> ModelCard:
-    """Describe a LoRA adapter of a SANE autoencoder or of a zoo network.
+    """Create the card of a LoRA adapter of a SANE autoencoder or of a zoo network.
 
     Args:
         base_config: Configuration of the base model.
-        adapter: PEFT's settings, from `read_adapter_config`; the code of the card needs the base that they name, and
-            is left out when they name none.
-        record: Record of the training run: `data`, training settings among the `arguments` and `results` become
-            tables.
-        title: Headline, and the adapter's name in the model index.
+        adapter: PEFT's settings, from `read_adapter_config`; the code example is omitted if they name no base model.
+        record: Record of the training run: `data`, `results` and the training settings in `arguments` become tables.
+        title: Heading, and the adapter's name in the model index.
         extractor: Weight tokenizer of a SANE autoencoder.
-        network_config: A network of the zoo, for the code of a SANE autoencoder's adapter.
+        network_config: Configuration of a network of the zoo, for the code example of a SANE autoencoder's adapter.
         **options: See [`CardOptions`].
 
     Returns:
         The card; `str(card)` is the README.
     """
-    base = hub_id(adapter["base_model_name_or_path"])  # only repository ids belong in code and links
+    base = hub_id(adapter["base_model_name_or_path"])  # local folders do not belong in code and links
     if isinstance(base_config, SANEConfig):
         assert extractor is not None
         kind, tags, measured = "SANE autoencoder", SANE_TAGS, _reconstruction(record)
@@ -228,7 +226,7 @@ def adapter_card(
     )
 
 
-# What networks were measured at, by the name of their data in the run record.
+# Task of the networks by the name of their data in the run record.
 TASKS_OF_DATA = {"texts": "text-classification", "images": "image-classification"}
 
 
@@ -241,16 +239,15 @@ def soup_card(
     adapter: Mapping[str, Any] | None = None,
     **options: Unpack[CardOptions],
 ) -> ModelCard:
-    """Describe a soup.
+    """Create the card of a soup.
 
     Args:
-        config: Configuration of the network, or of the base of adapters, or a module without one; `None` if that is
-            not known.
+        config: Configuration of the network, or of the base of adapters, or a module without one; `None` if unknown.
         record: Record of the run: `arguments` with `recipe` (`"greedy"` or `"uniform"`), `metric`, `aligned`,
             `recalibrated`; `results["ingredients"]` as `{name: {"weight": ..., "held_out_score": ...}}`; other results
             become tables, those called `test_...` and `validation_...` entries of the model index.
-        title: Headline, and the model's name in the model index.
-        with_code: Whether the folder carries its modelling code.
+        title: Heading, and the model's name in the model index.
+        with_code: Whether the folder contains the modelling code.
         adapter: Content of adapter_config.json, for a soup of adapters.
         **options: See [`CardOptions`].
 
@@ -278,7 +275,7 @@ def soup_card(
         settings = {} if config is None else describe_config(config)
     else:
         settings = {name: adapter.get(name) for name in SOUP_SETTINGS}
-        code |= {} if base else {"code": None}  # they cannot be loaded onto anything known
+        code |= {} if base else {"code": None}  # without a base there is nothing to load them onto
     return _card(
         "soup.md",
         replace(record, results=others),
@@ -318,7 +315,7 @@ def _card(
     base: str | None = None,
     **facts: Any,
 ) -> ModelCard:
-    """Fill a template; `hub` is metadata of this kind of card, `base` what an adapter is loaded onto."""
+    """Fill a template; `hub` is the metadata of this kind of card, `base` the base model of an adapter."""
     named = _measured_on(record, measured)
     results = [
         EvalResult(
@@ -343,7 +340,7 @@ def _card(
 
 
 def _measured_on(record: RunRecord, measured: Sequence[Measured]) -> str:
-    """What the model index says that values were measured on: images, or a zoo."""
+    """Name of the data in the model index that values were measured on: images, texts or a zoo."""
     data = record.data.get("images", record.data.get("texts"))
     if measured and measured[0][0] in TASKS_OF_DATA.values():
         named = data.get("name") if isinstance(data, Mapping) else data
@@ -375,7 +372,7 @@ def _accuracies(record: RunRecord, task: str | None = TASKS[0][1]) -> list[Measu
 
 
 def _standardised(record: RunRecord) -> str | None:
-    """How images were standardised, if the record knows."""
+    """Standardisation of the images, if the record contains it."""
     images = record.data.get("images")
     if not isinstance(images, Mapping) or not images.get("mean"):
         return None
@@ -383,7 +380,7 @@ def _standardised(record: RunRecord) -> str | None:
 
 
 def _origin(provenance: Provenance) -> dict[str, Any]:
-    """How a network was drawn; other parts of the card say what was measured on it."""
+    """Origin of a sampled network, without measurements, which have their own section of the card."""
     facts = {entry.name: getattr(provenance, entry.name) for entry in fields(provenance)}
     anchors = [f"{len(provenance.anchors)} runs: {', '.join(provenance.anchors)}"] if provenance.anchors else []
     measured = ("validation_accuracy", "test_accuracy", "scores", "nearest_training_distance")
@@ -407,7 +404,7 @@ def _ingredients_table(rows: Mapping[str, Mapping[str, Any]], metric: str) -> Ma
 
 
 def _sane_code(config: Any, extractor: SANEFeatureExtractor, network_config: ZooConfig | None) -> dict[str, Any]:
-    """Facts of the code that reconstructs a network."""
+    """Facts for the code that reconstructs a network."""
     facts = {"token_dim": config.token_dim, "latent_dim": config.latent_dim, "window_size": config.window_size}
     network: dict[str, Any] = {}
     if network_config is not None:
@@ -420,13 +417,13 @@ def _sane_code(config: Any, extractor: SANEFeatureExtractor, network_config: Zoo
 
 
 def _network_code(config: PreTrainedConfig | None, record: RunRecord, *, with_code: bool = False) -> dict[str, Any]:
-    """Facts of the code that loads a network, and classifies an image if that is what it does."""
+    """Facts for the code that loads a network and, if it is an image classifier, classifies an image."""
     name, images = "AutoModel" if config is None else auto_class(config)[0], record.data.get("images")
     facts: dict[str, Any] = {"code": "model", "auto_class": name, "standardised": _standardised(record)}
     if name != TASKS[0][0]:
         return facts
     described = images.get("image_size") if isinstance(images, Mapping) else None
-    described = described if isinstance(described, int) else None  # of images that are not square, two
+    described = described if isinstance(described, int) else None  # two numbers if images are not square
     return facts | {
         "code": "network",
         "with_code": with_code,
@@ -437,7 +434,7 @@ def _network_code(config: PreTrainedConfig | None, record: RunRecord, *, with_co
 
 
 def _module_code(network: nn.Module, record: RunRecord) -> dict[str, Any]:
-    """Facts of the code that loads a module of the user's own."""
+    """Facts for the code that loads a user's own module."""
     return {"code": "module", "class_name": type(network).__name__, "standardised": _standardised(record)}
 
 
@@ -446,7 +443,7 @@ def _describe_module(network: nn.Module) -> dict[str, Any]:
 
 
 def auto_class(config: PreTrainedConfig) -> tuple[str, str | None]:
-    """The Auto class that loads a network, and its task on the Hub, if it has one.
+    """Auto class that loads a network, and its task on the Hub, if any.
 
     Networks of this library, and configurations that name no class, are image classifiers.
     """
@@ -460,7 +457,7 @@ def auto_class(config: PreTrainedConfig) -> tuple[str, str | None]:
 
 
 def describe_config(config: PreTrainedConfig) -> dict[str, Any]:
-    """The fields that define a network, and its number of classes: equal for networks of one architecture."""
+    """Fields that define a network, and its number of classes; equal for all networks of one architecture."""
     inherited = PreTrainedConfig().to_dict().keys()
     own = {key: value for key, value in config.to_dict().items() if key not in inherited and key not in BOOKKEEPING}
     return {**{key: tuple(v) if isinstance(v, list) else v for key, v in own.items()}, "num_labels": config.num_labels}

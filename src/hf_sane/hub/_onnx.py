@@ -17,22 +17,18 @@ INPUT, OUTPUT = "pixel_values", "logits"
 
 
 def require_onnx() -> None:
-    """Refuse an export without the packages that it needs.
-
-    Raises:
-        ImportError: If one of them is missing.
-    """
+    """Raise an `ImportError` if a package that the export needs is missing."""
     if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
         raise ImportError(f"an ONNX file needs {' and '.join(missing)}: pip install 'hf_sane[onnx]'")
 
 
 def export_onnx(network: nn.Module, pixel_values: Tensor, path: Path) -> None:
-    """Write a network as an ONNX file that takes images of any number, and check its structure.
+    """Export a network to an ONNX file that takes batches of any size, and check the file's structure.
 
     Args:
-        network: In evaluation mode while it is exported.
-        pixel_values: `[B, C, H, W]` example images, two at least: an axis of one would become a constant.
-        path: Of the new file; its input is `pixel_values`, its output `logits`.
+        network: Network, which is in evaluation mode during the export.
+        pixel_values: `[B, C, H, W]` example images, `B` >= 2: an axis of size 1 would become a constant.
+        path: New file with input `pixel_values` and output `logits`.
 
     Raises:
         ImportError: If onnx or onnxscript is missing.
@@ -42,10 +38,10 @@ def export_onnx(network: nn.Module, pixel_values: Tensor, path: Path) -> None:
 
     logger = logging.getLogger("torch.onnx")
     before = logger.level
-    logger.setLevel(logging.ERROR)  # it names operators of torchvision that no network here has
+    logger.setLevel(logging.ERROR)  # it lists torchvision operators, which are not needed
     try:
         with modes_kept(network), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of PyTorch about itself
+            warnings.simplefilter("ignore", FutureWarning)  # PyTorch calls its own deprecated functions
             network.eval()
             torch.onnx.export(
                 _Logits(network).eval(),

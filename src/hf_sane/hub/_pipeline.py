@@ -32,25 +32,26 @@ class WeightFeatureExtractionPipeline(Pipeline):
     embeddings = embed([first, second], pooling="layer_mean_std")  # one per network
     ```
 
-    Networks of one structure in one batch are encoded together. Networks longer than the training window go
-    through in windows with halo (`encode_sequences`). Networks of more than `max_memory_bytes` are read as a
-    stream and pooled as they are read (`embed_stream`), with the same result up to rounding, where the pooling allows
-    it; of safetensors then never more than a few megabytes are in memory.
+    Networks of one structure in a batch are encoded together. Networks longer than the training window are encoded in
+    windows with a halo (`encode_sequences`). If the pooling allows it, networks of more than `max_memory_bytes` are
+    pooled while they are read (`embed_stream`), with the same result up to rounding; safetensors files then need only
+    a few megabytes of memory.
 
     Args:
-        *args: As `transformers.Pipeline` takes them.
-        **kwargs: As `transformers.Pipeline` takes them, and the defaults of the call: `pooling` (a name in `POOLINGS`;
-            `"mean"`, the paper's), `window_size` (tokens; the training window), `halo_size` (tokens; 0),
-            `input_revision` (branch, tag or commit of networks on the Hub), `max_memory_bytes` (of weights that are
-            tokenised as a whole).
+        *args: Arguments of `transformers.Pipeline`.
+        **kwargs: Arguments of `transformers.Pipeline`, and defaults for calls: `pooling` (a name in `POOLINGS`; by
+            default `"mean"`, as in the paper), `window_size` (tokens; by default the training window), `halo_size`
+            (tokens; 0), `input_revision` (branch, tag or commit of networks on the Hub), `max_memory_bytes` (largest
+            weights that are tokenised as a whole).
 
     Raises:
-        TypeError: If the model is not SANE.
-        ValueError: For an unknown pooling.
-        InvalidFileError: If the folder of the model is unfinished, or lost or changed files since it was written.
+        TypeError: If the model is not a SANE autoencoder.
+        ValueError: If the pooling is unknown.
+        InvalidFileError: If the folder of the model is incomplete, or files were changed or removed since it was
+            written.
     """
 
-    # mypy reads the type of the base class as None.
+    # mypy infers None from the base class.
     _load_processor: Any = False
     _load_image_processor: Any = False
     _load_video_processor: Any = False
@@ -63,8 +64,8 @@ class WeightFeatureExtractionPipeline(Pipeline):
             check_finished(self.model.name_or_path)
         if self.model.config.model_type not in AUTOENCODERS:
             raise TypeError(
-                f"{TASK} takes a SANE autoencoder, got {type(self.model).__name__}: that is a network "
-                'to embed; pass it to the pipeline of a SANE model, pipeline(...)("org/network")'
+                f"expected a SANE autoencoder, got {type(self.model).__name__}, a network to embed; pass it to the "
+                'pipeline of a SANE model, pipeline(...)("org/network")'
             )
 
     def _sanitize_parameters(
@@ -76,11 +77,11 @@ class WeightFeatureExtractionPipeline(Pipeline):
         max_memory_bytes: int | None = None,
         **unknown: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """Sort keyword arguments into those of reading and of embedding."""
+        """Separate keyword arguments for reading from those for embedding."""
         if unknown:
             raise TypeError(
-                f"{TASK} does not know {sorted(unknown)}; it takes pooling, window_size, halo_size, input_revision, "
-                "max_memory_bytes"
+                f"unknown arguments of {TASK}: {sorted(unknown)}; expected pooling, window_size, halo_size, "
+                "input_revision or max_memory_bytes"
             )
         if pooling is not None and pooling not in POOLINGS:
             raise ValueError(f"expected pooling to be one of {', '.join(POOLINGS)}, got {pooling!r}")
@@ -94,27 +95,27 @@ class WeightFeatureExtractionPipeline(Pipeline):
     def __call__(
         self, inputs: Source | Sequence[Source], *args: Any, batch_size: int | None = None, **kwargs: Any
     ) -> Any:
-        """Embed one network, or a list of them.
+        """Embed one network or a list of networks.
 
         Args:
-            inputs: State dict, module, path (safetensors, folder, weights-only pickle) or Hub repo id; or a list of
-                those.
-            *args: None.
-            batch_size: Networks read, and windows encoded, at a time; the result does not depend on it.
-            **kwargs: `pooling`, `window_size`, `halo_size`, `input_revision`, `max_memory_bytes`, as in the class.
+            inputs: State dict, module, path (safetensors, folder, weights-only pickle) or Hub repo id, or a list of
+                these.
+            *args: Not supported.
+            batch_size: Number of networks to read, and of windows to encode, at a time; it does not affect the result.
+            **kwargs: `pooling`, `window_size`, `halo_size`, `input_revision` and `max_memory_bytes`; see the class.
 
         Returns:
-            `[F]` float32 on the CPU, `F` as the pooling has it; for a list, a list of those.
+            `[F]` float32 on the CPU, where `F` depends on the pooling; a list of these for a list of networks.
 
         Raises:
             TypeError: If an input is none of the above.
-            FileNotFoundError: If a path, or safetensors in a repo, are missing.
-            ValueError: For an empty list, weights that are not finite, or networks longer than learned positions
-                reach.
-            KeyError: If SANE was trained on other architectures.
+            FileNotFoundError: If a path does not exist, or a repository has no safetensors files.
+            ValueError: If the list is empty, weights are not finite, or a network has more tokens than there are
+                learned positions.
+            KeyError: If the autoencoder was trained on other architectures.
         """
         if args:
-            raise TypeError(f"expected one argument, networks in a list, got {1 + len(args)}; pass the rest by name")
+            raise TypeError(f"expected one argument, got {1 + len(args)}; pass networks as a list, options by name")
         reading, embedding, _ = self._sanitize_parameters(**kwargs)
         reading, embedding = self._preprocess_params | reading, self._forward_params | embedding
         size = batch_size or self._batch_size or DEFAULT_BATCH_SIZE
@@ -128,7 +129,7 @@ class WeightFeatureExtractionPipeline(Pipeline):
         return found if isinstance(inputs, list | tuple) else found[0]
 
     def _embed(self, batch: list[dict[str, Any]], embedding: dict[str, Any]) -> list[Tensor]:
-        """One embedding per network, those of one structure at a time, streams one by one."""
+        """One embedding per network; networks of one structure are embedded together, streams one by one."""
         members: dict[Any, list[int]] = {}
         for index, network in enumerate(batch):
             key = network["sequence"].layout.signature if "sequence" in network else index
@@ -140,11 +141,11 @@ class WeightFeatureExtractionPipeline(Pipeline):
         return [found[index] for index in range(len(batch))]
 
     def get_inference_context(self) -> Any:
-        """`torch.no_grad`: tensors made in inference mode could not be used to train a probe."""
+        """`torch.no_grad`, since tensors from inference mode could not be used to train a probe."""
         return torch.no_grad
 
     def preprocess(self, input_: Source, **preprocess_parameters: Any) -> dict[str, Any]:
-        """Read a network as tokens, a large one as a stream of them."""
+        """Read a network as tokens, or a large one as a stream of tokens."""
         extractor = cast(SANEFeatureExtractor, self.feature_extractor)
         limit = preprocess_parameters.pop("max_memory_bytes", MAX_MEMORY_BYTES)
         if preprocess_parameters.pop("pooling", "mean") in STREAM_POOLINGS:
@@ -154,7 +155,7 @@ class WeightFeatureExtractionPipeline(Pipeline):
         return {"sequence": extractor.encode(input_, **preprocess_parameters)}
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
-        """Embed networks of one structure, or one stream."""
+        """Embed networks of one structure, or a single stream."""
         networks: list[dict[str, Any]] = input_tensors["networks"]
         pooling: str = forward_parameters.pop("pooling", "mean")
         model = cast(WeightAutoencoder, self.model)

@@ -1,7 +1,6 @@
-"""Folders that are ready for the Hub: weights, configuration, run record and card.
+"""Folders ready for the Hub: weights, configuration, run record and card.
 
-All functions that save take the place of an artefact of the same kind that nobody has changed since, and of nothing
-else.
+Functions that save replace an unmodified artefact of the same kind, and refuse to overwrite anything else.
 """
 
 import tempfile
@@ -42,7 +41,7 @@ from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization._loading import load_config
 from hf_sane.tokenization._pretrained import load_pretrained
 
-SANE = "SANE folder"  # the job of manifests
+SANE = "SANE folder"  # kind of artefact in manifests
 IMAGE_PROCESSOR = "preprocessor_config.json"
 ANCHORS = "anchors"
 
@@ -66,12 +65,12 @@ def save_sane(
         model: The autoencoder.
         extractor: Its weight tokenizer.
         record: Record of the pre-training run.
-        title: Headline of the card.
-        network_config: A network of the zoo, for the code of the card.
+        title: Heading of the card.
+        network_config: Configuration of a network of the zoo, for the code example.
         include_code: Also copy the modelling code, so that `AutoModel.from_pretrained(..., trust_remote_code=True)`
-            works without this library (the weight tokenizer needs it all the same).
-        anchors: Trained networks of one architecture, to sample around where there is no zoo; best first. They are
-            saved in the subfolder `anchors`.
+            works without this library (the weight tokenizer still needs it).
+        anchors: Trained networks of one architecture, best first, to sample around without a zoo; saved in the
+            subfolder `anchors`.
         **options: See `hub._cards.CardOptions`.
 
     Returns:
@@ -79,7 +78,7 @@ def save_sane(
 
     Raises:
         ValueError: If model and weight tokenizer do not belong together.
-        FileExistsError: If `folder` holds something else, or files that were changed.
+        FileExistsError: If `folder` holds anything else, or was modified since it was written.
     """
     if model.config.token_dim != extractor.token_dim:
         raise ValueError(
@@ -104,17 +103,17 @@ def load_sane(
     subfolder: str | None = None,
     dtype: torch.dtype | None = None,
 ) -> tuple[WeightAutoencoder, SANEFeatureExtractor]:
-    """Read an autoencoder (a SANE, or a linear code), in evaluation mode, and its weight tokenizer.
+    """Load an autoencoder (a SANE or a linear code), in evaluation mode, and its weight tokenizer.
 
     Args:
         source: Folder or Hub repo, `owner/name` or `owner/name@revision`.
         revision: Branch, tag or commit of a repo.
-        subfolder: Folder of it that holds the autoencoder.
-        dtype: Dtype of the model; as it was saved if `None`.
+        subfolder: Subfolder of the source that holds the autoencoder.
+        dtype: Dtype of the model; by default the saved one.
 
     Raises:
         FileNotFoundError: If there is neither such a folder nor such a repository.
-        InvalidFileError: If a file is damaged, or the folder is unfinished, or lost or changed files since it was
+        InvalidFileError: If a file is damaged, the folder is incomplete, or files were changed or removed since it was
             written.
     """
     where = {"revision": revision, "subfolder": subfolder}
@@ -124,7 +123,7 @@ def load_sane(
 
 
 class _Autoencoder:
-    """An autoencoder, of the class that its model type names; for [`load_pretrained`]."""
+    """Loads an autoencoder with the class of its model type, for [`load_pretrained`]."""
 
     @staticmethod
     def from_pretrained(name: str, **options: Any) -> WeightAutoencoder:
@@ -135,12 +134,12 @@ class _Autoencoder:
 
 
 def find_anchors(source: str | Path, *, revision: str | None = None, subfolder: str | None = None) -> Path | None:
-    """Folder of the networks that an autoencoder brings to sample around, see [`save_sane`]; `None` without any.
+    """Folder of the anchors saved with an autoencoder (see [`save_sane`]), or `None`.
 
     Args:
-        source: Folder or Hub repo, as of [`load_sane`].
+        source: Folder or Hub repo; see [`load_sane`].
         revision: Branch, tag or commit of a repo, such as the commit that `owner/name@branch` was loaded from.
-        subfolder: Folder of it that holds the autoencoder.
+        subfolder: Subfolder of the source that holds the autoencoder.
 
     Raises:
         FileNotFoundError: If there is neither such a folder nor such a repository.
@@ -153,7 +152,7 @@ def find_anchors(source: str | Path, *, revision: str | None = None, subfolder: 
 
 
 def loaded_commit(source: str, revision: str | None, subfolder: str | None = None) -> str | None:
-    """The commit that a repository was loaded from, read from its cache folder; `None` for other folders."""
+    """Commit that a repository was loaded from, according to its cache folder; `None` for other folders."""
     place = parse_source(source, revision=revision)
     if isinstance(place, Path):
         return None
@@ -163,15 +162,15 @@ def loaded_commit(source: str, revision: str | None, subfolder: str | None = Non
 
 
 def load_record(source: str, commit: str | None, subfolder: str | None = None) -> RunRecord | None:
-    """The run record of a saved model; `None` if there is none.
+    """Run record of a saved model; `None` if there is none.
 
     Args:
         source: Folder or Hub repo.
-        commit: Commit that the model was loaded from, see [`loaded_commit`].
-        subfolder: Folder of it that holds the model.
+        commit: Commit that the model was loaded from; see [`loaded_commit`].
+        subfolder: Subfolder of the source that holds the model.
 
     Raises:
-        InvalidFileError: If it is damaged.
+        InvalidFileError: If the record is damaged.
     """
     place, file = parse_source(source), PurePosixPath(subfolder or "") / RECORD
     if isinstance(place, Path):
@@ -179,7 +178,7 @@ def load_record(source: str, commit: str | None, subfolder: str | None = None) -
         return RunRecord.load(path) if path.is_file() else None
     try:
         return RunRecord.load(patiently(hf_hub_download, place.repo_id, str(file), revision=commit or place.revision))
-    except EntryNotFoundError:  # or it is not in the cache, and the Hub cannot be asked
+    except EntryNotFoundError:  # also if it is not cached and the Hub cannot be reached
         return None
 
 
@@ -190,19 +189,19 @@ def write_sane_card(
     network_config: ZooConfig | None = None,
     **options: Unpack[CardOptions],
 ) -> Path:
-    """Write README.md for a SANE folder, such as pre-training leaves it, from its configuration and run record.
+    """Write README.md into a SANE folder, from its configuration and run record.
 
     Args:
-        folder: Holds config.json, preprocessor_config.json and run.json.
-        title: Headline of the card.
-        network_config: A network of the zoo, for the code of the card.
+        folder: Folder with config.json, preprocessor_config.json and run.json, as written by pre-training.
+        title: Heading of the card.
+        network_config: Configuration of a network of the zoo, for the code example.
         **options: See `hub._cards.CardOptions`.
 
     Returns:
         `folder`.
 
     Raises:
-        FileExistsError: If there is a README.md that somebody else wrote or edited.
+        FileExistsError: If the folder has a README.md that was written or edited by hand.
     """
     card = sane_card(
         cast(CheckedConfig, load_config(folder)),
@@ -228,31 +227,31 @@ def save_network(
     tokenizer: PreTrainedTokenizerBase | None = None,
     **options: Unpack[CardOptions],
 ) -> Path:
-    """Save a sampled network with its run record and card, and prove that it loads again bit by bit.
+    """Save a sampled network with its run record and card, and check that it loads bit for bit.
 
     Args:
-        folder: Receives config.json, model.safetensors, run.json, README.md and, if they are known, provenance.json
-            and preprocessor_config.json.
+        folder: Receives config.json, model.safetensors, run.json, README.md and, if known, provenance.json and
+            preprocessor_config.json.
         network: The network.
-        record: Record of the sampling run. What `data["images"]` says (`ImageData.describe`) becomes the image
-            processor and the names of the classes.
-        title: Headline of the card.
+        record: Record of the sampling run. The image processor and the class names are taken from `data["images"]`
+            (see `ImageData.describe`).
+        title: Heading of the card.
         base_model: Hub id of the autoencoder it was sampled with.
-        include_code: Also copy the modelling code, so that nobody needs this library to load it.
-        provenance: Where the network came from; what `export_network` noted in `folder` if `None`.
-        origin: What the card says about a network that was not sampled, see [`network_card`].
-        tokenizer: Saved with a network of texts.
+        include_code: Also copy the modelling code, so that the network loads without this library.
+        provenance: Origin of the network; by default the one that `export_network` saved in `folder`.
+        origin: Origin of a network that was not sampled, for the card; see [`network_card`].
+        tokenizer: Tokenizer of a text classifier, to save with it.
         **options: See `hub._cards.CardOptions`.
 
     Returns:
         `folder`.
 
     Raises:
-        FileExistsError: If `folder` holds something else, or files that were changed.
-        RuntimeError: If what is read back differs from what was written.
+        FileExistsError: If `folder` holds anything else, or was modified since it was written.
+        RuntimeError: If the saved network differs from `network`.
     """
     folder = Path(folder)
-    if isinstance(network, PreTrainedModel) and not network.config.architectures:  # as saving it would note
+    if isinstance(network, PreTrainedModel) and not network.config.architectures:  # as `save_pretrained` would set it
         network.config.architectures = [type(network).__name__]
     if provenance is None and (folder / PROVENANCE_FILE).exists():
         provenance = Provenance.load(folder)
@@ -284,15 +283,16 @@ def save_network(
 
 
 def save_model(partial: Path, model: PreTrainedModel, *, auto_class: str, include_code: bool) -> None:
-    """`save_pretrained`, with or without the modelling code; classes are left as they were.
+    """`save_pretrained`, with or without the modelling code.
 
-    Code that came with what was loaded is neither copied nor named: Transformers would run it for whoever trusts us.
+    Remote code that the model was loaded with is neither copied nor referred to: Transformers would run it for anyone
+    who trusts the new repository.
 
     Args:
-        partial: Folder that [`output_folder`] made.
+        partial: Folder from [`output_folder`].
         model: Model to save.
-        auto_class: That loads it.
-        include_code: Whether its code is copied.
+        auto_class: Auto class that loads it.
+        include_code: Whether to copy its code.
     """
     vars(model.config).pop("auto_map", None)
     if not include_code:
@@ -302,18 +302,18 @@ def save_model(partial: Path, model: PreTrainedModel, *, auto_class: str, includ
         try:
             model.save_pretrained(partial)
         finally:
-            # Transformers notes the copied files on the configuration in memory, and every later save would repeat it.
+            # Transformers adds the copied files to the configuration in memory; later saves would refer to them, too.
             vars(model.config).pop("auto_map", None)
 
 
 def save_image_processor(partial: Path, record: RunRecord, *, include_code: bool) -> None:
-    """Save the image processor that does with image files what the run did, if the record describes its images."""
+    """Save an image processor that prepares image files as the run did, if the record describes its images."""
     images = record.data.get("images")
     if not isinstance(images, Mapping) or not images.get("mean") or (partial / IMAGE_PROCESSOR).exists():
         return
     size = images.get("image_size")
     processor = ZooImageProcessor(
-        size=size if isinstance(size, int) else None,  # images that are not square keep their size
+        size=size if isinstance(size, int) else None,  # only square images are resized
         num_channels=len(images["mean"]),
         rescale_factor=images.get("white", WHITE) / WHITE,
         image_mean=images["mean"],
@@ -325,7 +325,7 @@ def save_image_processor(partial: Path, record: RunRecord, *, include_code: bool
 
 @contextmanager
 def _labelled(config: PreTrainedConfig, record: RunRecord) -> Iterator[None]:
-    """Within the block, the configuration names the classes of the run's data, if it has as many."""
+    """Within the block, the configuration has the class names of the run's data, if their number matches."""
     data = record.data.get("images", record.data.get("texts"))
     names = data.get("classes", ()) if isinstance(data, Mapping) else ()
     before = config.id2label, config.label2id
@@ -341,11 +341,11 @@ def code_files(folder: Path) -> dict[str, str]:
     """Files that a saved model needs to load without this library: its modelling code and a configuration.
 
     Args:
-        folder: From [`save_sane`], [`save_network`] or `save_pretrained`; it is not changed.
+        folder: Folder from [`save_sane`], [`save_network`] or `save_pretrained`; it is not changed.
 
     Returns:
-        Text by file name, config.json (and preprocessor_config.json) among them; nothing if the folder has its code
-        already, or Transformers has it.
+        Texts by file name, including config.json (and preprocessor_config.json); empty if the code is already in the
+        folder or part of Transformers.
     """
     config: Any = load_config(folder)
     is_ours = isinstance(config, CheckedConfig | ZooConfig)
@@ -367,10 +367,9 @@ def code_files(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def _code_included(*classes: tuple[Any, str]) -> Iterator[None]:
-    """While this lasts, `save_pretrained` copies the code of the classes; Transformers keeps that switch on them.
+    """Within the block, `save_pretrained` copies the code of classes, given with the Auto class that loads each.
 
-    Args:
-        *classes: A configuration, model or image processor, and the Auto class that loads it.
+    Transformers stores this setting in the classes, which are restored at the end.
     """
     before = [(cls, "_auto_class" in vars(cls), cls._auto_class) for cls, _ in classes]
     for cls, auto_class in classes:
@@ -386,7 +385,7 @@ def _code_included(*classes: tuple[Any, str]) -> Iterator[None]:
 
 
 def write_card(folder: Path, card: ModelCard) -> Path:
-    """Write `card` as README.md of `folder`, unless somebody else wrote or edited one; returns `folder`."""
+    """Write `card` as README.md of `folder`, unless one was written or edited by hand; returns `folder`."""
     with add_file(folder, CARD) as partial:
         partial.write_text(str(card), encoding="utf-8")
     return folder

@@ -1,4 +1,4 @@
-"""Downloads from the Hub: files are listed and checked for size, names and pickles before the first one is fetched."""
+"""Downloads from the Hub; sizes, file names and pickles are checked before the first file is fetched."""
 
 import re
 import shutil
@@ -24,11 +24,11 @@ MAX_BYTES = 20 * 2**30
 SHA256_DIGITS = 64
 COMMIT = re.compile(r"[0-9a-f]{40}")
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-CACHE = Path(".cache", "huggingface")  # where the Hub's client keeps what it has fetched in part
+CACHE = Path(".cache", "huggingface")  # where the Hub's client keeps incomplete downloads
 
 
 def find_repository(repo_id: str, *, revision: str | None = None, api: HfApi | None = None) -> tuple[RepoType, str]:
-    """Whether a repository is a model or a dataset, and the commit that a revision stands for.
+    """Type of a repository, model or dataset, and the commit of a revision.
 
     Args:
         repo_id: `user/name`.
@@ -37,8 +37,7 @@ def find_repository(repo_id: str, *, revision: str | None = None, api: HfApi | N
 
     Raises:
         HFValidationError: If `repo_id` is not a valid repo id.
-        RepositoryNotFoundError: If there is neither, or it is private and the token does not open it: the Hub's own
-            error.
+        RepositoryNotFoundError: If there is no such repository, or it is private and the token has no access to it.
     """
     validate_repo_id(repo_id)
     api = api or HfApi()
@@ -59,20 +58,20 @@ def plan_pull(
     allow_pickle: bool = False,
     api: HfApi | None = None,
 ) -> tuple[list[RepoFile], list[str]]:
-    """List what a pull would fetch.
+    """List the files that a pull would fetch.
 
     Args:
         repo_id: `user/name`.
         repo_type: Type of the repository.
         revision: Branch, tag or commit.
-        allow_pickle: Take pickles too, which can run code where they are opened carelessly.
+        allow_pickle: Also fetch pickles, which can run code when they are loaded carelessly.
         api: Client to use.
 
     Returns:
-        Files to fetch, and the paths of pickles that are left out.
+        Files to fetch, and the paths of pickles that are skipped.
 
     Raises:
-        ValueError: If a file name would lead out of the folder it is put into.
+        ValueError: If a file name points outside the target folder.
     """
     api = api or HfApi()
 
@@ -92,24 +91,14 @@ def plan_pull(
 
 
 def check_path(path: str, where: str) -> None:
-    """Refuse a file name that is absolute, climbs out with `..`, or means something else on another system.
-
-    Raises:
-        ValueError: If it does.
-    """
+    """Raise a `ValueError` for a file name that is absolute, contains `..`, or depends on the operating system."""
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts or "\\" in path or ":" in parts[0] or "\0" in path:
-        raise ValueError(
-            f"{where} names the file {path!r}, which would lead out of its folder; refused, do not trust it"
-        )
+        raise ValueError(f"{where} contains the file name {path!r}, which points outside its folder; do not trust it")
 
 
 def check_size(files: Sequence[RepoFile], max_bytes: int, where: str) -> None:
-    """Refuse a download that is larger than allowed.
-
-    Raises:
-        ValueError: If it is.
-    """
+    """Raise a `ValueError` for a download of more than `max_bytes`."""
     total = sum(file.num_bytes for file in files)
     if total > max_bytes:
         raise ValueError(
@@ -119,11 +108,7 @@ def check_size(files: Sequence[RepoFile], max_bytes: int, where: str) -> None:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `500M`, `20G`, `1.5GB` or a plain number.
-
-    Raises:
-        ValueError: For anything else.
-    """
+    """Parse a number of bytes such as `500M`, `20G`, `1.5GB` or a plain number; a `ValueError` for anything else."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip().upper())
     if found is None:
         raise ValueError(f"expected a size such as 500M or 20G, got {text!r}")
@@ -140,19 +125,18 @@ def pull(
     allow_pickle: bool = False,
     api: HfApi | None = None,
 ) -> Path:
-    """Fetch a repository into a folder. A broken download continues where it stopped.
+    """Download a repository into a folder, or continue an interrupted download.
 
-    Every file is compared with the digest that the Hub gives, wherever it came from; one that differs is fetched
-    again, once. A manifest says when the folder is finished, and what of it is ours: the same pull into a finished
-    folder that nobody has changed brings it up to date.
+    Every file, new or existing, is compared with the Hub's digest; if it differs, it is fetched once more. A manifest
+    marks the folder as complete and lists its files, so the same pull can update an unmodified folder later.
 
     Args:
         repo_id: `user/name` or `user/name@revision`.
-        folder: Receives the files; those it has already are not fetched again.
-        repo_type: `"model"` or `"dataset"`; whichever there is if `None`.
+        folder: Receives the files; existing ones are not fetched again.
+        repo_type: `"model"` or `"dataset"`; by default the one that exists.
         revision: Branch, tag or commit; all files are of one commit.
-        max_bytes: Refuse more than this.
-        allow_pickle: Take pickles too.
+        max_bytes: Maximum total size.
+        allow_pickle: Also fetch pickles.
         api: Client to use.
 
     Returns:
@@ -161,11 +145,11 @@ def pull(
     Raises:
         HFValidationError: If `repo_id` is not a valid repo id.
         RepositoryNotFoundError: If there is no such repository.
-        ValueError: If it is too large, or names files outside its folder.
-        FileExistsError: If the folder holds something else, or files that were added or changed.
-        FolderInUseError: If another process writes it.
-        InvalidFileError: If the Hub sends a file that does not have the digest it gives.
-        HubBusyError: If the Hub takes no requests, or is out of order.
+        ValueError: If it is too large, or a file name points outside the folder.
+        FileExistsError: If the folder holds anything else, or files were added or changed.
+        FolderInUseError: If another process is writing to the folder.
+        InvalidFileError: If a downloaded file does not match the Hub's digest.
+        HubBusyError: If the Hub is overloaded or out of order.
     """
     api, place = api or HfApi(), parse_repo(repo_id, revision=revision)
     repo_id, revision = place.repo_id, place.revision
@@ -193,7 +177,7 @@ def pull(
 
 @dataclass(frozen=True)
 class _Source:
-    """One commit of a repository."""
+    """Repository at one commit."""
 
     api: HfApi
     repo_id: str
@@ -201,7 +185,7 @@ class _Source:
     revision: str
 
     def fetch(self, home: Path, files: Sequence[RepoFile]) -> None:
-        """Bring files that are not there as the Hub has them; once more what came out different."""
+        """Fetch files that are missing or differ from the Hub's; once more if the download differs, too."""
         if missing := [file for file in files if _digest(home, file) != file.digest]:
             patiently(
                 snapshot_download,
@@ -220,9 +204,9 @@ class _Source:
                 (home / file.path).unlink(missing_ok=True)
                 raise InvalidFileError(
                     f"{self.repo_id}/{file.path}",
-                    expected=f"the content that the Hub knows it by ({file.digest})",
+                    expected=f"a file with the Hub's digest ({file.digest})",
                     got=got or "no file",
-                    remedy="it came so twice and was removed; try again later, over another network if there is one",
+                    remedy="two downloads failed and were removed; try again later, or over another network",
                 )
 
     def _fetch_again(self, home: Path, file: RepoFile) -> None:
@@ -238,7 +222,7 @@ class _Source:
 
 
 def _digest(home: Path, file: RepoFile) -> str | None:
-    """Digest of a file that is there, of the kind that the Hub gives for it."""
+    """Digest of a local file, computed with the Hub's algorithm for this file."""
     path = home / file.path
     if not path.is_file() or path.is_symlink() or path.stat().st_size != file.num_bytes:
         return None
@@ -250,7 +234,7 @@ def _digest(home: Path, file: RepoFile) -> str | None:
 
 
 def _is_unchanged(home: Path, job: str) -> bool:
-    """Whether a folder is the finished result of the same pull, and nobody has changed it since."""
+    """Whether a folder is the complete and unmodified result of the same pull."""
     manifest = Manifest.load(home)
     if manifest is None or manifest.job != job:
         return False
@@ -264,7 +248,7 @@ def _is_unchanged(home: Path, job: str) -> bool:
 
 
 def _remove_old(home: Path, known: Manifest | None, files: Sequence[RepoFile]) -> None:
-    """Files of an earlier commit that this one does not have."""
+    """Files of an earlier commit that this commit does not contain."""
     if known is None:
         return
     for name in known.files.keys() - {file.path for file in files}:
@@ -273,5 +257,5 @@ def _remove_old(home: Path, known: Manifest | None, files: Sequence[RepoFile]) -
 
 
 def _literal(path: str) -> str:
-    """A pattern that means one file."""
+    """A pattern that matches exactly one file."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in path)

@@ -1,4 +1,4 @@
-"""The kinds of artefacts that can be pushed: required files, completion of the card, further checks."""
+"""Kinds of artefacts that can be pushed: required files, completion of the card, and checks."""
 
 import json
 import tempfile
@@ -34,22 +34,22 @@ NETWORK_FILES = (CARD, "config.json", "model.safetensors")
 def plan_push(
     kind: Kind, folder: str | Path, repo_id: str, *, include_code: bool = True, api: HfApi | None = None
 ) -> Upload:
-    """List what a push would do. Only for a zoo the Hub is asked: which other zoos the repository holds already.
+    """List the files that a push would upload. The Hub is only contacted for a zoo, to list the repository's zoos.
 
     Args:
         kind: `"model"` (a SANE folder), `"zoo"`, `"samples"` (a sampled network, or a folder of several: the best one
-            on validation images comes to the root, the others into subfolders) or `"adapter"` (PEFT).
-        folder: What is pushed; it is not changed.
-        repo_id: `user/name`; the code of the card loads from there.
-        include_code: Add the modelling code to autoencoders and networks, so that `trust_remote_code=True` opens them
-            where this library is not installed.
+            on validation images is uploaded to the root, the others to subfolders) or `"adapter"` (PEFT).
+        folder: Folder to push; it is not changed.
+        repo_id: `user/name`, which the code of the card loads from.
+        include_code: Add the modelling code to autoencoders and networks, so that they load with
+            `trust_remote_code=True` where this library is not installed.
         api: Client to use, for another endpoint or token.
 
     Raises:
         HFValidationError: If `repo_id` is not a valid repo id.
-        InvalidFileError: If the folder is unfinished, or lost or changed files since it was written.
+        InvalidFileError: If the folder is incomplete, or files were changed or removed since it was written.
         ValueError: If the folder lacks files, holds pickles or tokens, or an adapter names no base model on the Hub.
-        FileNotFoundError: If the folder holds no zoo, or no network.
+        FileNotFoundError: If the folder holds no zoo or network.
     """
     validate_repo_id(repo_id)
     if kind not in PLANS:
@@ -79,15 +79,15 @@ def push_saved(
     include_code: bool = True,
     api: HfApi | None = None,
 ) -> str:
-    """Publish what a function saves to a folder; see [`plan_push`] for errors.
+    """Save an artefact to a temporary folder and push it; see [`plan_push`] for errors.
 
     Args:
-        save: Writes an artefact to the folder that it is given.
+        save: Function that writes an artefact into a folder.
         repo_id: `user/name`; created if missing.
         kind: Kind of artefact; a soup of adapters is recognised.
-        title: Title of the commit; by default what the artefact is.
-        private: Whether a new repository is private; if `None`, the account's default.
-        revision: Branch; if `None`, the default branch.
+        title: Title of the commit; by default the kind of artefact.
+        private: Whether a new repository is private; by default as set in the account.
+        revision: Branch; by default the main one.
         include_code: Add the modelling code, so that the networks load without this library.
         api: Client for another endpoint or token.
 
@@ -103,7 +103,7 @@ def push_saved(
 
 
 def _without_folders(files: Sequence[RepoFile]) -> dict[str, str]:
-    """The records among the files that name folders of this machine, without them."""
+    """Records that contain local folders, rewritten without them."""
     found = {}
     for file in files:
         if PurePosixPath(file.path).name in (RECORD, PROVENANCE_FILE) and isinstance(file.content, Path):
@@ -120,17 +120,17 @@ def _plan_model(folder: Path, repo_id: str, api: HfApi) -> Upload:
 
 
 def network_folders(folder: Path) -> list[Path]:
-    """A folder that is a network, or the networks inside it, `network_2` before `network_10`.
+    """The folder of a network itself, or of all networks inside it, `network_2` before `network_10`.
 
     Raises:
-        FileNotFoundError: If it is neither.
+        FileNotFoundError: If it holds no network.
     """
     if (folder / "config.json").is_file():
         return [folder]
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is a file; expected the folder of a network, with config.json")
     if not (inside := folders_with(folder, "config.json")):
-        raise FileNotFoundError(f"no network in {folder}; expected config.json there, or in folders inside it")
+        raise FileNotFoundError(f"no network in {folder}; expected config.json in it or in its subfolders")
     return sorted(inside, key=lambda path: (len(path.name), path.name))
 
 
@@ -153,17 +153,17 @@ def _plan_samples(folder: Path, repo_id: str, api: HfApi) -> Upload:
 
 
 def _check_complete(folder: Path, networks: list[Path]) -> None:
-    """Refuse a folder that lacks networks that its run saved, whether or not it still has its manifest, or has others.
+    """Refuse a folder that lacks networks of its run, even if its manifest is gone, or that contains other networks.
 
-    The card would say of them what is true of those that the run made.
+    The card would describe other networks as results of the run.
     """
     present = {network.name for network in networks}
     manifest = Manifest.load(folder)
     listed = present if manifest is None else {PurePosixPath(name).parts[0] for name in manifest.files}
     if strange := sorted(present - listed):
         raise ValueError(
-            f"{folder} also holds {', '.join(strange)}, which the run that made it did not write; move it away, or "
-            "push it by itself"
+            f"{folder} also holds {', '.join(strange)}, which its run did not write; move it away, or push it "
+            "separately"
         )
     if not (folder / RECORD).is_file():
         return
@@ -171,12 +171,12 @@ def _check_complete(folder: Path, networks: list[Path]) -> None:
     if missing := [str(name) for name in saved if name not in present]:
         raise ValueError(
             f"{folder} lacks {', '.join(missing)} of the {len(saved)} networks that its {RECORD} says were saved; "
-            "sample them again, or push the folders of single networks"
+            "sample them again, or push the folders of networks separately"
         )
 
 
 def _merit(network: Path) -> tuple[float, int]:
-    """Order of sampled networks: validation accuracy, else the order they were kept in; never test accuracy."""
+    """Sort key of sampled networks: validation accuracy, then the order of selection; never test accuracy."""
     facts = Provenance.load(network) if (network / PROVENANCE_FILE).exists() else Provenance("")
     return (-1.0 if facts.validation_accuracy is None else facts.validation_accuracy, -(facts.index or 0))
 

@@ -1,7 +1,7 @@
 """Soups as repositories: weights, run record, and a card that lists every ingredient with its weight.
 
-A soup in the folder that nobody has changed since is replaced. The run records hold what
-[`soup_card`][hf_sane.hub._cards.soup_card] asks for.
+An unmodified soup in the same folder is replaced. Run records must have the fields required by
+[`soup_card`][hf_sane.hub._cards.soup_card].
 """
 
 import json
@@ -36,17 +36,17 @@ def save_soup(
 
     Args:
         folder: Receives config.json, model.safetensors, run.json and README.md.
-        model: Holds the soup, see `greedy_soup`.
+        model: Model with the averaged weights; see `greedy_soup`.
         record: Record of the run.
         include_code: Also copy the modelling code (networks of this library).
-        files_from: Folder of an ingredient, whose tokenizer and image processor are copied; without one there, the
-            image processor does what the run did with its images.
+        files_from: Folder of an ingredient, whose tokenizer and image processor are copied; if it has no image
+            processor, one is saved that prepares images as the run did.
 
     Returns:
         `folder`.
 
     Raises:
-        FileExistsError: If `folder` holds something else, or files that were changed.
+        FileExistsError: If `folder` holds anything else, or was modified since it was written.
     """
     card = soup_card(model.config if isinstance(model, PreTrainedModel) else model, record, with_code=include_code)
     with output_folder(folder, SOUP, replace=True) as partial:
@@ -64,20 +64,20 @@ def save_soup(
 def save_soup_of_files(
     folder: str | Path, ingredients: Sequence[Ingredient], weights: Sequence[float], record: RunRecord
 ) -> Path:
-    """Average checkpoints of any architecture, tensor by tensor, under the names in their files; no model is built.
+    """Average checkpoints of any architecture, tensor by tensor, without building a model.
 
     Args:
-        folder: Receives config.json and the other side files of the first ingredient, the weights (in shards, if they
+        folder: Receives config.json and the other side files of the first ingredient, the weights (in shards if they
             are large), run.json and README.md.
-        ingredients: From `open_ingredients`, with configurations.
-        weights: One per ingredient, >= 0, with sum 1.
+        ingredients: Ingredients with configurations, from `open_ingredients`.
+        weights: Weight of each ingredient, >= 0, with sum 1.
         record: Record of the run.
 
     Returns:
         `folder`.
 
     Raises:
-        FileExistsError: If `folder` holds something else, or files that were changed.
+        FileExistsError: If `folder` holds anything else, or was modified since it was written.
         ValueError: If the first ingredient has no configuration, or the tensors cannot be averaged.
     """
     first = ingredients[0]
@@ -106,15 +106,15 @@ def save_adapter_soup(
 
     Args:
         folder: Receives adapter_config.json, adapter_model.safetensors, run.json and README.md.
-        soup: Average that `average_adapters` returned.
-        config: Configuration of the base model; `None` if it is not known.
+        soup: Averaged adapter from `average_adapters`.
+        config: Configuration of the base model; `None` if unknown.
         record: Record of the run.
 
     Returns:
         `folder`.
 
     Raises:
-        FileExistsError: If `folder` holds something else, or files that were changed.
+        FileExistsError: If `folder` holds anything else, or was modified since it was written.
     """
     card = soup_card(config, record, title="Soup of adapters", adapter=soup.config)
     with output_folder(folder, SOUP, replace=True) as partial:

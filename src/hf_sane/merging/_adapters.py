@@ -53,7 +53,7 @@ class AdapterSoup:
         """Write the adapter in PEFT's format, replacing an unchanged soup; return `folder`.
 
         Raises:
-            FileExistsError: If `folder` holds something else, or files that were changed.
+            FileExistsError: If `folder` holds anything else, or was modified since it was written.
         """
         with output_folder(folder, SOUP, replace=True) as partial:
             save_file(self.tensors, partial / ADAPTER_WEIGHTS, metadata={"format": "pt"})

@@ -105,7 +105,7 @@ def export_network(networks: StackedNetworks, index: int, folder: str | Path, *,
 
     Raises:
         IndexError: If there is no such network.
-        FileExistsError: If `folder` holds something else, or files that were changed.
+        FileExistsError: If `folder` holds anything else, or was modified since it was written.
         RuntimeError: If the loaded network differs from the saved one.
     """
     if not 0 <= index < networks.num_models:

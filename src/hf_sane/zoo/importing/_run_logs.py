@@ -31,14 +31,14 @@ LOG = re.compile(rf"(metrics|history|logs?|training_log|progress)\.(csv|jsonl)|.
 SETTINGS = "hparams.yaml"  # of Lightning
 STATE = "trainer_state.json"  # of Transformers, in the folder of the model
 LAST = re.compile(r"(last|final|latest)\b", re.IGNORECASE)
-# What the Trainer logs about its machine, and a learning rate that is not the setting, but what is left of it.
+# Values that the Trainer logs about its machine, and the current learning rate, which is not the setting.
 BOOKKEEPING = re.compile(r"learning_rate|grad_norm|total_flos|.*_(runtime|per_second)")
 REMEDY = "correct or remove it"
 
 
 @dataclass
 class _Run:
-    """What is known of a run: its settings, and its values by epoch and by step."""
+    """Settings of a run, and its values by epoch and by step."""
 
     settings: dict[str, Any] = field(default_factory=dict)
     values: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)
