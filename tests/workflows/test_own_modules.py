@@ -14,6 +14,7 @@ import hf_sane
 from hf_sane.networks import _modules
 from hf_sane.networks._images import load_images
 from hf_sane.networks._modules import find_architecture, load_module, register_architecture
+from hf_sane.workflows.compare import compare_samplers
 from hf_sane.zoo._dataset import Zoo
 
 CODE = '''
@@ -148,6 +149,21 @@ def test_it_is_sampled_judged_saved_and_fine_tuned(own, zoo, sane, tmp_path):
     assert len(tuned) == 2
     assert tuned.curves["networks"][0][0] == pytest.approx(accuracy)
     assert tuned.curves["scratch"][0] != tuned.curves["networks"][0]
+
+
+def test_zoos_without_alignment_and_accuracies_are_compared_and_reconstructed(own, zoo, sane):
+    register(own)
+    options = {"methods": ["anchors", "sane_subsampled"], "num_candidates": 6, "num_kept": 2, "bandwidths": [0.2]}
+    compared = compare_samplers(zoo, sane, "digits", num_anchors=2, **options)
+    train = Zoo.load(zoo).splits["train"]
+    accuracy = train.networks().evaluate(*compared.data.split("validation"))[1]
+    best = sorted(range(len(train)), key=lambda index: -accuracy[index])[:2]
+    assert compared.anchors == tuple(train.run_ids[index] for index in best)
+    rebuilt = hf_sane.reconstruct(zoo, sane, "digits", linear=False).record.results["reconstruction"]
+    found = next(iter(rebuilt.values()))
+    test = Zoo.load(zoo).splits["test"]
+    accuracy = test.networks().evaluate(*compared.data.split("test"))[1].mean().item()
+    assert (found["networks"], found["accuracy_original"]) == (len(test), pytest.approx(accuracy))
 
 
 def test_networks_may_be_given_as_files_and_modules(own, sane):

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch.utils.tensorboard import SummaryWriter
 
 from hf_sane.records._errors import InvalidFileError
+from hf_sane.workflows.probe import _left_out
 from hf_sane.zoo.importing._event_files import read_scalars
 from hf_sane.zoo.importing._importing import ImportResult, import_zoo
 from hf_sane.zoo.importing._property_files import read_properties, read_tables
@@ -202,13 +203,18 @@ def test_event_files_that_are_cut_off_keep_what_they_have(tmp_path):
 def test_a_table_of_runs_of_weights_and_biases(tmp_path):
     """The table of a project's runs, as its page exports it: named `Name`, with hyper-parameters and summaries."""
     folder = write_runs(tmp_path / "nets", lambda *_: None)
-    rows = ['"Name","State","Notes","Tags","Created","Runtime","lr","val_acc"']
+    rows = ['"Name","State","Notes","Tags","Created","Runtime","lr","test_acc"']
     rows += [
         f'"version_{run}","finished","-","","2024-05-01T10:00:00.000Z","{60 + run}","0.{run + 1}","0.7{run}"'
         for run in range(RUNS)
     ]
     (tmp_path / "wandb_export.csv").write_text("\n".join(rows))
     result = import_runs(folder, tmp_path / "zoo", properties=[tmp_path / "wandb_export.csv"])
-    found = values(result, "learning_rate", "runtime")
-    assert found["version_1", 2] == [0.2, 61]
+    found = values(result, "learning_rate", "runtime", "test_accuracy")
+    assert found["version_1", 2][:2] == [0.2, 61]
+    known = {key: row[2] for key, row in found.items() if not np.isnan(row[2])}  # the run's, so of its last network
+    assert [run for run, _ in sorted(known)] == [f"version_{run}" for run in range(RUNS)]
+    assert sorted(known.values()) == [0.7, 0.71, 0.72]
+    (note,) = _left_out([result.zoo], ["epoch"])
+    assert note.startswith("test_accuracy is known of 3 of 9 networks only, and was left out; name it")
     assert any("by run, in the column 'Name'" in note for note in result.notes)

@@ -37,9 +37,9 @@ from hf_sane.sampling._diversity import (
 )
 from hf_sane.sampling._generation import BandwidthUnit, Density, NetworkCodec, sample_from_prior
 from hf_sane.sampling._samplers import SAMPLERS, SamplingTask
-from hf_sane.sampling._selection import Draw, Judge, choose_bandwidth, keep_best
-from hf_sane.zoo._alignment import aligned_tokens
-from hf_sane.zoo._dataset import Zoo, ZooSplit
+from hf_sane.sampling._selection import Draw, Judge, Measure, choose_bandwidth, keep_best
+from hf_sane.zoo._alignment import comparable_tokens
+from hf_sane.zoo._dataset import Zoo
 
 METHODS = {  # in the order of tables and legends
     "anchors": "anchors (trained networks)",
@@ -152,20 +152,20 @@ class AnchorSet:
         num_anchors: int | None = None,
         top_fraction: float = TOP_FRACTION,
         epoch: int | None = None,
-        task: Task | None = None,
+        measure: Measure | None = None,
     ) -> Self:
         """Choose anchors among the training networks of a zoo, see [`choose_anchors`]; aligned if the zoo is.
 
-        If the zoo has no accuracies, as for imported networks, networks are ranked by the `task`.
+        If the zoo has no accuracies, as for imported networks, networks are ranked by the scores of `measure`.
         """
         train = zoo.splits["train"]
         measured = None
-        if task is not None and not np.isfinite(train.column("validation_accuracy").astype(np.float64)).any():
-            measured = task.rank(train.networks())[1].numpy()
+        if measure is not None and not np.isfinite(train.column("validation_accuracy").astype(np.float64)).any():
+            measured = measure(train.networks())[1].numpy()
         chosen = train.select(
             choose_anchors(train, num_anchors=num_anchors, top_fraction=top_fraction, epoch=epoch, accuracy=measured)
         )
-        return cls(codec, _tokens(chosen), _tokens(train), tuple(chosen.run_ids))
+        return cls(codec, comparable_tokens(chosen), comparable_tokens(train), tuple(chosen.run_ids))
 
     @cached_property
     def latents(self) -> Tensor:
@@ -211,10 +211,6 @@ class AnchorSet:
         return rows
 
 
-def _tokens(split: ZooSplit) -> Tensor:
-    return split.stacked_tokens() if split.alignment is None else aligned_tokens(split)
-
-
 @dataclass(frozen=True)
 class Samples:
     """Result of sampling.
@@ -252,7 +248,7 @@ def draw_samples(
 
     Args:
         codec: Autoencoder, tokenizer, layout and architecture of the zoo.
-        zoo: Aligned zoo of one architecture, homogeneous enough to sample from; it need not be the one that the
+        zoo: Zoo of one architecture, homogeneous enough to sample from; it need not be the one that the
             autoencoder was trained on.
         judge: Scores on validation images.
         settings: Settings of the comparison.
@@ -268,6 +264,7 @@ def draw_samples(
         num_anchors=settings.num_anchors,
         top_fraction=settings.anchor_fraction,
         epoch=settings.anchor_epoch,
+        measure=judge.measure,
     )
     generator = torch.Generator().manual_seed(settings.seed)
     around, facts = _sampled(codec, anchors.latents, judge, settings, generator)

@@ -25,7 +25,7 @@ from hf_sane.workflows.sample import SampleResult
 from hf_sane.workflows.sane import SANE, open_sane
 from hf_sane.workflows.shared import ZOO_CONFIG, CodecSettings, SaneSettings
 from hf_sane.workflows.show_zoo import load_zoo
-from hf_sane.zoo._alignment import aligned_tokens
+from hf_sane.zoo._alignment import comparable_tokens
 from hf_sane.zoo._dataset import Zoo
 
 REPORTED_EPOCHS = (0, 1, 5)  # of fine-tuning
@@ -37,7 +37,7 @@ class CompareSettings(ComparisonSettings, CodecSettings, SaneSettings, ModuleSet
     """Settings of [`compare_samplers`]."""
 
     sane: str | Path | SANE = setting("SANE folder or Hub repo id.")
-    zoo: str | Path | Zoo = setting("Aligned zoo of one architecture (folder or Hub dataset id).")
+    zoo: str | Path | Zoo = setting("Zoo of one architecture (folder or Hub dataset id).")
     output: Path | None = setting("New folder for the run record.", default=None, short="-o")
     images: str | ImageData | None = setting(
         f"{IMAGE_KINDS}: validation images select networks, test images evaluate them; by default the images that the "
@@ -197,7 +197,7 @@ def compare_samplers(
     """Generate networks with several methods, and measure their novelty and diversity.
 
     Args:
-        zoo: Aligned zoo of one architecture, or its folder or Hub dataset id.
+        zoo: A zoo of one architecture, or its folder or Hub dataset id.
         sane: A SANE, its folder or its Hub repo id.
         images: Images, or a source for `load_images`; if `None`, those of the zoo.
         **options: Other fields of [`CompareSettings`].
@@ -235,7 +235,7 @@ def _compare(settings: CompareSettings, record: RunRecord) -> ComparisonResult:
     codec = NetworkCodec(sane.model, sane.extractor, layout, config, **settings.windows)
     samples = draw_samples(codec, zoo, judge, settings, methods=settings.methods)
     drawn = {name: samples.methods[name] for name in settings.methods if name in samples.methods}
-    distances = measure_distances(codec, aligned_tokens(zoo.splits["train"]), drawn, linear=samples.linear)
+    distances = measure_distances(codec, comparable_tokens(zoo.splits["train"]), drawn, linear=samples.linear)
     record.finish(
         {DISTANCES[0]: distances.pop(DISTANCES[0]), **samples.facts, **distances},
         data={"images": data.describe()},

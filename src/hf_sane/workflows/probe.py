@@ -144,6 +144,7 @@ def run_probe(settings: ProbeSettings) -> ProbeResult:
             for name in settings.properties:
                 split.column(name)  # rejects properties that a zoo lacks, before anything is computed
         wanted = settings.properties or _known_properties(list(zoos.values()))
+        notes = [] if settings.properties else _left_out(list(zoos.values()), wanted)
         settings = replace(settings, properties=wanted)
         record.arguments["properties"] = wanted
         sane = open_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
@@ -153,7 +154,7 @@ def run_probe(settings: ProbeSettings) -> ProbeResult:
         transfer = {name: _transfer(found, name, settings) for name in wanted} if len(found) > 1 else {}
         record.arguments["aligned"] = first.is_aligned
         record.finish(_measured(table, transfer), data={"networks": first.counts})
-        result = ProbeResult(record=record, notes=first.notes, table=table, transfer=transfer)
+        result = ProbeResult(record=record, notes=[*notes, *first.notes], table=table, transfer=transfer)
         return output.write(result)
 
 
@@ -222,10 +223,29 @@ def _known_properties(zoos: Sequence[Zoo]) -> list[str]:
 
 
 def _is_known(split: ZooSplit, name: str) -> bool:
-    if name not in split.table.scalar_columns or split.column(name).dtype.kind not in "iuf":
-        return False
-    values = split.column(name).astype(np.float64)
+    values = _numbers(split, name)
     return bool(np.isfinite(values).all()) and len(set(values.tolist())) > 1
+
+
+def _left_out(zoos: Sequence[Zoo], chosen: Sequence[str]) -> list[str]:
+    """A note on usual properties that are known of some networks only, such as the last of each run."""
+    splits = [split for zoo in zoos for split in zoo.splits.values()]
+    total = sum(map(len, splits))
+    counts = {name: [int(np.isfinite(_numbers(split, name)).sum()) for split in splits] for name in USUAL}
+    partly = {name: sum(found) for name, found in counts.items() if name not in chosen and all(found)}
+    return [
+        f"{name} is known of {known} of {total} networks only, and was left out; name it to predict that of those "
+        f"(--properties {name})"
+        for name, known in partly.items()
+        if known < total
+    ]
+
+
+def _numbers(split: ZooSplit, name: str) -> np.ndarray:
+    """A column as numbers, NaN where it has none."""
+    if name not in split.table.scalar_columns or split.column(name).dtype.kind not in "iuf":
+        return np.full(len(split), np.nan)
+    return split.column(name).astype(np.float64)
 
 
 __all__ = ["ProbeResult", "ProbeSettings", "probe"]

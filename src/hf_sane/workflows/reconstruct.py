@@ -21,7 +21,7 @@ from hf_sane.workflows.results import Result, Table, optional_output, rows_of
 from hf_sane.workflows.sane import SANE, open_sane
 from hf_sane.workflows.shared import ZOO_CONFIG, CodecSettings, SaneSettings
 from hf_sane.workflows.show_zoo import open_zoos
-from hf_sane.zoo._alignment import aligned_tokens
+from hf_sane.zoo._alignment import comparable_tokens
 from hf_sane.zoo._dataset import Zoo
 
 
@@ -31,7 +31,7 @@ class ReconstructSettings(CodecSettings, SaneSettings, ModuleSettings):
 
     sane: str | Path | SANE = setting("SANE folder or Hub repo id.")
     zoo: list[str | Path | Zoo] | Mapping[str, str | Path | Zoo] = setting(
-        "Aligned zoos of one architecture each (folders, Hub ids or FOLDER:CONFIG). Repeatable.", split=False
+        "Zoos of one architecture each (folders, Hub ids or FOLDER:CONFIG). Repeatable.", split=False
     )
     images: str | ImageData = setting(f"Images to evaluate the networks on: {IMAGE_KINDS}.")
     linear: bool = setting(
@@ -104,7 +104,7 @@ def reconstruct(
     """Encode and decode the test networks of zoos; measure R2 of all checkpoints, and accuracy of the final ones.
 
     Args:
-        zoos: An aligned zoo of one architecture, its folder or its Hub dataset id; or several, as a list or by name.
+        zoos: A zoo of one architecture, its folder or its Hub dataset id; or several, as a list or by name.
         sane: A SANE, its folder or its Hub repo id.
         images: Images to evaluate the networks on, or a source for `load_images`.
         **options: Other fields of [`ReconstructSettings`].
@@ -141,7 +141,7 @@ def _reconstruct(
     final = test.final_epochs()
     layout, config = final.layout_and_config()
     codec = NetworkCodec(sane.model, sane.extractor, layout, config, **settings.windows)
-    raw, last = aligned_tokens(test), aligned_tokens(final)
+    raw, last = comparable_tokens(test), comparable_tokens(final)
     before = codec.networks(last).evaluate(*data.split("test"))[1].mean().item()
 
     def measure(code: NetworkCodec) -> tuple[float, float, torch.Tensor]:
@@ -160,7 +160,7 @@ def _reconstruct(
         "networks": len(last),
     }
     if settings.linear:
-        after, kept, own = measure(codec.linear(aligned_tokens(zoo.splits["train"])))
+        after, kept, own = measure(codec.linear(comparable_tokens(zoo.splits["train"])))
         found |= {
             "linear_r2": r2_from_sums(own),
             "linear_accuracy_reconstructed": after,

@@ -356,7 +356,7 @@ def _open_anchors(settings: SampleSettings, record: RunRecord, zoo: Zoo | None, 
         extractor = extractor.extended([(layout, train.stacked_tokens())])
     codec = NetworkCodec(model, extractor, layout, config, **options)
     chosen = {"num_anchors": settings.num_anchors, "top_fraction": settings.top_fraction, "epoch": settings.epoch}
-    anchors = AnchorSet.choose(codec, zoo, task=task, **chosen)  # type: ignore[arg-type]
+    anchors = AnchorSet.choose(codec, zoo, measure=task.rank, **chosen)  # type: ignore[arg-type]
     return replace(anchors, codec=codec.linear(anchors.training_tokens)) if settings.code == "linear" else anchors
 
 

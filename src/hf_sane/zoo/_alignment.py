@@ -157,6 +157,11 @@ def aligned_tokens(split: ZooSplit) -> Tensor:
     return found.apply(split.stacked_tokens(), chosen)
 
 
+def comparable_tokens(split: ZooSplit) -> Tensor:
+    """Raw tokens of all networks, aligned if the zoo is: `[M, N, D]` float32."""
+    return split.stacked_tokens() if split.alignment is None else aligned_tokens(split)
+
+
 def token_blocks(split: ZooSplit, *, aligned: bool) -> Iterator[tuple[np.ndarray, Layout, Tensor]]:
     """Raw tokens of a split in blocks of one layout: positions in the split `[m]`, layout, tokens `[m, N, D]`."""
     keys = np.char.add(split.column("architecture").astype(str), split.column("layout").astype(str))

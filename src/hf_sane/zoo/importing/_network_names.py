@@ -14,6 +14,7 @@ EPOCH = re.compile(r"(?:^|[^a-z])(?:epoch|ep)[-_=]?(\d+)", re.IGNORECASE)
 STEP = re.compile(r"(?:^|[^a-z])(?:global_step|step|iteration|iter|checkpoint|ckpt)[-_=]?(\d+)", re.IGNORECASE)
 # Words beside times that do not distinguish runs: `model_epoch_3.pt`, `epoch=3-step=400.ckpt`.
 NO_RUN = re.compile(r"(model|network|net|weights|checkpoints?|ckpt|\W|_)*(\.\w+){0,2}", re.IGNORECASE)
+LAST = re.compile(r"(last|final|latest)\b", re.IGNORECASE)
 FIELD = re.compile(r"\{(?P<name>[A-Za-z_]\w*)(?::(?P<kind>[dgs]))?\}|(?P<wildcard>\*+)")
 PARTS = {"d": r"[-+]?\d+", "g": r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?", "s": r"[^/]+?"}
 
@@ -33,6 +34,11 @@ class NetworkName:
     run: str | None = None
     times: Mapping[str, int] = field(default_factory=dict)
     properties: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it has no time, but is called the last of its run: `last.ckpt`."""
+        return not self.times and LAST.match(PurePosixPath(self.name).name) is not None
 
 
 def read_pattern(pattern: str) -> Callable[[str], dict[str, Any] | None]:

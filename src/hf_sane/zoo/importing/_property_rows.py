@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -24,6 +25,7 @@ class Matched:
         rows: Properties of each network, by their names in the table.
         runs: Training run of each network, if known.
         times: Epoch or step of each network, if known.
+        last: Networks that are called the last of their run.
         unmatched: Rows of tables without a network, with their locations.
         notes: Messages about how rows were matched, and which rows were left out.
     """
@@ -31,6 +33,7 @@ class Matched:
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     runs: dict[str, str] = field(default_factory=dict)
     times: dict[str, dict[str, int]] = field(default_factory=dict)
+    last: set[str] = field(default_factory=set)
     unmatched: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -55,6 +58,8 @@ def match_rows(tables: Sequence[PropertyTable], networks: Sequence[NetworkName],
     for network in networks:
         result.rows[network.name] = dict(network.properties)
         result.times[network.name] = dict(network.times)
+        if network.is_last:
+            result.last.add(network.name)
         if network.run is not None:
             result.runs[network.name] = network.run
     if key is not None and tables and not any(key in table.columns for table in tables):
@@ -288,7 +293,9 @@ def _last_of_rows(match: _Match, result: Matched) -> set[str]:
         members[number, result.runs.get(network, match.runs.get(network, network))].append(network)
     last = set()
     for names in members.values():
-        reached = {name: max(result.times[name].values(), default=None) for name in names}
+        reached = {
+            name: inf if name in result.last else max(result.times[name].values(), default=None) for name in names
+        }
         known = [time for time in reached.values() if time is not None]
         if len(names) == 1:
             last.add(names[0])

@@ -30,7 +30,6 @@ EPOCH = TIMES[0]
 LOG = re.compile(rf"(metrics|history|logs?|training_log|progress)\.(csv|jsonl)|.*{EVENTS}.*", re.IGNORECASE)
 SETTINGS = "hparams.yaml"  # of Lightning
 STATE = "trainer_state.json"  # of Transformers, in the folder of the model
-LAST = re.compile(r"(last|final|latest)\b", re.IGNORECASE)
 # Values that the Trainer logs about its machine, and the current learning rate, which is not the setting.
 BOOKKEEPING = re.compile(r"learning_rate|grad_norm|total_flos|.*_(runtime|per_second)")
 REMEDY = "correct or remove it"
@@ -51,7 +50,7 @@ class _Run:
         if shared:
             return self.values[shared[0]].get(network.times[shared[0]], {})
         time, found = next(iter(self.values.items()))
-        if LAST.match(PurePosixPath(network.name).name):
+        if network.is_last:
             return {time: max(found), **found[max(found)]}
         # an epoch in one place, a step in the other
         times = list(network.times.values())
