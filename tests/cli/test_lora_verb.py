@@ -30,4 +30,4 @@ def test_an_adapter_needs_a_model_to_adapt(tiny_zoo_folder, tmp_path, hf_sane_co
     refused = hf_sane_command(
         "pretrain", "--zoo", tiny_zoo_folder, "--output", tmp_path / "run", "--lora", exit_code=2
     )
-    assert "lora adapts a model that exists" in refused.stderr
+    assert "lora needs a pretrained model to adapt" in refused.stderr

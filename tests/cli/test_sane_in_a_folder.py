@@ -63,5 +63,5 @@ def test_what_is_not_there_is_said_with_what_to_do(repo, hf_sane_command):
     )
     said = hf_sane_command("embed", "x", "--sane", "local", "--sane-subfolder", "a", "-o", "e", exit_code=2).stderr
     assert said.startswith("hf-sane: no such file or folder: local/a (tried ")
-    with pytest.raises(StrictDataclassError, match="a subfolder .* is that of a SANE to continue from"):
+    with pytest.raises(StrictDataclassError, match="a subfolder .* needs a SANE to continue from"):
         hf_sane.pretrain("zoo", output="run", pretrained_subfolder="deep/model")

@@ -186,7 +186,7 @@ def test_what_stops_a_run_is_said_before_it_begins(imported, sane, tmp_path, hf_
 
     assert "no statistics for ['head_" in refused("--views", "original")
     assert "(--statistics-by-kind)" in refused("--views", "original")
-    message = "the learned positions of the model reach [5, 100, 100]; give larger max_positions, or"
+    message = "more than the learned positions of the model, [5, 100, 100]; raise max_positions, or"
     assert message in refused("--views", "original", "--statistics-by-kind", "small")
     for views in ("aligned,permuted", "permuted"):
         message = (

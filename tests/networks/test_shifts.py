@@ -65,7 +65,7 @@ def test_combinations_are_equally_likely_and_strengths_visible():
     assert {len(shift.classes) for shift in drawn if shift.classes} == {3, 4, 5, 6, 7}
     assert all(shift.is_single == ("+" not in shift.combination) for shift in drawn)
     assert set(UNCHANGED.properties()) == {"combination", *(f"shift_{kind}" for kind in (*STRENGTHS, "classes"))}
-    with pytest.raises(ValueError, match="expected more than 2 classes to leave some out, got 2"):
+    with pytest.raises(ValueError, match="expected more than 2 classes to omit some, got 2"):
         Shift.draw(KINDS, [0, 1], np.random.default_rng(0))
 
 

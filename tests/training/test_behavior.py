@@ -251,7 +251,7 @@ def test_zoos_it_cannot_run_are_refused():
 
     with pytest.raises(
         ValueError,
-        match=r"one layout, architecture and activation, got \[.*'(gelu|tanh)'.*'(gelu|tanh)'.*\]; train on",
+        match=r"one layout, architecture and activation .*, got \[.*'(gelu|tanh)'.*'(gelu|tanh)'.*\]; train on",
     ):
         attempt([Split(layout, [config]), Split(other, [CONFIGS["cnn"]])])
     relu = mlp(image_size=8, hidden_sizes=(5,), activation="relu")

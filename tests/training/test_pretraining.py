@@ -334,7 +334,7 @@ def test_a_failed_start_leaves_nothing(tmp_path, zoo):
     with pytest.raises((OSError, ValueError)):
         pretrain(settings(tmp_path / "run", zoo=[str(tmp_path / "nope")]))
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ValueError, match="the model takes 17"):
+    with pytest.raises(ValueError, match="expected tokens of 17 scalars"):
         train(settings(tmp_path / "run", model={**TINY_MODEL, "token_dim": 17}), zoo)
     assert not list(tmp_path.iterdir())
     losses, _ = train(settings(tmp_path / "run"), zoo)
@@ -425,9 +425,9 @@ def test_what_is_not_finite_never_takes_the_place_of_a_good_checkpoint(tmp_path,
 
 def test_zoos_that_do_not_fit_are_refused(tmp_path, zoo, zoo_folder):
     empty = Zoo({**zoo.splits, "train": zoo.splits["train"].select([])}, zoo.facts)
-    with pytest.raises(ValueError, match=r"expected training models in every zoo, got \[0\]; build larger zoos"):
+    with pytest.raises(ValueError, match=r"expected training networks in every zoo, got \[0\]; build larger zoos"):
         train(settings(tmp_path / "empty"), empty)
-    with pytest.raises(ValueError, match=r"tokens of 16 scalars, the model takes 17; leave token_dim out"):
+    with pytest.raises(ValueError, match=r"expected tokens of 17 scalars, got a zoo with 16; remove token_dim"):
         train(settings(tmp_path / "token", model={**TINY_MODEL, "token_dim": 17}), zoo)
     other = build_zoo(
         ZooSettings(architecture="mlp", architecture_settings={"hidden_sizes": [4]}, num_models=4, epochs=0,

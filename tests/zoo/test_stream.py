@@ -160,7 +160,7 @@ def test_a_zoo_that_is_not_aligned_is_aligned_for_the_run(tiny_zoo, caplog):
     for key, known in tiny_zoo.alignment.permutations.items():
         found = split.alignment.permutations[key]
         assert all(torch.equal(found[axis], known[axis]) for axis in known)
-    assert "the zoo digits is not aligned: its networks are aligned for this run" in caplog.text
+    assert "the zoo digits is not aligned; aligning its networks for this run" in caplog.text
     plain = PretrainSettings(zoo=["bare"], output="x", views=["original", "original"])
     assert TrainingData.load(plain, [bare]).train[0].alignment is None
 
@@ -197,5 +197,5 @@ def test_errors(many_groups, extractor, tmp_path, tiny_zoo_folder):
     with pytest.raises(ValueError, match="has no training row to read; expected"):
         new_sampler([empty], extractor, window_size=5, batch_size=2).batch(0)
     nothing = replace(many_groups, facts=replace(many_groups.facts, splits={"train": {"networks": 0}}))
-    with pytest.raises(ValueError, match=r"expected training models in every zoo, got \[0\]; build larger zoos"):
+    with pytest.raises(ValueError, match=r"expected training networks in every zoo, got \[0\]; build larger zoos"):
         TrainingData._open_streams([nothing], PretrainSettings(zoo=["x"], output="x"))

@@ -16,14 +16,14 @@ from hf_sane.records._errors import did_you_mean
 from hf_sane.records._failures import EXIT_CODE, print_error, reporting
 
 PROGRAM, JSON = "hf-sane", "--json"
-USAGE_ERROR: Any = typer.BadParameter.__base__  # of typer's own copy of click
+USAGE_ERROR: Any = typer.BadParameter.__base__  # from typer's own copy of click
 NOT_ONE_OF = re.compile(r"'(?P<got>[^']*)' is not one of (?P<choices>.*)")
 
 
 class Program(TyperGroup):
-    """A group of verbs that reports what the user can mend in one line, and everything else with its traceback.
+    """A group of verbs that reports errors of the user in one line, and all others with their traceback.
 
-    With `--json`, errors are JSON, too: `{"error": "...", "exit_code": 2}` on standard error.
+    With `--json`, errors are JSON objects on standard error: `{"error": "...", "exit_code": 2}`.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -34,7 +34,7 @@ class Program(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run a verb; expected errors end the program with a message and exit code 2, unless `--debug` is given.
 
-        An interruption (Ctrl-C, SIGINT) ends it with exit code 130 and a line that says what is kept.
+        An interruption (Ctrl-C, SIGINT) ends it with exit code 130 and a message about the saved state.
         """
         words = [*ctx._protected_args, *ctx.args]
         debug = ctx.params.get("debug", False)
@@ -42,7 +42,7 @@ class Program(TyperGroup):
             return super().invoke(ctx)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """List all verbs, those of `zoo` with them, by what they are for."""
+        """List all verbs, including those of `zoo`, by purpose."""
         groups: dict[str, list[tuple[str, str]]] = {name: [] for name in GROUPS}
         doors: dict[str, Any]
         for name, command in self.commands.items():
@@ -57,11 +57,11 @@ class Program(TyperGroup):
 
 @contextmanager
 def _refusing(words: list[str]) -> Iterator[None]:
-    """Refuse wrong use in one line that ends with where to look."""
+    """Report a usage error in one line that ends with the command for help."""
     try:
         yield
     except USAGE_ERROR as error:
-        if type(error).__name__ == "NoArgsIsHelpError":  # which prints the help
+        if type(error).__name__ == "NoArgsIsHelpError":  # prints the help
             raise
         message = _explain_choice(error.format_message()).rstrip(".")
         if error.ctx is not None:
@@ -72,7 +72,7 @@ def _refusing(words: list[str]) -> Iterator[None]:
 
 
 def _explain_choice(message: str) -> str:
-    """Add to the refusal of an option's value which one was probably meant."""
+    """Suggest the most similar choice in the message about an option's invalid value."""
     message = message.replace("Value error, ", "")
     if found := NOT_ONE_OF.search(message):
         return message.rstrip(".") + (did_you_mean(found["got"], re.findall(r"'([^']*)'", found["choices"])) or ".")
@@ -80,7 +80,7 @@ def _explain_choice(message: str) -> str:
 
 
 def _explain_argument(message: str, options: Sequence[Any]) -> str:
-    """What is added to the refusal of an argument by a verb that takes zoos as options."""
+    """Hint for an unexpected argument of a verb that takes zoos as options."""
     takes_zoos = any("--zoo" in option.opts for option in options)
     return "; a zoo is named with --zoo" if takes_zoos and "unexpected extra argument" in message else ""
 

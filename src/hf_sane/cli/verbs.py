@@ -7,26 +7,26 @@ from typing import Any, NamedTuple
 
 import typer
 
-# A verb's options are made from its settings when it runs: loading them loads PyTorch and Transformers.
+# A verb's options are created when it runs, since loading its settings loads PyTorch and Transformers.
 PASS_THROUGH: dict[str, Any] = {
     "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
     "add_help_option": False,
 }
-VERBS_OF_OTHERS = "hf_sane.verbs"  # the group of entry points
+VERBS_OF_OTHERS = "hf_sane.verbs"  # group of entry points
 
 
 class Verb(NamedTuple):
     """A verb and its workflow.
 
     Attributes:
-        name: On the command line.
+        name: Name on the command line.
         workflow: Module of the workflow.
-        settings: Its settings dataclass.
-        run: Its function.
+        settings: Name of its settings dataclass.
+        run: Name of its function.
         help: One sentence for the list of verbs.
-        group: Heading that the verb is listed under.
-        example: A command, without the name of the program and the verb.
-        package: What the module is in, with a dot; nothing for a module of its own.
+        group: Heading in the list of verbs.
+        example: Arguments of an example command.
+        package: Package of the module, with a dot at the end; empty for a top-level module.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Verb(NamedTuple):
     package: str = "hf_sane.workflows."
 
     def load(self) -> tuple[type, Callable[[Any], Any]]:
-        """The settings dataclass and the function of the workflow."""
+        """Settings dataclass and function of the workflow."""
         workflow = import_module(f"{self.package}{self.workflow}")
         return getattr(workflow, self.settings), getattr(workflow, self.run)
 
@@ -175,7 +175,7 @@ GROUPS = (START, ZOOS, LEARN, GENERATE, INSPECT, SHARE, MACHINE)
 
 
 def plugin_verbs() -> list[Verb]:
-    """Verbs of other packages: entry points that name a module with a dataclass `Settings` and a function `run`."""
+    """Verbs of other packages, from entry points to modules with a dataclass `Settings` and a function `run`."""
     points = entry_points(group=VERBS_OF_OTHERS)
     return [Verb(point.name, point.value, "Settings", "run", f"From {point.value}.", package="") for point in points]
 

@@ -1,4 +1,4 @@
-"""Shifts of images, one composition per network: what children of a network are trained on."""
+"""Shifts of training images, with one composition for each child of a network."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ def _between(low: float, high: float) -> Callable[[np.random.Generator], float]:
     return lambda generator: float(generator.uniform(low, high))
 
 
-# How the strength of each shift is drawn. None is weak: a shift that is there can be seen.
+# Distribution of the strength of each shift; none is so weak that it cannot be seen.
 STRENGTHS: dict[str, Callable[[np.random.Generator], float]] = {
     "rotation": _either_way(15.0, 60.0),
     "scale": lambda generator: float(2.0 ** _either_way(0.25, 0.6)(generator)),
@@ -29,14 +29,14 @@ STRENGTHS: dict[str, Callable[[np.random.Generator], float]] = {
 }
 KINDS = (*STRENGTHS, "classes")
 UNSHIFTED = "none"  # combination of an ancestor
-CLASS_SHARES = (0.3, 0.7)  # of the classes that a network is left with
-LEAST_CLASSES = 2  # that a network is left with
+CLASS_SHARES = (0.3, 0.7)  # range of the share of classes that a network keeps
+LEAST_CLASSES = 2  # that a network keeps
 LEAST_KINDS = 3  # fewer have too few combinations to hold some out
 
 
 @dataclass(frozen=True, slots=True)
 class Shift:
-    """What is done to the images of one network, in this order; the defaults change nothing.
+    """Shift of the images of one network, applied in the order of the fields; the defaults change nothing.
 
     Attributes:
         rotation: Degrees, counterclockwise.
@@ -56,7 +56,7 @@ class Shift:
 
     @classmethod
     def draw(cls, kinds: Sequence[str], labels: Sequence[int], generator: np.random.Generator) -> Self:
-        """Draw a combination of one or more kinds, each as likely as the others, and the strength of each.
+        """Draw a combination of one or more kinds, with equal probabilities, and the strength of each.
 
         Args:
             kinds: Names in `KINDS`.
@@ -64,12 +64,12 @@ class Shift:
             generator: Source of randomness.
 
         Raises:
-            ValueError: If there are too few classes to leave some out.
+            ValueError: If there are too few classes to omit some.
         """
         if "classes" in kinds and len(labels) <= LEAST_CLASSES:
             raise ValueError(
-                f"expected more than {LEAST_CLASSES} classes to leave some out, got {len(labels)}; leave "
-                "'classes' out of the shifts"
+                f"expected more than {LEAST_CLASSES} classes to omit some, got {len(labels)}; remove 'classes' from "
+                "the shifts"
             )
         ordered = [kind for kind in KINDS if kind in kinds]
         number = int(generator.integers(1, 2 ** len(ordered)))
@@ -107,9 +107,9 @@ class StackedShifts:
 
     Args:
         shifts: One per network.
-        height: Of the images.
-        width: Of the images.
-        device: Of the images.
+        height: Height of the images.
+        width: Width of the images.
+        device: Device of the images.
     """
 
     def __init__(self, shifts: Sequence[Shift], height: int, width: int, device: torch.device | None = None) -> None:
@@ -124,7 +124,7 @@ class StackedShifts:
     def __call__(self, images: Tensor) -> Tensor:
         """Shift images `[m, B, C, H, W]`, or `[B, C, H, W]` for all networks, to `[m, B, C, H, W]`.
 
-        What was outside of an image repeats its border.
+        Pixels outside an image repeat its border.
         """
         if images.ndim == 4:
             images = images.expand(len(self.shifts), *images.shape)
@@ -140,7 +140,7 @@ class StackedShifts:
         return StackedShifts([self.shifts[row] for row in rows], *self.size, self.device)
 
     def sees(self, labels: Tensor) -> Tensor:
-        """Which examples with labels `[n]` are of the classes of each network: bool `[m, n]`."""
+        """Whether each network is trained on the classes of examples with labels `[n]`: bool `[m, n]`."""
         every = torch.ones_like(labels, dtype=torch.bool)
         chosen = [
             every if shift.classes is None else torch.isin(labels, torch.tensor(shift.classes, device=labels.device))
@@ -156,9 +156,9 @@ class StackedShifts:
 
 
 def _inverse(shift: Shift) -> list[list[float]]:
-    """Where a pixel of the shifted image comes from: the inverse of rotation, scale and shear, `[2, 3]`."""
+    """Map from pixels of the shifted image to the original: the inverse of rotation, scale and shear, `[2, 3]`."""
     angle = math.radians(shift.rotation)
-    # Rows count downwards, which turns counterclockwise rotations around.
+    # Row indices increase downwards, which reverses the direction of rotations.
     rotation = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     forward = np.array([[1.0, shift.shear], [0.0, 1.0]]) @ (shift.scale * rotation)
     return np.hstack([np.linalg.inv(forward), np.zeros((2, 1))]).tolist()

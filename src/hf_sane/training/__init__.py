@@ -1,4 +1,4 @@
-"""Training on zoos: SANE pre-training with Accelerate, the behavioural loss, evaluation."""
+"""Training on zoos: pre-training of SANE autoencoders with Accelerate, the behavioural loss, and evaluation."""
 
 from typing import TYPE_CHECKING
 

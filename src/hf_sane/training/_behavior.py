@@ -1,4 +1,4 @@
-"""A loss on the outputs of reconstructed networks in addition to their weights."""
+"""The behavioural loss, which compares outputs of original and reconstructed networks."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,19 +18,19 @@ from hf_sane.training._settings import PretrainSettings
 from hf_sane.zoo._dataset import ZooSplit
 
 Decode = Callable[[Tensor, Tensor, Tensor], Tensor]  # latents, positions and attention mask to tokens
-MIN_SPREAD = 1e-6  # networks that all answer alike leave nothing to explain
+MIN_SPREAD = 1e-6  # avoids a division by zero if all networks have the same outputs
 
 
 def behavior_distance(original: Tensor, reconstructed: Tensor, kind: str) -> Tensor:
-    """How far two populations of networks answer differently, as a share of how far the first one varies.
+    """Distance between the outputs of original and reconstructed networks, relative to the spread of the originals.
 
     `mse`: `mean |p - q|^2 / mean |p - p_bar|^2`; `kl`: `mean KL(p || q) / mean KL(p || p_bar)`, with `p`, `q` the
-    softmax outputs of original and reconstructed networks and `p_bar` the average answer. 0: same answers; 1: no
-    better than the average answer.
+    softmax outputs of original and reconstructed networks and `p_bar` the mean output of the originals. 0: equal
+    outputs; 1: no better than the mean output.
 
     "Structure is not enough" (arXiv:2503.17138) divides each term by its value at the first step. That value depends
-    on the initialisation (which here may already reconstruct) and would have to be stored to resume; the spread of the
-    original answers gives the same freedom from scale without either.
+    on the initialisation (which may already reconstruct here) and would have to be stored to resume. Dividing by the
+    spread of the original outputs makes the loss independent of scale, too, and avoids both.
 
     Args:
         original: `[M, B, K]` logits, without gradient.
@@ -52,24 +52,24 @@ def behavior_distance(original: Tensor, reconstructed: Tensor, kind: str) -> Ten
 
 @dataclass(frozen=True)
 class BehaviorLoss:
-    """Runs original and reconstructed networks on images, inside the training step.
+    """Runs original and reconstructed networks on images within a training step.
 
-    "Structure is not enough" (arXiv:2503.17138): weights that are close in mean square can still compute something
-    else. Windows must cover whole networks, of one architecture.
+    Weights that are close in mean square can still compute different functions ("Structure is not enough",
+    arXiv:2503.17138). Windows must cover whole networks of one architecture.
 
     Attributes:
         config: Configuration of the networks of the zoo.
-        layout: Their layout, `N` tokens.
-        extractor: Fitted weight tokenizer, to undo the normalisation.
+        layout: Layout of the networks, with `N` tokens.
+        extractor: Fitted weight tokenizer, to invert the normalisation.
         images: `[n, C, H, W]` float32, on the training device.
         weight: Share `w` of the behavioural term within the reconstruction loss.
         contrast_weight: `gamma` of the model.
         num_images: Images per step.
-        num_models: Networks per step and view, at most.
-        kind: `"mse"` or `"kl"`, see [`behavior_distance`].
-        seed: Seed of the choice of images, and of noise.
-        latent_noise: Standard deviation of the noise on latents that networks are decoded from a second time, in
-            standard deviations over the networks of a batch; 0 for none.
+        num_models: Maximum number of networks per step and view.
+        kind: `"mse"` or `"kl"`; see [`behavior_distance`].
+        seed: Seed for the selection of images and for noise.
+        latent_noise: Standard deviation of noise on latents, from which networks are decoded a second time; in
+            standard deviations over the networks of a batch, 0 for none.
     """
 
     config: ZooConfig | nn.Module
@@ -93,10 +93,10 @@ class BehaviorLoss:
         splits: Sequence[ZooSplit],
         device: torch.device,
     ) -> "BehaviorLoss | None":
-        """Set the loss up, or return `None` when `behavior_weight` is 0.
+        """Set up the loss, or return `None` if `behavior_weight` is 0.
 
         Raises:
-            ValueError: If the zoos mix architectures, or a network is longer than a window.
+            ValueError: If the zoos have several architectures, or a network is longer than a window.
         """
         if arguments.behavior_weight == 0 or arguments.behavior_data is None:
             return None
@@ -105,23 +105,21 @@ class BehaviorLoss:
         layout = splits[0].layout(0)
         if len(kinds) != 1:
             raise ValueError(
-                f"the behavioural loss takes zoos of one layout, architecture and activation, got {sorted(kinds)}; "
-                "train on one of them, or set behavior_weight=0"
+                "expected zoos of one layout, architecture and activation for the behavioural loss, got "
+                f"{sorted(kinds)}; train on one of them, or set behavior_weight=0"
             )
         if layout.num_tokens > config.window_size:
             raise ValueError(
-                f"the behavioural loss needs windows of whole networks, got window_size={config.window_size} for "
-                f"{layout.num_tokens} tokens; raise window_size, or set behavior_weight=0"
+                "expected windows that cover whole networks for the behavioural loss, got window_size="
+                f"{config.window_size} for {layout.num_tokens} tokens; raise window_size, or set behavior_weight=0"
             )
         if any(tensor.is_floating_point() for tensor in layout.template.values()):
             raise ValueError(
-                "the behavioural loss needs every weight in the tokens, got a zoo with batch_norm='template'; "
-                "build it with batch_norm='tokens', or set behavior_weight=0"
+                "expected tokens that contain all weights for the behavioural loss, got a zoo with "
+                "batch_norm='template'; build it with batch_norm='tokens', or set behavior_weight=0"
             )
         network = splits[0].config(0)
-        image_size = getattr(
-            network, "image_size", None
-        )  # networks that take any size are shown the images as they are
+        image_size = getattr(network, "image_size", None)  # networks for images of any size get them unchanged
         data = load_images(arguments.behavior_data, image_size=image_size)
         return cls(
             config=network,
@@ -138,10 +136,9 @@ class BehaviorLoss:
         )
 
     def networks(self, tokens: Tensor) -> StackedNetworks:
-        """Runnable networks from normalised tokens `[M, N, D]`; differentiable, but for running statistics.
+        """Networks from normalised tokens `[M, N, D]`, differentiable except for running statistics.
 
-        PyTorch's batch norm passes them no gradient. A reconstructed variance may come out negative and is cut at
-        zero.
+        PyTorch's batch norm computes no gradient for them. A negative reconstructed variance is set to zero.
         """
         tensors = self.layout.tensors(self.extractor.denormalize(tokens, self.layout))
         for name, value in tensors.items():
@@ -150,15 +147,15 @@ class BehaviorLoss:
         return StackedNetworks(self.config, self.layout.complete(tensors, [len(tokens)], device=tokens.device))
 
     def distance(self, tokens: Tensor, reconstruction: Tensor, step: int) -> Tensor:
-        """[`behavior_distance`] between networks and their reconstructions on the images of this step.
+        """[`behavior_distance`] between networks and their reconstructions on the images of a step.
 
         Args:
             tokens: `[M, N, D]` normalised tokens without noise.
             reconstruction: `[M, N, D]`.
-            step: Picks the images, together with the seed.
+            step: Optimizer step, which determines the images together with the seed.
 
         Returns:
-            Scalar, float32, with a gradient towards `reconstruction`.
+            Scalar, float32, differentiable with respect to `reconstruction`.
         """
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         picked = torch.randperm(len(self.images), generator=generator)[: self.num_images]
@@ -168,9 +165,9 @@ class BehaviorLoss:
         return behavior_distance(original, self.networks(reconstruction.float()).logits(images), self.kind)
 
     def noised_latents(self, latents: Tensor, step: int) -> Tensor:
-        """Latents `[M, N, Z]` as sampling draws them: with noise in the shape of the networks' own spread.
+        """Latents `[M, N, Z]` with noise in proportion to their spread over the networks, as in sampling.
 
-        The neighbourhood of every code has to decode to networks that work, not the code alone.
+        Trains the decoder to produce working networks in the neighbourhood of each latent.
         """
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         noise = torch.randn(latents.shape, generator=generator).to(latents)
@@ -181,12 +178,12 @@ class BehaviorLoss:
     ) -> Tensor:
         """Total loss `(1 - gamma) ((1 - w) L_rec + w L_behavior) + gamma L_contrast`.
 
-        With noise on latents, `L_behavior` is the mean of the distances of networks without and with it.
+        With noise on latents, `L_behavior` is the mean of the distances without and with noise.
 
         Args:
             output: Output of the model, with losses.
-            batch: What the model was given: windows that each hold a whole network.
-            step: Optimizer step, which picks the images and the noise.
+            batch: Input of the model; each window must hold a whole network.
+            step: Optimizer step, which determines the images and the noise.
             decode: Decoder of the model, for noise on latents.
 
         Returns:

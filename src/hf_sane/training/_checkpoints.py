@@ -1,7 +1,7 @@
 """Checkpoints of a run: folders that are either complete, with a manifest, or absent.
 
 Accelerate's own rotation (`automatic_checkpoint_naming`, `total_limit`) removes the oldest checkpoint before it writes
-the next one in place, so a process that is killed in between leaves part of a checkpoint that looks like a whole one.
+the next one in place, so a process that is killed while writing leaves an incomplete checkpoint that looks complete.
 """
 
 import re
@@ -19,7 +19,7 @@ NAME = re.compile(r"step-\d{8,}")
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints below `folder`, oldest first."""
+    """Complete checkpoints in `folder`, oldest first."""
     found = folder.iterdir() if folder.is_dir() else ()
     return sorted((path for path in found if NAME.fullmatch(path.name)), key=lambda path: int(path.name[5:]))
 
@@ -28,10 +28,10 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, *, keep: 
     """Save model, optimizer, schedule, progress and random states of all processes; every process must call it.
 
     Args:
-        accelerator: Holds what was prepared and registered.
-        folder: Folder with the checkpoints.
-        step: Optimizer steps done.
-        keep: Newest checkpoints that stay.
+        accelerator: Accelerator with all prepared and registered objects.
+        folder: Folder of the checkpoints.
+        step: Number of completed optimizer steps.
+        keep: Number of newest checkpoints to keep.
 
     Returns:
         `folder / step-XXXXXXXX`.
@@ -53,7 +53,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, *, keep: 
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Remove what a process that was killed left of a checkpoint that it saved or removed."""
+    """Remove incomplete checkpoints of a process that was killed while saving or removing them."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.name.startswith(".step-") and path.name.endswith(PARTIAL):
             shutil.rmtree(path)
@@ -76,7 +76,7 @@ def is_finite(accelerator: Accelerator) -> bool:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Remove a checkpoint; at no moment is a part of it under its name."""
+    """Remove a checkpoint, after renaming it, so that no incomplete checkpoint has a valid name."""
     partial = checkpoint.with_name(f".{checkpoint.name}{PARTIAL}")
     checkpoint.rename(partial)
     shutil.rmtree(partial)

@@ -1,4 +1,4 @@
-"""Data of a pre-training run: whole zoos, or zoos as streams with a sample of each in memory."""
+"""Data of a pre-training run: zoos in memory, or streamed zoos with a sample of each in memory."""
 
 import logging
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ class TrainingData:
     """Networks of one or several zoos.
 
     Attributes:
-        train: Training split of each zoo; of a stream, a sample of it, which the weight tokenizer and the first
-            weights of the autoencoder are fitted on.
-        validation: Validation split of each zoo; of a stream, as many as one evaluation takes.
-        num_models: Training networks of each zoo.
-        streams: Where batches come from, if the zoos are streamed.
+        train: Training split of each zoo, or a sample of a stream, to fit the weight tokenizer and the initial weights
+            of the autoencoder.
+        validation: Validation split of each zoo, or as many networks of a stream as an evaluation needs.
+        num_models: Number of training networks of each zoo.
+        streams: Source of batches for streamed zoos.
     """
 
     train: Sequence[ZooSplit]
@@ -37,14 +37,14 @@ class TrainingData:
 
     @classmethod
     def load(cls, arguments: PretrainSettings, zoos: Sequence[Zoo] | None = None) -> "TrainingData":
-        """Open the zoos that the arguments name.
+        """Open the zoos of a run.
 
         Args:
             arguments: Arguments of the run.
-            zoos: Loaded zoos, in place of `arguments.zoo`.
+            zoos: Loaded zoos, instead of `arguments.zoo`.
 
         Raises:
-            ValueError: If a zoo has no training network.
+            ValueError: If a zoo has no training networks.
         """
         where = {"config": arguments.zoo_config, "revision": arguments.zoo_revision}
         if zoos is None and arguments.streaming:
@@ -70,12 +70,12 @@ class TrainingData:
 
     @property
     def network_config(self) -> ZooConfig | None:
-        """Architecture of a training network, for cards; `None` if it was imported and is none of this library."""
+        """Architecture of a training network, for cards; `None` if it is not an architecture of this library."""
         return self.train[0].known_config(0)
 
     @property
     def layouts(self) -> dict[str, Layout]:
-        """Layouts of the networks to train and evaluate on, by the run that has it; of streams, all of the zoo."""
+        """Layouts of all networks to train and evaluate on, by a run that has each; for streams, all of the zoo."""
         if self.streams:
             return {
                 f"layout {key}": layout
@@ -89,12 +89,12 @@ class TrainingData:
         }
 
     def batches(self, arguments: PretrainSettings, extractor: SANEFeatureExtractor, window_size: int) -> WindowSampler:
-        """Random windows of the training networks, in the views that the arguments ask for."""
+        """Random windows of the training networks, in the views selected by the arguments."""
         zoos = self.streams or self.train
         return WindowSampler(zoos, extractor, window_size, arguments, buffer_size=arguments.stream_buffer)
 
     def describe(self, arguments: PretrainSettings) -> dict[str, Any]:
-        """What was trained and validated on, for the run record."""
+        """Description of the training and validation data, for the run record."""
         facts: dict[str, Any] = {
             "zoos": arguments.zoo,
             "train_models": list(self.num_models),
@@ -108,7 +108,7 @@ class TrainingData:
 
 def _aligned(zoo: Zoo) -> Zoo:
     logger.warning(
-        "the zoo %s is not aligned: its networks are aligned for this run; hf-sane zoo align keeps the permutations",
+        "the zoo %s is not aligned; aligning its networks for this run (hf-sane zoo align saves the permutations)",
         zoo.facts.name,
     )
     return align_zoo(zoo)
@@ -116,4 +116,4 @@ def _aligned(zoo: Zoo) -> Zoo:
 
 def _require_networks(counts: Sequence[int]) -> None:
     if not counts or min(counts) == 0:
-        raise ValueError(f"expected training models in every zoo, got {list(counts)}; build larger zoos")
+        raise ValueError(f"expected training networks in every zoo, got {list(counts)}; build larger zoos")

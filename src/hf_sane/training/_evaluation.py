@@ -1,4 +1,4 @@
-"""Evaluation of reconstructions of whole networks."""
+"""Evaluation of the reconstruction of whole networks."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -11,12 +11,12 @@ from hf_sane.models.autoencoder_sane import WeightAutoencoder
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo._dataset import ZooSplit
 
-ROUNDING = 1e-13  # of sums of squares in float64
-MAX_SCALARS = 2**26  # read at a time: 256 MiB
+ROUNDING = 1e-13  # relative rounding error of sums of squares in float64
+MAX_SCALARS = 2**26  # number of scalars read at a time: 256 MiB
 
 
 def group_by_layout(split: ZooSplit, indices: Sequence[int]) -> list[tuple[Layout, list[int]]]:
-    """Models that share a layout, so that their tokens stack: `(layout, indices)` in order of first appearance."""
+    """Group models by layout, so that their tokens can be stacked: `(layout, indices)` in order of appearance."""
     members: dict[str, list[int]] = {}
     keys = split.column("layout")
     for index in indices:
@@ -25,7 +25,7 @@ def group_by_layout(split: ZooSplit, indices: Sequence[int]) -> list[tuple[Layou
 
 
 def read_models(split: ZooSplit, indices: Sequence[int]) -> Iterator[tuple[Layout, Tensor]]:
-    """Raw tokens `[m, N, D]` of models that share a layout, a bounded number of scalars at a time."""
+    """Yield raw tokens `[m, N, D]` of models of one layout, a limited number of scalars at a time."""
     for layout, members in group_by_layout(split, indices):
         size = max(1, MAX_SCALARS // (layout.num_tokens * layout.token_dim))
         for start in range(0, len(members), size):
@@ -33,7 +33,7 @@ def read_models(split: ZooSplit, indices: Sequence[int]) -> Iterator[tuple[Layou
 
 
 def reconstruction_sums(original: Tensor, reconstruction: Tensor, weight_mask: Tensor) -> Tensor:
-    """Sufficient statistics of R2 over real weights.
+    """Sufficient statistics for R2 over real weights.
 
     Args:
         original: `[M, N, D]` tokens.
@@ -41,7 +41,8 @@ def reconstruction_sums(original: Tensor, reconstruction: Tensor, weight_mask: T
         weight_mask: `[N, D]` bool.
 
     Returns:
-        `[4]` float64: count, sum of weights, sum of squared weights, sum of squared errors. Sums over batches add up.
+        `[4]` float64: number of weights, and sums of weights, squared weights and squared errors. Results of batches
+        can be added.
     """
     real = original[:, weight_mask].double()
     error = reconstruction[:, weight_mask].double() - real
@@ -52,8 +53,7 @@ def reconstruction_sums(original: Tensor, reconstruction: Tensor, weight_mask: T
 def r2_from_sums(sums: Tensor) -> float:
     """`R2 = 1 - sum (t_hat - t)^2 / sum (t - mean t)^2` from [`reconstruction_sums`].
 
-    NaN without any weights, and for weights that are all equal up to rounding: there is no spread to measure errors
-    in.
+    NaN if there are no weights, or all weights are equal up to rounding, so that R2 is undefined.
     """
     count, total, squares, errors = sums.tolist()
     spread = squares - total**2 / count if count else 0.0
@@ -64,7 +64,7 @@ def r2_from_sums(sums: Tensor) -> float:
 def reconstruct_tokens(
     model: WeightAutoencoder, tokens: Tensor, layout: Layout, *, halo_size: int = 0, batch_size: int = 64
 ) -> Tensor:
-    """Encode and decode whole models: normalised tokens `[M, N, D]` in, `[M, N, D]` out."""
+    """Encode and decode the normalised tokens `[M, N, D]` of whole models."""
     latents = model.encode_sequences(tokens, layout.positions, halo_size=halo_size, batch_size=batch_size)
     return model.decode_sequences(latents, layout.positions, halo_size=halo_size, batch_size=batch_size)
 
@@ -79,18 +79,18 @@ def evaluate_reconstruction(
     halo_size: int = 0,
     batch_size: int = 64,
 ) -> Tensor:
-    """Reconstruct whole networks and sum up their errors over real, normalised weights.
+    """Reconstruct whole networks and compute error statistics over their real, normalised weights.
 
     Args:
         model: The autoencoder.
         extractor: Its weight tokenizer.
-        split: Part of a zoo.
+        split: Split of a zoo.
         indices: Models of `split` to reconstruct.
         halo_size: Context tokens on each side of a window.
-        batch_size: Windows per pass.
+        batch_size: Windows per forward pass.
 
     Returns:
-        `[4]` float64 on the CPU, for [`r2_from_sums`]; of several processes or zoos, add them first.
+        `[4]` float64 on the CPU, for [`r2_from_sums`]; results of several processes or zoos can be added.
     """
     sums = torch.zeros(4, dtype=torch.float64)
     for layout, raw in read_models(split, indices):

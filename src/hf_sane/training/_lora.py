@@ -1,4 +1,4 @@
-"""LoRA on a SANE autoencoder: adapts a model to another zoo with low-rank updates."""
+"""LoRA for SANE autoencoders: adapts a model to another zoo with low-rank updates."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -21,29 +21,29 @@ LORA_TARGETS = (
     "latent_in",
     "token_out",
 )
-CONTRASTIVE_HEAD = "projection_head"  # shares names with the blocks, and neither encodes nor decodes
+CONTRASTIVE_HEAD = "projection_head"  # its layers have the names of the blocks' layers
 
 
 def add_lora(
     model: SANEModel, *, rank: int, alpha: float, targets: Sequence[str] = LORA_TARGETS, trained: Sequence[str] = ()
 ) -> "PeftModel":
-    """Freeze a SANE autoencoder and give its maps low-rank partners.
+    """Freeze a SANE autoencoder and add low-rank adapters to its linear layers.
 
-    The contrastive head keeps its weights: it still shapes the latents through the loss, but is not a target, although
-    its maps are called `fc_in` and `fc_out` like those of the blocks.
+    The contrastive head is never a target, although its layers are called `fc_in` and `fc_out` like those of the
+    blocks. Its frozen weights still affect the latents through the loss.
 
     Args:
-        model: Pretrained; changed in place.
-        rank: Rank of each pair of maps, `r`.
-        alpha: Scale of their product: `alpha / r`.
-        targets: Modules by name, or by the end of their name; docs/reference/adapters.md lists them.
-        trained: Modules, by name in the same way, that are trained and saved whole: position tables, layer norms.
+        model: Pretrained model, which is changed in place.
+        rank: Rank `r` of the adapters.
+        alpha: Numerator of their scale `alpha / r`.
+        targets: Modules to adapt, by name or end of the name; docs/reference/adapters.md lists them.
+        trained: Modules to train and save in full, such as position tables and layer norms; by name or its end.
 
     Returns:
-        The model with its adapter; `encode_sequences`, `decode_sequences` and the rest work as before.
+        The model with its adapter, which has the same methods.
 
     Raises:
-        ValueError: If a name means no module.
+        ValueError: If a name matches no module.
     """
     from peft import LoraConfig
 

@@ -1,4 +1,4 @@
-"""Preparation of a pre-training run: weight tokenizer, autoencoder, sampler and schedule, all from its arguments."""
+"""Preparation of a pre-training run: weight tokenizer, autoencoder, sampler and schedule from its arguments."""
 
 import logging
 import math
@@ -27,12 +27,12 @@ logger = logging.getLogger(__name__)
 def fit_extractor(
     splits: Sequence[ZooSplit], normalization: Normalization, *, by_kind: bool = False
 ) -> SANEFeatureExtractor:
-    """Fit a weight tokenizer on training networks; token size and layout are those that the zoos were built with."""
+    """Fit a weight tokenizer on training networks, with the token size and layout of their zoos."""
     layouts = [split.layout(0) for split in splits]
     shapes = {(layout.token_dim, layout.token_layout, layout.batch_norm) for layout in layouts}
     if len(shapes) > 1:
         raise ValueError(
-            f"expected zoos of one (token_dim, token_layout, batch_norm), got {sorted(shapes)}; build them alike"
+            f"expected zoos with equal (token_dim, token_layout, batch_norm), got {sorted(shapes)}; build them alike"
         )
     extractor = SANEFeatureExtractor(
         token_dim=layouts[0].token_dim,
@@ -49,16 +49,16 @@ def fit_extractor(
 
 
 def check_fits(model: SANEModel, extractor: SANEFeatureExtractor, layouts: Mapping[str, Layout]) -> None:
-    """Refuse, before the first step, networks that would stop a run in its midst: zoos may mix architectures.
+    """Check before the first step that all networks can be processed, since zoos may contain several architectures.
 
     Args:
         model: The autoencoder.
         extractor: Its weight tokenizer.
-        layouts: Layouts of all networks that are trained or evaluated on, by what messages call them.
+        layouts: Layouts of all networks to train or evaluate on, by their names in messages.
 
     Raises:
         KeyError: If a network has layers that the extractor was not fitted on.
-        ValueError: If a network is longer than learned positions reach.
+        ValueError: If a network exceeds the learned positions.
     """
     for name, layout in layouts.items():
         try:
@@ -69,8 +69,8 @@ def check_fits(model: SANEModel, extractor: SANEFeatureExtractor, layouts: Mappi
         limits = model.config.max_positions
         if model.config.position_embedding == "learned" and any(map(gt, sizes, limits)):
             raise ValueError(
-                f"{name} has {sizes[0]} tokens, {sizes[1]} layers and up to {sizes[2]} channels, the learned "
-                f"positions of the model reach {list(limits)}; give larger max_positions, or "
+                f"{name} has {sizes[0]} tokens, {sizes[1]} layers and up to {sizes[2]} channels, more than the "
+                f"learned positions of the model, {list(limits)}; raise max_positions, or use "
                 "position_embedding='sinusoidal', which has no limit"
             )
 
@@ -83,7 +83,7 @@ def sample_tokens(
     Args:
         splits: Training splits.
         extractor: Fitted weight tokenizer.
-        num_tokens: Tokens wanted, over all splits; fewer if there are no more.
+        num_tokens: Total number of tokens; fewer are returned if there are no more.
 
     Returns:
         `tokens` `[n, D]` float32 and `weight_mask` `[n, D]` bool.
@@ -103,30 +103,30 @@ def sample_tokens(
 
 
 def build_model(arguments: PretrainSettings, extractor: SANEFeatureExtractor, splits: Sequence[ZooSplit]) -> SANEModel:
-    """Make or load the autoencoder, and point its linear path at the zoo's tokens when the latent is the narrower.
+    """Create or load the autoencoder; if `latent_dim < token_dim`, fit its linear path to the zoo's tokens.
 
-    With `lora`, what comes back is a `PeftModel` around it, which passes on all its methods.
+    With `lora`, the result is a `PeftModel` that wraps the autoencoder and forwards its methods.
     """
     if arguments.pretrained is not None:
         settings = {"dtype": torch.float32, "subfolder": arguments.pretrained_subfolder, **arguments.model_settings}
         model = load_pretrained(SANEModel, arguments.pretrained, "a SANE autoencoder", **settings).train()
-        vars(model.config).pop("auto_map", None)  # the code beside it is not a part of what is trained
+        vars(model.config).pop("auto_map", None)  # remote code next to the loaded weights is not saved with the result
     else:
         model = SANEModel(SANEConfig(**{"token_dim": extractor.token_dim, **arguments.model_settings}))
     config = model.config
     if config.token_dim != extractor.token_dim:
         raise ValueError(
-            f"the zoo holds tokens of {extractor.token_dim} scalars, the model takes {config.token_dim}; leave "
-            "token_dim out of the model settings, or build the zoo with that token_dim"
+            f"expected tokens of {config.token_dim} scalars, got a zoo with {extractor.token_dim}; remove token_dim "
+            "from the model settings, or build the zoo with that token_dim"
         )
     fresh = arguments.pretrained is None and config.initialization == "linear_path"
     if fresh and config.latent_dim < config.token_dim and arguments.initial_tokens > 0:
         r2 = model.initialize_from_tokens(*sample_tokens(splits, extractor, arguments.initial_tokens))
-        logger.info("the linear path of the untrained model reconstructs with R2 %.4f", r2)
+        logger.info("R2 of the linear path before training: %.4f", r2)
     if model.config.contrast_weight == 0 or len(arguments.views) == 1:
         model.projection_head.requires_grad_(
             requires_grad=False
-        )  # data parallelism refuses parameters that get no gradient
+        )  # data parallelism does not allow parameters without a gradient
     if arguments.activation_checkpointing:
         model.activation_checkpointing_enable()
     if arguments.lora:
@@ -142,8 +142,8 @@ def build_model(arguments: PretrainSettings, extractor: SANEFeatureExtractor, sp
 
 
 def one_cycle(optimizer: Optimizer, arguments: PretrainSettings, num_steps: int) -> OneCycleLR:
-    """Cosine up to the peak and down again (released settings: 30 % warm-up, from 1/25 of the peak, to 1/250,000)."""
-    total = max(num_steps, 4)  # the schedule divides by the length of its phases
+    """One cosine cycle (released settings: 30 % warm-up, from 1/25 of the peak, to 1/250,000)."""
+    total = max(num_steps, 4)  # the schedule divides by the lengths of its phases
     warmup = min(max(arguments.warmup_share, 2 / total), 1 - 2 / total)
     return OneCycleLR(
         optimizer, arguments.learning_rate, total_steps=total, pct_start=warmup, div_factor=25.0, final_div_factor=1e4

@@ -1,4 +1,4 @@
-"""The pre-training loop: random windows of a zoo, two views, one optimizer, Accelerate around it."""
+"""The pre-training loop with Accelerate: random windows of zoos, two views of each, and one optimizer."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -32,17 +32,17 @@ from hf_sane.training._supervision import SupervisedLoss
 from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo.windows._sampler import WindowSampler
 
-MODEL = "model"  # the folder of the result, in that of the run
+MODEL = "model"  # subfolder of a run for its result
 StepCallback = Callable[[int, float], None]
 Describe = Callable[[Path, PretrainSettings, ZooConfig | None], object]
 
 
 @dataclass
 class Progress:
-    """Optimizer steps done, and the loss of the last one; saved inside every checkpoint."""
+    """Number of completed optimizer steps and loss of the last one; part of every checkpoint."""
 
     step: int = 0
-    loss: float = math.nan  # mean over processes; that of the last checkpoint, or of the end
+    loss: float = math.nan  # mean over processes, at the last checkpoint or at the end
 
     def state_dict(self) -> dict[str, Any]:
         """For `Accelerator.save_state`."""
@@ -55,18 +55,18 @@ class Progress:
 
 @dataclass(frozen=True)
 class PretrainResult:
-    """What a run leaves behind.
+    """Result of a run.
 
     Attributes:
-        folder: The SANE folder: config.json, model.safetensors, preprocessor_config.json, run.json. Of a LoRA run:
-            adapter_config.json and adapter_model.safetensors in place of the first two.
-        reconstruction_r2: On whole validation networks, over real normalised weights; NaN without any.
-        loss: Loss of the last step, mean over processes.
-        steps: Optimizer steps of the whole run.
-        seconds: Seconds of this process, since it started or resumed.
-        num_processes: Processes that trained together.
-        is_main_process: Whether this one is the first of them, which writes files.
-        network_config: Architecture of a training network, for the card; `None` if it was imported and is none of this
+        folder: SANE folder with config.json, model.safetensors, preprocessor_config.json and run.json; for a LoRA run,
+            adapter_config.json and adapter_model.safetensors replace the first two.
+        reconstruction_r2: R2 of the real, normalised weights of whole validation networks; NaN if there are none.
+        loss: Loss of the last step, averaged over processes.
+        steps: Number of optimizer steps of the whole run.
+        seconds: Seconds since this process started or resumed the run.
+        num_processes: Number of processes.
+        is_main_process: Whether this is the main process, which writes files.
+        network_config: Architecture of a training network, for the card; `None` if it is not an architecture of this
             library.
     """
 
@@ -81,7 +81,7 @@ class PretrainResult:
 
     @property
     def reconstruction_text(self) -> str:
-        """R2 for people, with the reason where it is not known."""
+        """R2 as text, with the reason if it is unknown."""
         if math.isnan(self.reconstruction_r2):
             return "unknown (no validation networks, or their weights are all equal)"
         return f"{self.reconstruction_r2:.4f}"
@@ -89,7 +89,7 @@ class PretrainResult:
 
 @dataclass
 class Run:
-    """The parts of a run, after `Accelerator.prepare`."""
+    """Parts of a run, after `Accelerator.prepare`."""
 
     arguments: PretrainSettings
     accelerator: Accelerator
@@ -106,7 +106,7 @@ class Run:
     progress: Progress
 
     def start(self, folder: RunFolder) -> None:
-        """Set the random states and open the logs; go on from the newest checkpoint if there is one."""
+        """Set the random states, open the logs, and load the newest checkpoint if there is one."""
         accelerator = self.accelerator
         # Latent noise and dropout differ between processes.
         set_seed(self.arguments.seed, device_specific=True)
@@ -119,8 +119,8 @@ class Run:
     def train_step(self) -> Tensor:
         """One optimizer step over `gradient_accumulation_steps` batches; returns its mean loss `[]`, detached.
 
-        Batches are numbered through the whole run, and each is a pure function of its number and the seed: nothing has
-        to be skipped or stored to resume.
+        Each batch is a pure function of the seed and its number in the run, so a run resumes without skipping batches
+        or storing the state of the data.
         """
         accelerator, micro_steps = self.accelerator, self.arguments.gradient_accumulation_steps
         losses = []
@@ -149,7 +149,7 @@ class Run:
         return torch.stack(losses).mean()
 
     def evaluate(self) -> float:
-        """Reconstruction R2 on whole validation networks, shared out among processes."""
+        """Reconstruction R2 on whole validation networks, which are distributed over processes."""
         accelerator, sums = self.accelerator, torch.zeros(4, dtype=torch.float64)
         model = accelerator.unwrap_model(self.model)
         for split in self.data.validation:
@@ -163,7 +163,7 @@ class Run:
         return r2_from_sums(total)
 
     def save(self, folder: Path, record: RunRecord, describe: Describe | None) -> None:
-        """Write model (or its adapter), extractor, run record and card, and swap the finished folder in."""
+        """Save model (or its adapter), extractor, run record and card as a folder that appears only when complete."""
         accelerator = self.accelerator
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
@@ -183,8 +183,8 @@ class Run:
     def end(self) -> None:
         """Close the logs and the connections between processes.
 
-        What wraps the model for several processes has to be gone before: as the last owner of the connections, it
-        would wait for their threads without giving up Python's lock, which these need to free the last tensors.
+        The wrapper of the model for several processes must be deleted first: as the last owner of the connections, it
+        would wait for their threads while holding Python's lock, which they need to free the last tensors.
         """
         if self.accelerator.num_processes > 1:
             self.model = self.accelerator.unwrap_model(self.model)
@@ -192,11 +192,11 @@ class Run:
         self.accelerator.end_training()
 
     def require_finite(self, loss: Tensor, *, weights: bool) -> float:
-        """Refuse to go on with numbers that are none; gives the mean loss over processes.
+        """Check that the loss is finite; returns its mean over processes.
 
         Args:
             loss: Loss of this process.
-            weights: Look at parameters and the state of the optimizer, too: before they are saved.
+            weights: Also check parameters and the state of the optimizer, before they are saved.
 
         Raises:
             FloatingPointError: If one of them is not finite.
@@ -214,7 +214,7 @@ class Run:
 
 
 class _Checkpoints:
-    """When a run saves where it stands: after so many steps, or after some time."""
+    """Saves checkpoints of a run, after a number of steps or at time intervals."""
 
     def __init__(self, arguments: PretrainSettings, folder: RunFolder, accelerator: Accelerator) -> None:
         self.arguments, self.folder, self.accelerator = arguments, folder, accelerator
@@ -222,7 +222,7 @@ class _Checkpoints:
         self._cadence = Cadence(60 * arguments.checkpoint_every_minutes if by_time else 0)
 
     def is_due(self, step: int, *, last: bool) -> bool:
-        """Whether to save after a step; all processes get the same answer."""
+        """Whether to save after a step; the same in all processes."""
         if every := self.arguments.checkpoint_every_steps:
             return step % every == 0 or last
         if last or (step % self.arguments.log_every_steps and self.accelerator.num_processes > 1):
@@ -246,31 +246,31 @@ def pretrain(
 ) -> PretrainResult:
     """Pre-train a SANE autoencoder on one or several zoos.
 
-    Masked reconstruction of two views plus NT-Xent between them (arXiv:2406.09997, sections 3 and 4), AdamW with
-    OneCycleLR. Runs on whatever `accelerate launch` was told: one process or many, CPU or GPU. Sets the global random
-    seeds. An interrupted run continues from its newest checkpoint with `resume`, to the same losses and weights, bit
-    by bit; with `resume`, a run that is finished gives what it found.
+    The loss is the masked reconstruction error of two views plus NT-Xent between them (arXiv:2406.09997, sections 3
+    and 4); the optimizer is AdamW with OneCycleLR. Runs on one or several processes, CPUs or GPUs, as configured by
+    `accelerate launch`. Sets the global random seeds. With `resume`, an interrupted run continues from its newest
+    checkpoint and reaches the same losses and weights, bit for bit; the result of a finished run is returned.
 
     Args:
         arguments: All settings.
-        zoos: Loaded zoos, in place of `arguments.zoo`; they are not streamed.
-        extractor: A fitted weight tokenizer; when `None`, that of `arguments.pretrained`, or one fitted on the
-            training splits.
-        on_step: Called with (optimizer steps done, loss of the step) after every step. Reading the loss makes an
-            accelerator wait, so this is for tests and notebooks.
-        describe: Called with the folder of the model before it is finished, the arguments and the architecture of a
-            training network, to add a card; see `hf_sane.hub._adapters.write_pretraining_card`.
+        zoos: Loaded zoos, instead of `arguments.zoo`; they are not streamed.
+        extractor: Fitted weight tokenizer; by default that of `arguments.pretrained`, or one fitted on the training
+            splits.
+        on_step: Callback after every step, with the number of completed optimizer steps and the loss of the step.
+            Reading the loss synchronises with the accelerator, so this is for tests and notebooks.
+        describe: Callback that adds a card to the unfinished model folder, with the folder, the arguments and the
+            architecture of a training network; see `hf_sane.hub._adapters.write_pretraining_card`.
 
     Returns:
         [`PretrainResult`]; on disk, `output` holds model/, checkpoints/, logs/ and arguments.json.
 
     Raises:
-        ValueError: If the zoos hold no training model, do not fit each other or the model, or a checkpoint was written
-            with other settings.
-        FileExistsError: If `output` holds something else, or a run and `resume` was not asked for.
-        FolderInUseError: If another run writes `output`.
-        InvalidFileError: If the newest checkpoint lost or changed files.
-        FloatingPointError: If loss or weights are no longer finite. They never take the place of a good checkpoint.
+        ValueError: If the zoos have no training networks, are incompatible with each other or the model, or a
+            checkpoint was written with other settings.
+        FileExistsError: If `output` holds anything else, or a run and `resume` is off.
+        FolderInUseError: If another process is writing to `output`.
+        InvalidFileError: If files of the newest checkpoint were changed or removed.
+        FloatingPointError: If loss or weights are not finite; they are never saved as a checkpoint.
     """
     record = RunRecord.start(seed=arguments.seed, arguments=arguments.to_dict())
     accelerator = make_accelerator(arguments)
@@ -284,8 +284,7 @@ def pretrain(
         accelerator.wait_for_everyone()
         run.start(folder)
         results = _train(run, _Checkpoints(arguments, folder, accelerator), on_step)
-        # Sums are split over threads and vector lanes: other numbers of them round otherwise, and training amplifies
-        # that.
+        # Rounding of sums depends on the number of threads and vector lanes, and training amplifies the differences.
         conditions = ("cpu", "machine", "vector_instructions", "torch_threads", "gpus")
         same_bits = {name: record.hardware[name] for name in conditions if name in record.hardware}
         facts = {"steps_per_epoch": run.steps_per_epoch, "same_bits_for": same_bits}
@@ -308,7 +307,7 @@ def pretrain(
 
 
 def _train(run: Run, checkpoints: _Checkpoints, on_step: StepCallback | None) -> dict[str, Any]:
-    """All steps that are left; gives the results of the run."""
+    """Run all remaining steps; returns the results of the run."""
     arguments, accelerator, done = run.arguments, run.accelerator, run.progress
     bar = progress(
         total=run.num_steps,
@@ -339,7 +338,7 @@ def _train(run: Run, checkpoints: _Checkpoints, on_step: StepCallback | None) ->
         if is_due:
             checkpoints.save(step)
     bar.close()
-    if math.isnan(r2):  # resumed at its last step
+    if math.isnan(r2):  # resumed after its last step
         r2 = run.evaluate()
     results = {"reconstruction_r2": r2, "loss": accelerator.reduce(loss, "mean").item(), "steps": done.step}
     results["num_processes"] = accelerator.num_processes
@@ -348,9 +347,9 @@ def _train(run: Run, checkpoints: _Checkpoints, on_step: StepCallback | None) ->
 
 
 def _read_result(folder: RunFolder, network_config: ZooConfig | None, accelerator: Accelerator) -> PretrainResult:
-    """What a finished run found."""
+    """Result of a finished run."""
     record = RunRecord.load(folder.model / RECORD)
-    # Null in the record where there was nothing to measure.
+    # The record has null if there was nothing to measure.
     r2, loss = record.results["reconstruction_r2"], record.results.get("loss")
     return PretrainResult(
         folder=folder.model,
@@ -370,7 +369,7 @@ def prepare_run(
     extractor: SANEFeatureExtractor | None = None,
     accelerator: Accelerator | None = None,
 ) -> Run:
-    """Everything that may be refused: data, model, optimizer, `Accelerator.prepare`. Nothing is written."""
+    """Prepare data, model and optimizer, which checks all settings before anything is written."""
     accelerator = accelerator or make_accelerator(arguments)
     set_seed(arguments.seed)
     data = TrainingData.load(arguments, zoos)
@@ -383,7 +382,7 @@ def prepare_run(
     check_fits(model, extractor, data.layouts)
     extractor = deepcopy(extractor).learn_orders(
         data.layouts.values()
-    )  # networks embed in the order that is trained on
+    )  # networks are embedded in the channel order of training
     batches = data.batches(arguments, extractor, model.config.window_size)
     windows_per_step = arguments.batch_size * arguments.gradient_accumulation_steps * accelerator.num_processes
     steps_per_epoch = math.ceil(sum(data.num_models) / windows_per_step)
@@ -409,13 +408,13 @@ def prepare_run(
         steps_per_epoch=steps_per_epoch,
         progress=Progress(),
     )
-    # The schedule counts optimizer steps. A *prepared* scheduler would be advanced once per process instead.
+    # The schedule counts optimizer steps; a *prepared* scheduler would advance once per process instead.
     accelerator.register_for_checkpointing(scheduler, run.progress)
     return run
 
 
 def make_accelerator(arguments: PretrainSettings) -> Accelerator:
-    """Precision, accumulation and logging as the arguments say; one precision per process, a rule of Accelerate."""
+    """Accelerator with the precision, accumulation and logging of a run; Accelerate has one precision per process."""
     return Accelerator(
         mixed_precision=arguments.mixed_precision,
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,

@@ -1,4 +1,4 @@
-"""The folder of a pre-training run: permission to write it, its content during the run, and its completion."""
+"""The folder of a pre-training run: checks before writing, content during the run, and completion."""
 
 import json
 import os
@@ -22,14 +22,14 @@ from hf_sane.training._settings import PretrainSettings
 
 JOB = "pre-training run"
 SETTINGS = "arguments.json"
-OLD_NAMES = {"output_dir": "output"}  # of settings, in runs of earlier versions
+OLD_NAMES = {"output_dir": "output"}  # former names of settings
 
 
 class RunFolder:
-    """Where a run keeps model/, checkpoints/, logs/ and arguments.json; from [`open_run_folder`].
+    """Folder of a run with model/, checkpoints/, logs/ and arguments.json; see [`open_run_folder`].
 
-    The run is finished when model/ is there, which is swapped in as a whole with its manifest. Until then the folder
-    says that it is not.
+    A finished run has a model/, which appears only when complete, with its manifest. Until then the folder is marked
+    as unfinished.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,7 +38,7 @@ class RunFolder:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the model is there; before it had a manifest, its record was the sign."""
+        """Whether the model has a manifest or, in runs of earlier versions, a record."""
         return Manifest.load(self.model) is not None or (self.model / RECORD).is_file()
 
     def check(self, arguments: PretrainSettings) -> None:
@@ -46,7 +46,7 @@ class RunFolder:
         begun = self._read_settings()
         if self.is_finished:
             check_finished(self.model)
-            # Left by a process that was killed at its very end.
+            # A process that was killed just before its end may have left these.
             (self.path / UNFINISHED).unlink(missing_ok=True)
             remove_left_lock(self.model)
         if begun is None:
@@ -61,7 +61,7 @@ class RunFolder:
             raise FileExistsError(
                 f"{self.path} already holds {what}; choose another output folder; {again('continue', '--resume')}"
             )
-        if self.is_finished or checkpoints:  # otherwise nothing is lost by starting anew
+        if self.is_finished or checkpoints:  # otherwise a new run replaces nothing of value
             arguments.check_continues(begun)
 
     def begin(self, arguments: PretrainSettings) -> None:
@@ -75,13 +75,13 @@ class RunFolder:
             partial.write_text(json.dumps(arguments.to_dict(), indent=2) + "\n", encoding="utf-8")
 
     def finish(self, *, keep_checkpoints: bool) -> None:
-        """Mark the run as finished and remove checkpoints that only served to resume it."""
+        """Mark the run as finished and remove checkpoints that are only needed to resume it."""
         if not keep_checkpoints:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
         (self.path / UNFINISHED).unlink(missing_ok=True)
 
     def describe_rest(self) -> str:
-        """What an interruption leaves for the next call."""
+        """Message about the state of the folder after an interruption."""
         if self.is_finished:
             return f"{self.path} is finished"
         if checkpoints := list_checkpoints(self.checkpoints):
@@ -97,14 +97,14 @@ class RunFolder:
 
 @contextmanager
 def open_run_folder(arguments: PretrainSettings, accelerator: Accelerator) -> Iterator[RunFolder]:
-    """Hold the folder of a run; of several processes that train together, the first one does. Nothing is written yet.
+    """Lock the folder of a run in the main process and check it, without writing yet.
 
     Raises:
-        FileExistsError: If the folder holds something else, or a run and `resume` was not asked for.
-        FolderInUseError: If another run writes it.
-        InvalidFileError: If the finished model lost or changed files.
+        FileExistsError: If the folder holds anything else, or a run and `resume` is off.
+        FolderInUseError: If another process is writing to the folder.
+        InvalidFileError: If files of the finished model were changed or removed.
         OSError: If the folder cannot be written or the disk is full.
-        ValueError: If the run in it was begun with other settings.
+        ValueError: If its run was started with other settings.
     """
     folder = RunFolder(Path(os.path.abspath(arguments.output)))
     with ExitStack() as stack:
@@ -116,6 +116,6 @@ def open_run_folder(arguments: PretrainSettings, accelerator: Accelerator) -> It
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether a folder holds a run, finished or not, of this version or of one from before there were notes."""
+    """Whether a folder holds a run, finished or not, possibly of a version that did not mark unfinished folders."""
     settings = RunFolder(folder)._read_settings()
     return settings is not None and settings.keys() >= {"output", "resume"}

@@ -214,21 +214,21 @@ class PretrainSettings(WindowSettings, ModuleSettings):
     def validate_choices(self) -> None:
         """Check that dependent choices are consistent."""
         if not self.zoo:
-            raise ValueError("zoo is empty: name at least one zoo folder or Hub dataset id")
+            raise ValueError("expected at least one zoo, got none; give folders or Hub dataset ids (--zoo)")
         if self.second_network != "same" and self.streaming:
             raise ValueError(
-                f"second_network={self.second_network!r} needs all checkpoints of a run at hand, which a stream "
-                "does not have; leave streaming out"
+                f"second_network={self.second_network!r} needs all checkpoints of a run, which a stream does not "
+                "provide; turn streaming off"
             )
         if self.lora and self.pretrained is None:
-            raise ValueError("lora adapts a model that exists: name it with pretrained (--from), a folder or Hub id")
+            raise ValueError("lora needs a pretrained model to adapt; give its folder or Hub id (--from)")
         if self.pretrained_subfolder is not None and (self.lora or self.pretrained is None):
             raise ValueError(
-                "a subfolder (--from-subfolder) is that of a SANE to continue from (--from); adapters name their base "
-                "without one: pull the repository, and name the folder itself"
+                "a subfolder (--from-subfolder) needs a SANE to continue from (--from), and cannot be the base of an "
+                "adapter; pull the repository and give the folder itself"
             )
         if self.lora and not self.lora_targets:
-            raise ValueError(f"lora_targets is empty: name modules, such as {list(LORA_TARGETS)}")
+            raise ValueError(f"expected names of modules in lora_targets, got none; such as {list(LORA_TARGETS)}")
         if self.lora_base is not None:
             require_hub_id(self.lora_base)
         if self.supervised_weight > 0:
@@ -239,8 +239,8 @@ class PretrainSettings(WindowSettings, ModuleSettings):
     def _check_supervision(self) -> None:
         if self.batch_size < 3 or not self.supervised_properties or self.streaming:
             raise ValueError(
-                "supervised_weight > 0 needs batches of 3 windows or more, a property at least, and zoos that are not "
-                f"streamed; got batch_size={self.batch_size}, supervised_properties={self.supervised_properties}, "
+                "supervised_weight > 0 needs batches of at least 3 windows, at least one property, and zoos that are "
+                f"not streamed; got batch_size={self.batch_size}, supervised_properties={self.supervised_properties}, "
                 f"streaming={self.streaming}"
             )
 

@@ -10,36 +10,37 @@ from torch import Tensor
 from hf_sane.training._settings import PretrainSettings
 from hf_sane.zoo._dataset import ZooSplit
 
-PENALTY = 0.1  # of the ridge, in units of the mean sum of squares of a centred feature
-MIN_SPREAD = 1e-6  # of features and targets, where a batch holds one value alone
+PENALTY = 0.1  # ridge penalty in units of the mean sum of squares of a centred feature
+MIN_SPREAD = 1e-6  # added to variances, for batches with a single value
 
 
 def left_out_error(features: Tensor, targets: Tensor, *, penalty: float = PENALTY) -> Tensor:
-    """How badly a ridge probe of all other windows predicts each one, as a share of what their mean does.
+    """Leave-one-out error of a ridge probe, relative to the error of predicting the mean of the other windows.
 
     `sum_i |y_i - y_hat_{-i}(x_i)|^2 / sum_i |y_i - y_bar_{-i}|^2` with `y_hat_{-i}` fitted without window i and with
-    an intercept. Exact and in closed form: `y_i - y_hat_{-i}(x_i) = (y - H y)_i / (1 - H_ii)`, `H` the hat matrix
-    (Allen 1974, PRESS). Nothing is learnt besides the features, so nothing has to be stored to resume.
+    an intercept. The exact closed form is `y_i - y_hat_{-i}(x_i) = (y - H y)_i / (1 - H_ii)` with the hat matrix `H`
+    (Allen 1974, PRESS). The probe has no parameters of its own, so nothing has to be stored to resume.
 
     Args:
         features: `[B, F]` float; their scale does not matter.
         targets: `[B, P]` float, without gradient.
-        penalty: Penalty of the ridge, in units of the mean sum of squares of a centred feature.
+        penalty: Ridge penalty, in units of the mean sum of squares of a centred feature.
 
     Returns:
-        Scalar float32, with a gradient towards `features`: 0 at its best, about 1 for features that say nothing.
+        Scalar float32, differentiable with respect to `features`: 0 for perfect predictions, about 1 for uninformative
+        features.
 
     Raises:
-        ValueError: For fewer than three windows, or if the numbers of windows differ.
+        ValueError: If there are fewer than three windows, or the numbers of windows differ.
     """
     count = len(features)
     if count < 3 or len(targets) != count:
         raise ValueError(
-            f"expected features and targets of the same 3 windows or more, got {count} and {len(targets)}"
+            f"expected features and targets of the same windows, at least 3, got {count} and {len(targets)}"
         )
     x, y = features.float(), targets.float()
     x, y = x - x.mean(0), y - y.mean(0)
-    x = x / (x.square().sum(0).mean() + MIN_SPREAD**2).sqrt()  # collapsed features stay zero
+    x = x / (x.square().sum(0).mean() + MIN_SPREAD**2).sqrt()  # constant features become zero
     solved = torch.linalg.solve(x.T @ x + penalty * torch.eye(x.shape[1], device=x.device), x.T)  # [F, B]
     left = 1 - 1 / count - (x * solved.T).sum(1)
     errors = ((y - x @ (solved @ y)) / left[:, None]).square().sum(0)
@@ -49,11 +50,11 @@ def left_out_error(features: Tensor, targets: Tensor, *, penalty: float = PENALT
 
 @dataclass(frozen=True)
 class SupervisedLoss:
-    """Asks of the mean latent of a window that it tells properties of its network.
+    """Loss that makes properties of a network predictable from the mean latent of a window.
 
     Attributes:
-        properties: `[M, P]` float32 of all training networks, standardised, on the training device.
-        weight: Factor of the term, which is added to the other losses.
+        properties: `[M, P]` float32 standardised properties of all training networks, on the training device.
+        weight: Factor of this loss, which is added to the other losses.
     """
 
     properties: Tensor
@@ -63,10 +64,10 @@ class SupervisedLoss:
     def from_arguments(
         cls, arguments: PretrainSettings, splits: Sequence[ZooSplit], device: torch.device
     ) -> "SupervisedLoss | None":
-        """Set the loss up, or return `None` when `supervised_weight` is 0.
+        """Set up the loss, or return `None` if `supervised_weight` is 0.
 
         Raises:
-            ValueError: If a property is not known of every training network, or the same of all.
+            ValueError: If a property is unknown for a training network, or equal for all.
             KeyError: If the zoos have no such column.
         """
         if arguments.supervised_weight == 0:
@@ -77,15 +78,15 @@ class SupervisedLoss:
             known = np.isfinite(values) if np.issubdtype(values.dtype, np.number) else np.zeros(len(values), bool)
             if not known.all() or np.ptp(values) == 0:
                 raise ValueError(
-                    "supervised_properties takes numbers that are known of every training network and differ "
-                    f"between them, got {name}: {known.sum()} of {len(values)} are finite numbers, "
+                    "expected supervised_properties that are known for every training network and differ between "
+                    f"networks, got {name}: {known.sum()} of {len(values)} are finite numbers, "
                     f"{len(set(values[known]))} of them different; leave it out"
                 )
             columns.append(torch.from_numpy((values - values.mean()) / values.std()))
         return cls(torch.stack(columns, dim=1).float().to(device), arguments.supervised_weight)
 
     def term(self, latents: Tensor, attention_mask: Tensor, indices: Tensor) -> Tensor:
-        """The weighted term of one batch.
+        """Weighted loss of one batch.
 
         Args:
             latents: `[B, W, Z]` of the first view.
