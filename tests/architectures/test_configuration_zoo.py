@@ -39,7 +39,7 @@ def test_another_number_of_classes_replaces_generated_names_only(tmp_path):
     CNNConfig(num_labels=10).save_pretrained(tmp_path / "generated")
     assert CNNConfig.from_pretrained(tmp_path / "generated", num_labels=4).num_labels == 4
     CNNConfig(id2label={0: "cat", 1: "dog"}).save_pretrained(tmp_path / "named")
-    with pytest.raises(ValueError, match="num_labels=4 contradicts the 2 names in id2label; give id2label"):
+    with pytest.raises(ValueError, match="num_labels=4 contradicts the 2 names in id2label; pass id2label"):
         CNNConfig.from_pretrained(tmp_path / "named", num_labels=4)
 
 
@@ -94,15 +94,19 @@ def test_wrong_types_and_choices_raise(config_class, settings):
     [
         (CNNConfig, {"image_size": 0}, "image_size must be at least 1, got 0"),
         (CNNConfig, {"conv_channels": (8, 0, 4)}, r"conv_channels must be at least 1, got \(8, 0, 4\)"),
-        (CNNConfig, {"kernel_sizes": (5, 5)}, "one kernel size and one pool size per convolution.*'kernel_sizes': 2"),
-        (CNNConfig, {"conv_channels": (), "kernel_sizes": (), "pool_sizes": ()}, "one kernel size and one pool size"),
+        (CNNConfig, {"kernel_sizes": (5, 5)}, "each with a kernel and a pool size.*'kernel_sizes': 2"),
+        (
+            CNNConfig,
+            {"conv_channels": (), "kernel_sizes": (), "pool_sizes": ()},
+            "at least one convolution, each with a kernel and a pool size",
+        ),
         (CNNConfig, {"image_size": 14}, "an image of 14 pixels is too small.*use smaller kernels or less pooling"),
         (CNNConfig, {"dropout": 1.0}, r"dropout must lie in \[0, 1\) or be None.*got 1.0"),
         (MLPConfig, {"dropout": -0.1}, r"dropout must lie in \[0, 1\)"),
         (MLPConfig, {"hidden_sizes": (0,)}, "hidden_sizes must be at least 1"),
         (MLPConfig, {"num_labels": 0}, "num_labels must be at least 1, got 0"),
-        (CIFARResNetConfig, {"depths": (3, 3)}, "one width per stage"),
-        (CIFARResNetConfig, {"depths": (), "widths": ()}, "one width per stage, and one stage at least"),
+        (CIFARResNetConfig, {"depths": (3, 3)}, "each with a depth and a width"),
+        (CIFARResNetConfig, {"depths": (), "widths": ()}, "at least one stage, each with a depth and a width"),
         (CIFARResNetConfig, {"widths": (16, 8, 64)}, "shortcut='identity' pads channels and cannot drop them"),
     ],
 )

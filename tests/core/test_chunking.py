@@ -132,7 +132,7 @@ def test_missing_tensors_are_named():
     state_dict = network()
     layout = Layout.from_state_dict(state_dict, token_dim=6, order="given")
     del state_dict["n.bias"]
-    with pytest.raises(KeyError, match=r"missing: \['n.bias'\]; was it made from another network"):
+    with pytest.raises(KeyError, match=r"lacks tensors of the layout: \['n.bias'\]; was it made from another network"):
         layout.tokens(state_dict)
 
 

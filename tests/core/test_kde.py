@@ -222,7 +222,7 @@ def test_every_coordinate_is_filled_at_block_borders(monkeypatch):
         ({"bandwidth": "normal"}, "expected a bandwidth rule 'scott' or 'silverman', got 'normal'"),
         (
             {"bandwidth": "scott", "anchors": torch.zeros(1, 4, 2)},
-            "needs at least 2 anchors to measure their spread, got 1",
+            "requires at least 2 anchors to measure their spread, got 1",
         ),
         ({"anchor_weights": torch.ones(2)}, r"anchor_weights must be 3 finite numbers >= 0 .* got \[2\]"),
         ({"anchor_weights": torch.zeros(3)}, "with a positive sum"),

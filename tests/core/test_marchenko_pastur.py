@@ -100,5 +100,5 @@ def test_sigma_from_the_energy_agrees_with_the_whole_spectrum(spikes):
 
 
 def test_one_eigenvalue_has_no_bulk():
-    with pytest.raises(ValueError, match="expected at least two positive eigenvalues to fit a bulk to, got 1"):
+    with pytest.raises(ValueError, match="expected at least two positive eigenvalues to fit a bulk, got 1"):
         mp.fit_bulk(np.ones(1), 3, 1)

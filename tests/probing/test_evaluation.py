@@ -137,5 +137,5 @@ def test_errors():
         probe_table({"weights": short}, targets)
     with pytest.raises(ValueError, match=r"expected one target per network, \[M\], got \[60, 1\]"):
         probe_table(features, {"epoch": {s: t[:, None] for s, t in targets["epoch"].items()}})
-    with pytest.raises(ValueError, match="R2 needs references that differ, got 40"):
+    with pytest.raises(ValueError, match="R2 requires references that vary, got 40"):
         probe_table(features, {"epoch": {**targets["epoch"], "test": np.ones(40)}})

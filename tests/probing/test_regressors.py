@@ -142,7 +142,7 @@ def test_errors(saturated, monkeypatch):
         trees.predict(test[0][:, :3])
     with pytest.raises(ValueError, match="expected finite features, got NaN or infinite values; leave those"):
         trees.predict(test[0] * np.nan)
-    with pytest.raises(ValueError, match="R2 needs references that differ"):
+    with pytest.raises(ValueError, match="R2 requires references that vary"):
         fit(BoostedTrees, train, (valid[0], np.ones(len(valid[0]))), grid=[(7, 0.1, 5)])
     with pytest.raises(ValueError, match="expected at least one candidate"):
         fit(BoostedTrees, train, valid, grid=[])

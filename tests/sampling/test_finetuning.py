@@ -121,7 +121,7 @@ def test_layers_that_cannot_be_adapted():
     assert lora_targets(Grouped(), ["pointwise"]) == ["pointwise"]
     with pytest.raises(ValueError, match="LoRA needs linear or 2-d convolutional layers, norm is a LayerNorm"):
         lora_targets(Grouped(), ["norm"])
-    with pytest.raises(ValueError, match="no module of Grouped is called .'missing'."):
+    with pytest.raises(ValueError, match="Grouped has no module called .'missing'."):
         lora_targets(Grouped(), ["missing"])
     with pytest.raises(ValueError, match="expected linear or 2-d convolutional layers in ReLU, found none"):
         lora_targets(nn.ReLU())

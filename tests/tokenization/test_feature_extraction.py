@@ -179,7 +179,7 @@ def test_unfitted_and_foreign_networks_are_refused():
 
 def test_decode_wants_the_layouts_shape():
     extractor, sequence = encoded(build_model(cnn_s()))
-    with pytest.raises(ValueError, match="decode with the layout that encode gave"):
+    with pytest.raises(ValueError, match="decode with the layout returned by encode"):
         extractor.decode(sequence.tokens[:-1], sequence.layout)
 
 
@@ -205,7 +205,7 @@ def test_misspelt_settings_are_refused(tmp_path):
         (lambda s: s["statistics"]["means"].update({"0:4": float("nan")}), "expected a finite mean"),
         (lambda s: s["statistics"]["stds"].update({"0:4": 0.0}), "a finite standard deviation above 0 for '0:4'"),
         (lambda s: s["statistics"]["stds"].update({"0:4": "1"}), "a finite standard deviation above 0 for '0:4'"),
-        (lambda s: s["statistics"]["stds"].popitem(), "a mean and a standard deviation for every layer"),
+        (lambda s: s["statistics"]["stds"].popitem(), "mean and standard deviation of every layer"),
         (lambda s: s.update(statistics=3), "got TypeError"),
         (lambda s: s["statistics"]["means"].update({"0:4": 0.5}), "they were changed after they were saved"),
         (lambda s: s["layer_orders"][0].reverse(), "they were changed after they were saved"),

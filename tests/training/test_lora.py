@@ -124,10 +124,10 @@ def test_merging_gives_the_outputs_of_the_adapter(tmp_path):
 
 def test_names_that_mean_nothing():
     with pytest.raises(
-        ValueError, match=r"no module of SANEModel is called \['query'\]; its linear maps are \['fc_in'"
+        ValueError, match=r"SANEModel has no module called \['query'\]; its linear layers are \['fc_in'"
     ):
         add_lora(tiny_model(), rank=2, alpha=4, targets=["q_proj", "query"])
-    with pytest.raises(ValueError, match=r"is called \['projection_head'\]"):
+    with pytest.raises(ValueError, match=r"no module called \['projection_head'\]"):
         add_lora(tiny_model(), rank=2, alpha=4, trained=["projection_head"])
 
 

@@ -1,7 +1,7 @@
-"""The style of all plots, and how they are saved: as files and, for reports, as SVG.
+"""Common style of all plots, which are saved as files and, for reports, as SVG.
 
-Plots name their curves where these end, say units on their axes, and show intervals where there are any. Their
-colours can be told apart with every kind of colour vision, on white and on black.
+Plots label their curves at the ends, give units on their axes, and show intervals if there are any. Their colours are
+distinguishable with every kind of colour vision, on white and on black.
 """
 
 import io
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# After Okabe and Ito; the lighter ones are darkened to stand out from white.
+# After Okabe and Ito; the lighter colours are darkened for contrast with white.
 BLUE, RED, GREEN, PURPLE, ORANGE, SKY, GREY = (
     "#0072b2",
     "#d55e00",
@@ -32,7 +32,7 @@ BLUE, RED, GREEN, PURPLE, ORANGE, SKY, GREY = (
     "#7a7a7a",
 )
 PALETTE = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, GREY)
-MAX_VECTOR_DOTS = 2000  # in one drawing; more of them are a picture inside of it
+MAX_VECTOR_DOTS = 2000  # in one drawing; more dots are embedded as a bitmap
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 HEAD = re.compile(r"^.*?(?=<svg)", re.DOTALL)
 SIZE = re.compile(r' width="[\d.]+pt" height="[\d.]+pt"| height="[\d.]+pt"| width="[\d.]+pt"')
@@ -44,14 +44,14 @@ _collected: ContextVar[list[tuple[str, str]] | None] = ContextVar("collected", d
 def make_figure(
     width: float, height: float, rows: int = 1, columns: int = 1, **grid: Any
 ) -> "tuple[Figure, list[Axes]]":
-    """A figure in inches, and its axes, row by row: no frame, a light grid, small type.
+    """Create a figure and its axes, row by row, with no frame, a light grid and small type.
 
     Args:
-        width: Of all of it.
-        height: Of all of it.
-        rows: Rows of axes.
-        columns: Columns of axes.
-        **grid: As of `Figure.subplots`.
+        width: Width of the figure in inches.
+        height: Height of the figure in inches.
+        rows: Number of rows of axes.
+        columns: Number of columns of axes.
+        **grid: Arguments of `Figure.subplots`.
     """
     from matplotlib.figure import Figure
 
@@ -69,12 +69,12 @@ def make_figure(
 
 
 def label_ends(axes: "Axes", ends: Sequence[tuple[str, float, float, str]], *, size: float = 8) -> None:
-    """Name curves where they end, at the right; names that would overlap are moved apart, and joined to their ends.
+    """Label curves at their right ends; labels that would overlap are moved apart, and connected with the ends.
 
     Args:
-        axes: With all of its curves and its final limits.
-        ends: Name, place of the end, and colour of each curve.
-        size: Of the type, in points.
+        axes: Axes with all of their curves and final limits.
+        ends: Name, position of the end, and colour of each curve.
+        size: Font size in points.
     """
     height = axes.get_window_extent().height / axes.figure.dpi * 72
     step = 1.25 * size / height
@@ -106,7 +106,7 @@ def label_ends(axes: "Axes", ends: Sequence[tuple[str, float, float, str]], *, s
 
 
 def _spread_out(wanted: Sequence[float], step: float) -> list[float]:
-    """Places from 0 to 1, at least a step apart, each as near to where it is wanted as others allow."""
+    """Positions from 0 to 1, at least a step apart, each as near as possible to the wanted one."""
     groups: list[list[int]] = []
 
     def start(group: list[int]) -> float:
@@ -125,7 +125,7 @@ def _spread_out(wanted: Sequence[float], step: float) -> list[float]:
 
 
 def use_decades(axis: Any) -> None:
-    """Ticks at 1, 2 and 5 of every decade of a logarithmic axis, as plain numbers."""
+    """Set ticks at 1, 2 and 5 of every decade of a logarithmic axis, as plain numbers."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -135,7 +135,7 @@ def use_decades(axis: Any) -> None:
 
 @contextmanager
 def collecting_pictures() -> Iterator[list[tuple[str, str]]]:
-    """Keep what the block draws, as names and SVG that fits into a page in HTML."""
+    """Collect the figures of the block, as names and SVG that fits into a page in HTML."""
     collected: list[tuple[str, str]] = []
     token = _collected.set(collected)
     try:
@@ -145,10 +145,10 @@ def collecting_pictures() -> Iterator[list[tuple[str, str]]]:
 
 
 def save_picture(figure: "Figure", path: Path, *, dpi: int = 130) -> None:
-    """Write a figure in the format that the suffix of `path` names, PNG without one; only a picture is replaced.
+    """Write a figure in the format given by the suffix of `path`, PNG by default; only pictures are replaced.
 
     Raises:
-        FileExistsError: If there is a file that is not a picture.
+        FileExistsError: If the file exists and is not a picture.
     """
     with output_file(path, PICTURE) as partial:
         figure.savefig(partial, format=path.suffix.removeprefix(".") or "png", dpi=dpi)
@@ -157,7 +157,7 @@ def save_picture(figure: "Figure", path: Path, *, dpi: int = 130) -> None:
 
 
 def _inline_svg(figure: "Figure", name: str) -> str:
-    """A figure as an element of HTML, in the colour of the text around it, with names of its own."""
+    """A figure as an element of HTML, in the colour of the surrounding text, with unique names."""
     from matplotlib import rc_context
 
     drawn = io.StringIO()

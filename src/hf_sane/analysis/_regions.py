@@ -70,7 +70,7 @@ class RegionMap:
             tensors: `{name: [M, *shape]}` of one architecture (see [`stack_networks`]); integer tensors are left out.
             labels: As in the class.
             spec: Permutation symmetries for alignment; no alignment if `None`.
-            reference: Network to align to; the first one when `None`.
+            reference: Network to align to; the first one if `None`.
             runs: As in the class.
 
         Raises:
@@ -188,7 +188,7 @@ class RegionMap:
 
         Args:
             level: Level of `labels`.
-            rule: As of [`nearest`].
+            rule: Rule, see [`nearest`].
 
         Raises:
             KeyError: If there is no such level.

@@ -1,1 +1,1 @@
-"""The small networks in zoos; these files are uploaded to the Hub as remote code."""
+"""Small networks for zoos. The files in this folder are uploaded to the Hub as remote code."""

@@ -1,4 +1,4 @@
-"""Configurations of the networks in zoos: small CNNs, MLPs and ResNets for small images."""
+"""Configurations of networks in zoos: small CNNs, MLPs and ResNets for small images."""
 
 from dataclasses import fields
 from difflib import get_close_matches
@@ -14,7 +14,7 @@ Sizes = list[int] | tuple[int, ...]
 
 BOTTLENECK_EXPANSION = 4  # output channels of a bottleneck block per inner channel
 DEFAULT_NUM_LABELS = 10
-# Keys other than fields that Transformers itself writes to config.json or passes through from_pretrained.
+# Keys other than fields that Transformers writes to config.json or passes through from_pretrained.
 TRANSFORMERS_KEYS = frozenset(
     {
         "attn_implementation",
@@ -31,10 +31,10 @@ TRANSFORMERS_KEYS = frozenset(
 
 @strict
 class ZooConfig(PreTrainedConfig):
-    """Base class of the configurations: strict keys, tuples of sizes, ten classes by default.
+    """Base class of the configurations, with strict keys, tuples of sizes, and ten classes by default.
 
-    `PreTrainedConfig` accepts any keyword as an attribute, so that a misspelt one would be ignored silently. This
-    class raises an error for a key that is neither a field nor a key of Transformers.
+    `PreTrainedConfig` accepts any keyword as an attribute and thus ignores misspelt ones. This class raises an error
+    for keys that are neither fields nor keys of Transformers.
 
     Raises:
         TypeError: If a key is unknown.
@@ -57,7 +57,7 @@ class ZooConfig(PreTrainedConfig):
 
     @property
     def num_classes(self) -> int:
-        """Outputs of the classifier, `K`."""
+        """Number of outputs of the classifier, `K`."""
         return len(self.id2label or ())
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class ZooConfig(PreTrainedConfig):
         return {**super().to_diff_dict(), "id2label": self.id2label, "label2id": self.label2id}
 
     def _settle_labels(self, kwargs: dict[str, Any]) -> None:
-        """Let `num_labels` win over generated label names; `from_pretrained(folder, num_labels=...)` passes both."""
+        """Prefer `num_labels` to generated names, since `from_pretrained(folder, num_labels=...)` passes both."""
         if self.id2label is None:
             kwargs.setdefault("num_labels", DEFAULT_NUM_LABELS)
             return
@@ -74,7 +74,7 @@ class ZooConfig(PreTrainedConfig):
             return
         if any(name != f"LABEL_{index}" for index, name in self.id2label.items()):
             raise ValueError(
-                f"num_labels={num_labels} contradicts the {len(self.id2label)} names in id2label; give id2label and "
+                f"num_labels={num_labels} contradicts the {len(self.id2label)} names in id2label; pass id2label and "
                 "label2id for the new classes"
             )
         self.id2label = None
@@ -100,18 +100,18 @@ def _check_dropout(rate: float | None) -> None:
 
 @strict
 class CNNConfig(ZooConfig):
-    """Configuration of a [`CNNForImageClassification`]: convolutions without padding, then fully connected layers.
+    """Configuration of a [`CNNForImageClassification`] with unpadded convolutions, then fully connected layers.
 
-    Each convolution is followed by max pooling, the activation and dropout; each hidden layer by the activation and
-    dropout. The defaults are CNN-s, the smaller network of the ModelZooDataset (2,464 parameters).
+    Each convolution is followed by max pooling, the activation and dropout; each hidden layer is followed by the
+    activation and dropout. The defaults are CNN-s, the smaller network of the ModelZooDataset (2,464 parameters).
 
     Args:
         image_size (`int`, *optional*, defaults to 28): Height and width of the input.
-        num_channels (`int`, *optional*, defaults to 1): Channels of the input.
+        num_channels (`int`, *optional*, defaults to 1): Number of input channels.
         conv_channels (`tuple[int, ...]`, *optional*, defaults to `(8, 6, 4)`): Output channels of each convolution.
         kernel_sizes (`tuple[int, ...]`, *optional*, defaults to `(5, 5, 2)`): Kernel size of each convolution.
-        pool_sizes (`tuple[int, ...]`, *optional*, defaults to `(2, 2, 1)`): Max pooling after each convolution; 1
-            for none.
+        pool_sizes (`tuple[int, ...]`, *optional*, defaults to `(2, 2, 1)`): Size of max pooling after each
+            convolution; 1 for none.
         hidden_sizes (`tuple[int, ...]`, *optional*, defaults to `(20,)`): Widths of the hidden fully connected layers.
         activation (`str`, *optional*, defaults to `"tanh"`): `"tanh"`, `"relu"`, `"gelu"` or `"sigmoid"`.
         dropout (`float`, *optional*, defaults to 0.0):
@@ -139,7 +139,7 @@ class CNNConfig(ZooConfig):
 
     @property
     def feature_map_size(self) -> int:
-        """Height and width after the last pooling."""
+        """Height and width after the last pooling layer."""
         size = self.image_size
         for kernel_size, pool_size in zip(self.kernel_sizes, self.pool_sizes, strict=True):
             size = (size - kernel_size + 1) // pool_size
@@ -157,11 +157,11 @@ class CNNConfig(ZooConfig):
         )
         counts = {name: len(getattr(self, name)) for name in ("conv_channels", "kernel_sizes", "pool_sizes")}
         if len(set(counts.values())) != 1 or not self.conv_channels:
-            raise ValueError(f"need one kernel size and one pool size per convolution, and one at least, got {counts}")
+            raise ValueError(f"expected at least one convolution, each with a kernel and a pool size, got {counts}")
         if self.feature_map_size < 1:
             raise ValueError(
                 f"an image of {self.image_size} pixels is too small for kernels {tuple(self.kernel_sizes)} and "
-                f"pooling {tuple(self.pool_sizes)}: nothing is left; use smaller kernels or less pooling"
+                f"pooling {tuple(self.pool_sizes)}: no pixels remain; use smaller kernels or less pooling"
             )
 
     def validate_dropout(self) -> None:
@@ -171,11 +171,11 @@ class CNNConfig(ZooConfig):
 
 @strict
 class MLPConfig(ZooConfig):
-    """Configuration of an [`MLPForImageClassification`]: flattened image, hidden layers, classifier.
+    """Configuration of an [`MLPForImageClassification`] with flattened images, hidden layers and a classifier.
 
     Args:
         image_size (`int`, *optional*, defaults to 28): Height and width of the input.
-        num_channels (`int`, *optional*, defaults to 1): Channels of the input.
+        num_channels (`int`, *optional*, defaults to 1): Number of input channels.
         hidden_sizes (`tuple[int, ...]`, *optional*, defaults to `(20,)`): Widths of the hidden layers; may be empty.
         activation (`str`, *optional*, defaults to `"tanh"`): `"tanh"`, `"relu"`, `"gelu"` or `"sigmoid"`.
         dropout (`float`, *optional*, defaults to 0.0): As in [`CNNConfig`].
@@ -212,21 +212,22 @@ class MLPConfig(ZooConfig):
 
 @strict
 class CIFARResNetConfig(ZooConfig):
-    """Configuration of a [`CIFARResNetForImageClassification`]: a ResNet with a 3x3 stem and no initial pooling.
+    """Configuration of a [`CIFARResNetForImageClassification`], a ResNet with a 3x3 stem and no initial pooling.
 
-    The first stage keeps the resolution, each later one halves it. The defaults are ResNet-20 (He et al. 2015,
+    The first stage keeps the resolution, and each later one halves it. The defaults are ResNet-20 (He et al. 2015,
     arXiv:1512.03385, section 4.2).
 
     Args:
-        depths (`tuple[int, ...]`, *optional*, defaults to `(3, 3, 3)`): Blocks per stage.
+        depths (`tuple[int, ...]`, *optional*, defaults to `(3, 3, 3)`): Number of blocks per stage.
         widths (`tuple[int, ...]`, *optional*, defaults to `(16, 32, 64)`):
             Inner channels per stage; a bottleneck block outputs four times as many.
-        block (`str`, *optional*, defaults to `"basic"`): `"basic"`: two 3x3 convolutions; `"bottleneck"`: 1x1, 3x3,
-            1x1.
+        block (`str`, *optional*, defaults to `"basic"`): `"basic"` for two 3x3 convolutions, or `"bottleneck"` for
+            1x1, 3x3 and 1x1.
         shortcut (`str`, *optional*, defaults to `"identity"`):
-            Shortcut where a block changes the shape. `"identity"`: option A of the paper, every second pixel and
-            zero-padded channels, no parameters. `"projection"`: option B, a strided 1x1 convolution with batch norm.
-        num_channels (`int`, *optional*, defaults to 3): Channels of the input.
+            Shortcut of blocks that change the shape: `"identity"` (option A of the paper) takes every second pixel and
+            pads channels with zeros, without parameters; `"projection"` (option B) is a strided 1x1 convolution with
+            batch norm.
+        num_channels (`int`, *optional*, defaults to 3): Number of input channels.
         initialization (`str`, *optional*, defaults to `"kaiming_normal"`): See [`initialize_layer`].
 
     Raises:
@@ -251,10 +252,12 @@ class CIFARResNetConfig(ZooConfig):
         return (self.widths[0], *(width * expansion for width in self.widths))
 
     def validate_sizes(self) -> None:
-        """Check that there are as many widths as depths, and that zero-padded shortcuts never drop channels."""
+        """Check that there are as many widths as depths, and that zero-padded shortcuts do not reduce channels."""
         self._require_at_least(1, "depths", "widths", "num_channels")
         if len(self.depths) != len(self.widths) or not self.depths:
-            raise ValueError(f"need one width per stage, and one stage at least, got {self.depths} and {self.widths}")
+            raise ValueError(
+                f"expected at least one stage, each with a depth and a width, got {self.depths} and {self.widths}"
+            )
         channels = self.stage_channels
         if self.shortcut == "identity" and any(b < a for a, b in pairwise(channels)):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The image processor of zoo networks: an image becomes what the network was trained on, number by number."""
+"""The image processor of zoo networks, which reproduces the inputs of training exactly."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,18 +12,18 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 
 class ZooImageProcessor(BaseImageProcessor):
-    """Prepare images in grey or colour: cropped to a square at the centre, averaged to `size`, standardised.
+    """Prepare grey or colour images: crop to a square at the centre, average to `size`, and standardise.
 
-    Training reads image files with the same functions, which no processor of Transformers reproduces: none makes grey
-    images of one channel, and their resizing depends on the installed backend. It needs Pillow, not torchvision.
+    Training reads image files with the same functions. No processor of Transformers reproduces them, since none makes
+    grey images of one channel, and their resizing depends on the installed backend. Requires Pillow, not torchvision.
 
     Args:
-        size: Height and width in pixels; if `None`, images keep their size.
+        size: Height and width in pixels; images keep their size if `None`.
         num_channels: 1 for grey images, 3 for colour.
-        rescale_factor: Factor from the pixels of image files, 0 to 255, to those that the network was trained on.
+        rescale_factor: Factor from the pixels of image files, 0 to 255, to those of training.
         image_mean: Mean of the rescaled training pixels, per channel.
-        image_std: Their standard deviation.
-        **kwargs: What Transformers keeps with a processor.
+        image_std: Standard deviation of the rescaled training pixels, per channel.
+        **kwargs: Additional attributes that Transformers stores with a processor.
     """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012 (as Transformers declares it)
@@ -43,7 +43,7 @@ class ZooImageProcessor(BaseImageProcessor):
         self.image_mean, self.image_std = list(image_mean), list(image_std)
 
     def preprocess(self, images: Any, return_tensors: str | None = None, **_: Any) -> BatchFeature:
-        """Prepare one image or several of one size.
+        """Prepare one image, or several of the same size.
 
         Args:
             images: Pillow images, or uint8 arrays `[H, W]`, `[H, W, C]` or `[C, H, W]`; one or a list.
@@ -60,26 +60,25 @@ class ZooImageProcessor(BaseImageProcessor):
 
 
 def read_pixels(image: Any, *, num_channels: int, size: int | None) -> Tensor:
-    """Pixels `[C, H, W]` float32, from 0 to 255, of a Pillow image or an array.
+    """Read pixels `[C, H, W]` float32, from 0 to 255, of a Pillow image or an array.
 
     Args:
-        image: Turned as its EXIF data say; transparency and palettes are resolved.
+        image: Image, which is rotated according to its EXIF data, with transparency and palettes resolved.
         num_channels: 1 for grey, 3 for colour.
-        size: Crop the image to a square at its centre, and average it to this many pixels; if `None`, it keeps its
-            size.
+        size: Size in pixels to which to average a square crop at the centre; the image keeps its size if `None`.
     """
     from PIL import Image, ImageOps
 
     if not isinstance(image, Image.Image):
         image = Image.fromarray(_channels_last(np.asarray(image)))
-    shown = ImageOps.exif_transpose(image).convert("RGB")  # pipelines of Transformers do this first
+    shown = ImageOps.exif_transpose(image).convert("RGB")  # like pipelines of Transformers
     array = np.array(shown.convert("L") if num_channels == 1 else shown, dtype=np.float32)
     pixels = torch.from_numpy(array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1)))
     return pixels if size is None else fit_square(pixels, size)
 
 
 def fit_square(pixels: Tensor, size: int) -> Tensor:
-    """Crop pixels `[..., C, H, W]` to a square at the centre, and average areas of it to `size x size` pixels."""
+    """Crop pixels `[..., C, H, W]` to a square at the centre, and average its areas to `size x size` pixels."""
     height, width = pixels.shape[-2:]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -91,7 +90,7 @@ def fit_square(pixels: Tensor, size: int) -> Tensor:
 
 
 def standardize(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """`(pixels - mean) / std` as float32; mean and standard deviation `[C]` are float64."""
+    """Compute `(pixels - mean) / std` as float32; mean and standard deviation `[C]` are float64."""
     return ((pixels - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)).float()
 
 
@@ -103,7 +102,7 @@ def _channels_last(array: np.ndarray) -> np.ndarray:
     return array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array
 
 
-# For Transformers' register: the same class whether or not torchvision is installed.
+# Registered with Transformers as the same class whether or not torchvision is installed.
 BACKENDS = {"pil": ZooImageProcessor, "torchvision": ZooImageProcessor}
 
 __all__ = ["ZooImageProcessor"]

@@ -1,4 +1,4 @@
-"""Initialisation of the layers of zoo networks."""
+"""Initialise the layers of zoo networks."""
 
 import math
 
@@ -9,7 +9,7 @@ from transformers import initialization as init
 def initialize_layer(layer: nn.Linear | nn.Conv2d, scheme: str) -> None:
     """Draw the weights of a layer from the global random generator.
 
-    With `n` the fan-in (inputs of one output channel):
+    With fan-in `n` (number of inputs of one output channel):
 
     | scheme | weight | bias |
     |---|---|---|
@@ -18,16 +18,16 @@ def initialize_layer(layer: nn.Linear | nn.Conv2d, scheme: str) -> None:
     | `kaiming_uniform` | `U(-sqrt(6/n), sqrt(6/n))` (He et al. 2015, arXiv:1502.01852) | 0 |
     | `kaiming_normal` | `N(0, 2/n)` (same) | 0 |
 
-    The ModelZooDataset uses the same four names, but its `uniform` and `normal` are PyTorch's bare `U(0, 1)` and
-    `N(0, 1)`, whatever the fan-in; networks drawn that way saturate and many of them never train.
+    The ModelZooDataset uses the same four names, but its `uniform` and `normal` are PyTorch's `U(0, 1)` and `N(0, 1)`,
+    regardless of the fan-in; networks drawn that way saturate and many of them never train.
 
     Args:
-        layer: Layer whose `weight` is `[channels, ...]`; changed in place through `transformers.initialization`, which
-            leaves tensors alone that came from a checkpoint.
+        layer: Layer with `weight` `[channels, ...]`, which is changed in place through `transformers.initialization`,
+            without changing tensors from a checkpoint.
         scheme: One of the four names above.
 
     Raises:
-        ValueError: For another name.
+        ValueError: If the name is unknown.
     """
     fan_in = layer.weight[0].numel()
     if scheme == "uniform":
@@ -48,4 +48,4 @@ def initialize_layer(layer: nn.Linear | nn.Conv2d, scheme: str) -> None:
         init.zeros_(layer.bias)
 
 
-__all__: list[str] = []  # for the networks of this folder alone
+__all__: list[str] = []  # used only by the networks in this folder

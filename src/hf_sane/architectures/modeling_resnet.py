@@ -1,4 +1,4 @@
-"""ResNets for small images: a 3x3 stem, option-A or projection shortcuts, basic or bottleneck blocks."""
+"""ResNets for small images, with a 3x3 stem, option-A or projection shortcuts, and basic or bottleneck blocks."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,9 +9,9 @@ from .modeling_zoo import ZooPreTrainedModel
 
 
 class IdentityShortcut(nn.Module):
-    """Option A of He et al. 2015: every `stride`-th pixel, new channels zero, half before and half after the old ones.
+    """Option A of He et al. 2015: every `stride`-th pixel, with new zero channels, half before and half after the old.
 
-    With an odd number of new channels the larger half comes after.
+    If the number of new channels is odd, the larger half comes after.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -26,10 +26,10 @@ class IdentityShortcut(nn.Module):
 
 
 class ResNetBlock(nn.Module):
-    """`relu(F(x) + shortcut(x))`, with `F` two 3x3 convolutions (basic) or 1x1, 3x3, 1x1 (bottleneck), batch-normed.
+    """Computes `relu(F(x) + shortcut(x))`, where `F` is two 3x3 convolutions or a bottleneck, with batch norm.
 
-    Module names are torchvision's (`conv1`, `bn1`, ..., `downsample.0`, `downsample.1`), and so is the place of the
-    stride: the 3x3 convolution of a bottleneck.
+    A bottleneck consists of convolutions of 1x1, 3x3 and 1x1. Module names are torchvision's (`conv1`, `bn1`, ...,
+    `downsample.0`, `downsample.1`), and so is the position of the stride, in the 3x3 convolution of a bottleneck.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class ResNetBlock(nn.Module):
 
 
 class CIFARResNetForImageClassification(ZooPreTrainedModel):
-    """ResNet-20/32/44/56/110 for CIFAR and ResNet-18/34/50/101/152 with a 3x3 stem; names are torchvision's.
+    """ResNet-20/32/44/56/110 for CIFAR and ResNet-18/34/50/101/152 with a 3x3 stem, and names as in torchvision.
 
-    In training mode the running statistics are updated in place, also those handed in through
-    `torch.func.functional_call` and stacked over models under `torch.vmap`.
+    In training mode, running statistics are updated in place, including those passed by `torch.func.functional_call`
+    and stacked over models under `torch.vmap`.
     """
 
     config: CIFARResNetConfig
@@ -96,10 +96,10 @@ class CIFARResNetForImageClassification(ZooPreTrainedModel):
             labels: `[B]` int64 class indices, for the loss.
 
         Returns:
-            `logits` `[B, K]`; `loss` (mean cross-entropy) when labels are given.
+            `logits` `[B, K]`; `loss` (mean cross-entropy) if labels are given.
 
         Raises:
-            ValueError: If the images have another number of channels than the configuration.
+            ValueError: If the number of channels differs from the configuration.
         """
         self.check_images(pixel_values)
         values = F.relu(self.bn1(self.conv1(pixel_values)))

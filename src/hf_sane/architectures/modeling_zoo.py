@@ -23,8 +23,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def drop(values: Tensor, rate: Tensor) -> Tensor:
     """Zero each value with probability `rate` and scale the rest by `1 / (1 - rate)`.
 
-    `torch.nn.functional.dropout` takes a Python number; here the rate is a 0-d tensor, so that networks of different
-    rates run in one `torch.vmap` (`randomness="different"`).
+    `torch.nn.functional.dropout` takes a Python number. Here, the rate is a 0-d tensor, so that networks with
+    different rates run in one `torch.vmap` (`randomness="different"`).
 
     Args:
         values: `[...]` float.
@@ -38,9 +38,9 @@ def drop(values: Tensor, rate: Tensor) -> Tensor:
 
 
 class ZooPreTrainedModel(PreTrainedModel):
-    """Loss, output and initialisation shared by all zoo networks.
+    """Base class of zoo networks, with loss, output and initialisation.
 
-    Initialisation happens in `_init_weights` alone: values set in `__init__` would be lost on the meta device.
+    Values are initialised only in `_init_weights`, since those set in `__init__` would be lost on the meta device.
     """
 
     config: ZooConfig
@@ -58,7 +58,7 @@ class ZooPreTrainedModel(PreTrainedModel):
                 init.constant_(getattr(module, name), start)
 
     def check_images(self, pixel_values: Tensor) -> None:
-        """Refuse images that do not fit the configuration.
+        """Raise an error for images that do not fit the configuration.
 
         Args:
             pixel_values: `[B, C, height, width]`.
@@ -73,16 +73,16 @@ class ZooPreTrainedModel(PreTrainedModel):
             raise ValueError(f"expected pixel_values [batch, {shown}], got {list(pixel_values.shape)}")
 
     def classification_output(self, logits: Tensor, labels: Tensor | None) -> ImageClassifierOutputWithNoAttention:
-        """Wrap logits `[B, K]`, with the mean cross-entropy when labels `[B]` (int64) are given."""
+        """Wrap logits `[B, K]`, with the mean cross-entropy if labels `[B]` (int64) are given."""
         loss = None if labels is None else F.cross_entropy(logits, labels)
         return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits)
 
 
 class DropoutModel(ZooPreTrainedModel):
-    """A network with one dropout rate, held in the non-persistent 0-d buffer `dropout_rate`.
+    """A network with one dropout rate, stored in the non-persistent 0-d buffer `dropout_rate`.
 
-    A buffer, so that `torch.func.functional_call(model, {..., "dropout_rate": rate}, ...)` sets it for one call, and
-    one rate per network under `torch.vmap`. It is restored from the configuration after loading.
+    As a buffer, it can be set for one call by `torch.func.functional_call(model, {..., "dropout_rate": rate}, ...)`,
+    and for each network under `torch.vmap`. It is restored from the configuration after loading.
     """
 
     config: CNNConfig | MLPConfig
@@ -98,32 +98,32 @@ class DropoutModel(ZooPreTrainedModel):
             init.constant_(self.dropout_rate, float(self.config.dropout or 0.0))
 
     def activate(self, values: Tensor) -> Tensor:
-        """Activation, then dropout while training."""
+        """Apply the activation, then dropout in training mode."""
         values = ACTIVATIONS[self.config.activation](values)
         if not self.training or self.config.dropout is None:
             return values
         return drop(values, self.dropout_rate)
 
     def add_fully_connected(self) -> None:
-        """Add hidden layers and classifier, the last layers of every such network."""
+        """Add hidden layers and classifier, which are the last layers of these networks."""
         config = self.config
         widths = (config.flattened_size, *config.hidden_sizes)
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, config.hidden_sizes, strict=False))
         self.classifier = nn.Linear(widths[-1], config.num_classes)
 
     def fully_connected_output(self, values: Tensor, labels: Tensor | None) -> ImageClassifierOutputWithNoAttention:
-        """Hidden layers and classifier on values `[B, flattened_size]`; labels as in `forward`."""
+        """Apply hidden layers and classifier to values `[B, flattened_size]`; labels as in `forward`."""
         for layer in self.hidden:
             values = self.activate(layer(values))
         return self.classification_output(self.classifier(values), labels)
 
 
 class CNNForImageClassification(DropoutModel):
-    """Convolutions without padding, max pooling, fully connected layers: CNN-s, CNN-l and their relatives.
+    """Unpadded convolutions, max pooling and fully connected layers, such as CNN-s and CNN-l.
 
-    Every convolution is followed by pooling, activation and dropout, every hidden layer by activation and dropout.
-    Input features of the first fully connected layer are channel-major: channel `c` owns the contiguous block of its
-    pixels.
+    Every convolution is followed by pooling, activation and dropout; every hidden layer is followed by activation and
+    dropout. Input features of the first fully connected layer are channel-major: channel `c` owns the contiguous block
+    of its pixels.
     """
 
     config: CNNConfig
@@ -146,7 +146,7 @@ class CNNForImageClassification(DropoutModel):
             labels: `[B]` int64 class indices, for the loss.
 
         Returns:
-            `logits` `[B, K]`; `loss` (mean cross-entropy) when labels are given.
+            `logits` `[B, K]`; `loss` (mean cross-entropy) if labels are given.
 
         Raises:
             ValueError: If the images do not fit the configuration.
@@ -162,7 +162,7 @@ class CNNForImageClassification(DropoutModel):
 
 
 class MLPForImageClassification(DropoutModel):
-    """Flattened image, fully connected hidden layers with activation and dropout, classifier."""
+    """Flattened images, fully connected hidden layers with activation and dropout, and a classifier."""
 
     config: MLPConfig
 
@@ -179,7 +179,7 @@ class MLPForImageClassification(DropoutModel):
             labels: `[B]` int64 class indices, for the loss.
 
         Returns:
-            `logits` `[B, K]`; `loss` (mean cross-entropy) when labels are given.
+            `logits` `[B, K]`; `loss` (mean cross-entropy) if labels are given.
 
         Raises:
             ValueError: If the images do not fit the configuration.

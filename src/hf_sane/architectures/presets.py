@@ -15,7 +15,7 @@ MODEL_CLASSES: dict[type[ZooConfig], type[ZooPreTrainedModel]] = {
     MLPConfig: MLPForImageClassification,
     CIFARResNetConfig: CIFARResNetForImageClassification,
 }
-# Blocks per stage; the first five are He et al. 2015 section 4.2 (three stages), the others their ImageNet table.
+# Blocks per stage: the first five are from He et al. 2015, section 4.2 (three stages), others from its ImageNet table.
 CIFAR_RESNET_DEPTHS = (20, 32, 44, 56, 110)
 RESNET_STAGES = {
     18: ("basic", (2, 2, 2, 2)),
@@ -32,30 +32,32 @@ def register_architecture(
     config_class: type[ZooConfig],
     model_class: type[ZooPreTrainedModel],
 ) -> None:
-    """Let zoos be built of one more family of networks; Transformers' Auto classes learn about it, too.
+    """Register a family of networks for zoos, also with Transformers' Auto classes.
 
     Args:
-        name: New name that the setting `architecture` of zoos takes.
-        preset: Makes the configuration from `num_channels`, `num_labels`, `image_size` (if it takes that) and the
-            `architecture_settings` of the zoo.
-        config_class: The configuration, with a `model_type` of its own.
-        model_class: The network.
+        name: New name for the setting `architecture` of zoos.
+        preset: Function that creates the configuration from `num_channels`, `num_labels`, `image_size` (if it has that
+            parameter) and the `architecture_settings` of the zoo.
+        config_class: Class of the configuration, with its own `model_type`.
+        model_class: Class of the network.
 
     Raises:
-        ValueError: If there is an architecture of that name, or of that configuration class.
+        ValueError: If the name or the configuration class is taken.
     """
     if name in PRESETS or config_class in MODEL_CLASSES:
-        raise ValueError(f"there is an architecture {name!r}, or one of {config_class.__name__}, already")
+        raise ValueError(
+            f"an architecture {name!r}, or one of {config_class.__name__}, exists already; register another one"
+        )
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     AutoModelForImageClassification.register(config_class, model_class, exist_ok=True)
     PRESETS[name], MODEL_CLASSES[config_class] = preset, model_class
 
 
 def find_preset(name: str) -> Callable[..., ZooConfig]:
-    """The function that makes configurations of a named architecture.
+    """The function that creates configurations of a named architecture.
 
     Raises:
-        ValueError: If there is none of that name.
+        ValueError: If the name is unknown.
     """
     if name not in PRESETS:
         close = get_close_matches(name, PRESETS, n=1)
@@ -65,10 +67,10 @@ def find_preset(name: str) -> Callable[..., ZooConfig]:
 
 
 def build_model(config: ZooConfig) -> ZooPreTrainedModel:
-    """Build the network of a configuration, freshly initialised from the global random generator.
+    """Build the network of a configuration, initialised from the global random generator.
 
     Raises:
-        TypeError: If `config` is none of the zoo configurations.
+        TypeError: If `config` is no configuration of zoo networks.
     """
     model_class = MODEL_CLASSES.get(type(config))
     if model_class is None:
@@ -78,10 +80,10 @@ def build_model(config: ZooConfig) -> ZooPreTrainedModel:
 
 
 def register_remote_code() -> None:
-    """Make every later `save_pretrained` of a zoo network put its code next to the weights (`trust_remote_code`).
+    """Make every later `save_pretrained` of a zoo network save its code next to the weights (`trust_remote_code`).
 
-    Process-wide and without a way back, because Transformers keeps it on the classes: call it in an export script, not
-    in a library.
+    This affects the whole process and cannot be undone, because Transformers stores it in the classes: call it in an
+    export script, not in a library.
     """
     for config_class, model_class in MODEL_CLASSES.items():
         config_class.register_for_auto_class()
@@ -89,7 +91,7 @@ def register_remote_code() -> None:
 
 
 def mlp(*, num_channels: int = 1, image_size: int = 28, num_labels: int = 10, **settings: Any) -> MLPConfig:
-    """One hidden layer of 20 by default; `settings` are further fields of [`MLPConfig`]."""
+    """An MLP with one hidden layer of 20 by default; `settings` are further fields of [`MLPConfig`]."""
     return MLPConfig(**{"num_channels": num_channels, "image_size": image_size, "num_labels": num_labels, **settings})
 
 
@@ -129,10 +131,10 @@ def cnn_digits(*, num_channels: int = 1, image_size: int = 8, num_labels: int = 
 def cifar_resnet(depth: int = 20, *, width: int = 16, num_labels: int = 10, **settings: Any) -> CIFARResNetConfig:
     """ResNet-20, -32, -44, -56 or -110: `6 n + 2` layers, three stages of `width`, `2 width`, `4 width` channels.
 
-    Shortcuts are option A (no parameters) unless `settings` say otherwise.
+    Shortcuts are option A (no parameters) by default.
 
     Raises:
-        ValueError: For another depth.
+        ValueError: If the depth is not one of these.
     """
     if depth not in CIFAR_RESNET_DEPTHS:
         raise ValueError(f"a CIFAR ResNet has one of {CIFAR_RESNET_DEPTHS} layers, got {depth}; see also resnet()")
@@ -144,10 +146,10 @@ def cifar_resnet(depth: int = 20, *, width: int = 16, num_labels: int = 10, **se
 def resnet(depth: int = 18, *, width: int = 64, num_labels: int = 10, **settings: Any) -> CIFARResNetConfig:
     """ResNet-18, -34, -50, -101 or -152 with a 3x3 stem: four stages of `width` to `8 width` inner channels.
 
-    Shortcuts are projections unless `settings` say otherwise.
+    Shortcuts are projections by default.
 
     Raises:
-        ValueError: For another depth.
+        ValueError: If the depth is not one of these.
     """
     if depth not in RESNET_STAGES:
         raise ValueError(f"a ResNet has one of {tuple(RESNET_STAGES)} layers, got {depth}; see also cifar_resnet()")
@@ -156,7 +158,7 @@ def resnet(depth: int = 18, *, width: int = 64, num_labels: int = 10, **settings
     return CIFARResNetConfig(**{**shape, "shortcut": "projection", "num_labels": num_labels, **settings})
 
 
-# What the setting `architecture` of zoos takes.
+# Choices for the setting `architecture` of zoos.
 PRESETS: dict[str, Callable[..., ZooConfig]] = {
     preset.__name__: preset for preset in (cnn_digits, cnn_s, cnn_l, mlp, cifar_resnet, resnet)
 }

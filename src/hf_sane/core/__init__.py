@@ -1,4 +1,4 @@
-"""Pure functions on tensors: layouts, tokens, normalisation, permutations, densities."""
+"""Pure functions on tensors: layouts, tokens, normalisation, permutations and densities."""
 
 from typing import TYPE_CHECKING
 

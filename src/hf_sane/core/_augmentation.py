@@ -1,4 +1,4 @@
-"""Augmentations of weight tokens: multiplicative noise and erasing, with an explicit random generator."""
+"""Augment weight tokens by multiplicative noise and erasing, with an explicit random generator."""
 
 import torch
 from torch import Tensor
@@ -7,14 +7,14 @@ from torch import Tensor
 def multiplicative_noise(
     tokens: Tensor, weight_mask: Tensor, *, std: float, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Multiply every real weight by its own draw from a normal distribution around one.
+    """Multiply every real weight by an independent factor from a normal distribution around one.
 
-    `t' = t * (1 + std * eps)`, `eps ~ N(0, 1)`: the noise SANE trains with, `std` 0.1 (arXiv:2406.09997). Applied to
-    normalised tokens it does not touch weights at the mean of their layer.
+    `t' = t * (1 + std * eps)`, `eps ~ N(0, 1)`, as in the training of SANE with `std` 0.1 (arXiv:2406.09997). If
+    tokens are normalised, weights at the mean of their layer are unchanged.
 
     Args:
         tokens: `[..., D]` float.
-        weight_mask: `[..., D]` bool, broadcastable to `tokens`; elsewhere nothing changes.
+        weight_mask: `[..., D]` bool, broadcastable to `tokens`; other entries are unchanged.
         std: Standard deviation of the factor, >= 0.
         generator: Source of randomness on `tokens.device`; the global one if `None`.
 
@@ -41,15 +41,15 @@ def random_token_mask(
 
     Args:
         shape: `(..., W)`.
-        probability: Share of the tokens chosen on average, in [0, 1].
-        attention_mask: `[..., W]` bool, `True` for real tokens; the others are never chosen. All are real if `None`.
+        probability: Expected share of chosen tokens, in [0, 1].
+        attention_mask: `[..., W]` bool, `True` for real tokens; others are never chosen. All are real if `None`.
         generator: Source of randomness (on the device of `attention_mask`, if given); the global one if `None`.
 
     Returns:
         `[..., W]` bool.
 
     Raises:
-        ValueError: If `probability` lies outside [0, 1].
+        ValueError: If `probability` is outside [0, 1].
     """
     if not 0 <= probability <= 1:
         raise ValueError(f"probability must lie in [0, 1], got {probability}")
@@ -65,14 +65,14 @@ def random_span_mask(
     attention_mask: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Choose one span of neighbouring tokens per sequence, for [`erase_tokens`].
+    """Choose one span of consecutive tokens per sequence, for [`erase_tokens`].
 
-    The start is uniform over all places where the span fits. A sequence shorter than the span is chosen whole.
+    The start is uniform over all positions where the span fits. Sequences shorter than the span are chosen entirely.
 
     Args:
         shape: `(..., W)`.
-        span_size: Tokens per span, >= 0.
-        attention_mask: `[..., W]` bool, `True` for the real tokens, which come first; spans lie within them.
+        span_size: Number of tokens per span, >= 0.
+        attention_mask: `[..., W]` bool, `True` for the real tokens, which come first; spans contain only real tokens.
         generator: Source of randomness (on the device of `attention_mask`, if given); the global one if `None`.
 
     Returns:
@@ -95,7 +95,7 @@ def random_span_mask(
 
 
 def erase_tokens(tokens: Tensor, erased: Tensor) -> Tensor:
-    """Set whole tokens to zero, the mean of their layer when tokens are normalised.
+    """Set whole tokens to zero, which is the mean of their layer if tokens are normalised.
 
     Args:
         tokens: `[..., W, D]` float.

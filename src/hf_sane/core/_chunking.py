@@ -1,4 +1,4 @@
-"""Conversion between tensors and tokens: one strided pass per layer, batched over models, differentiable."""
+"""Convert between tensors and tokens, in one strided pass per layer, batched over models and differentiable."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hf_sane.core._token_layouts import Geometry, Place
 
-# Per layer (scale, shift): every weight `w` becomes `scale * w + shift` on its way, in the same pass over memory.
+# Scale and shift per layer: every weight `w` becomes `scale * w + shift`, in the same pass over memory.
 Affine = Sequence[tuple[float, float]]
 
 
@@ -17,13 +17,13 @@ def tokens_from_tensors(
     """Write tensors into tokens.
 
     Args:
-        tensors: Name to `[*batch, *shape]`; must hold every tensor of the layout's layers.
-        geometry: Where each scalar goes.
-        batch_dims: Leading axes of every tensor that count models.
-        affine: Scale and shift of each layer's weights; none when `None`.
+        tensors: Tensors `[*batch, *shape]` by name, including every tensor of the layout's layers.
+        geometry: Place of each scalar.
+        batch_dims: Number of leading axes of every tensor that index models.
+        affine: Scale and shift of each layer's weights; none if `None`.
 
     Returns:
-        `[*batch, N, D]`, zero at padding; float64 if any tensor is, else float32: wide enough to hold every dtype
+        `[*batch, N, D]`, zero at padding; float64 if any tensor is, otherwise float32, which can represent every dtype
         exactly.
 
     Raises:
@@ -32,7 +32,7 @@ def tokens_from_tensors(
     """
     specs = [spec for layer in geometry.layers for spec in layer.tensors]
     if missing := [spec.name for spec in specs if spec.name not in tensors]:
-        raise KeyError(f"the layout expects tensors that are missing: {missing}; was it made from another network?")
+        raise KeyError(f"the network lacks tensors of the layout: {missing}; was it made from another network?")
     first = tensors[specs[0].name]
     batch = first.shape[:batch_dims]
     for spec in specs:
@@ -58,24 +58,24 @@ def tokens_from_tensors(
 def tensors_from_tokens(
     tokens: Tensor, geometry: Geometry, *, cast: bool = True, affine: Affine | None = None
 ) -> dict[str, Tensor]:
-    """Read tensors out of tokens.
+    """Read tensors from tokens.
 
     Args:
         tokens: `[*batch, N, D]`.
-        geometry: Where each scalar sits.
-        cast: Whether to return each tensor in the dtype that the layout notes; else in that of `tokens`.
-        affine: Scale and shift of each layer's weights; none when `None`.
+        geometry: Place of each scalar.
+        cast: Whether to return each tensor in the dtype of the layout rather than that of `tokens`.
+        affine: Scale and shift of each layer's weights; none if `None`.
 
     Returns:
-        Name to `[*batch, *shape]` for every tensor in the layout's layers. Fresh memory, or recorded by autograd.
+        Tensors `[*batch, *shape]` by name, for all layers of the layout, in new memory (or recorded by autograd).
 
     Raises:
-        ValueError: If `tokens` has another shape than the layout's.
+        ValueError: If the shape of `tokens` differs from the layout's.
     """
     if tokens.ndim < 2 or tokens.shape[-2:] != (geometry.num_tokens, geometry.token_dim):
         raise ValueError(
             f"expected tokens [..., {geometry.num_tokens}, {geometry.token_dim}], got {tuple(tokens.shape)}; "
-            "decode with the layout that encode gave"
+            "decode with the layout returned by encode"
         )
     batch = tokens.shape[:-2]
     recorded = tokens.requires_grad and torch.is_grad_enabled()
@@ -101,7 +101,7 @@ def tensors_from_tokens(
 def _view(tokens: Tensor, place: Place) -> Tensor:
     """The scalars of tokens `[*batch, N, D]` at a place, as `[*batch, rows, columns]`."""
     if tokens.requires_grad and torch.is_grad_enabled():
-        # The gradient of a strided view is as large as its whole storage, for every tensor again.
+        # The gradient of a strided view has the size of its whole storage, for every tensor.
         rows = tokens.flatten(-2).narrow(-1, place.start, place.shape[0] * place.stride)
         return rows.unflatten(-1, (place.shape[0], place.stride)).narrow(-1, place.column, place.shape[1])
     return tokens.as_strided(
@@ -112,7 +112,7 @@ def _view(tokens: Tensor, place: Place) -> Tensor:
 
 
 def _changes(affine: Affine | None, geometry: Geometry, tokens: Tensor) -> list[tuple[float, Tensor] | None]:
-    """Scale and shift of each layer as `_transfer` wants them; `None` where nothing changes."""
+    """Scale and shift of each layer, as used by `_transfer`; `None` for the identity."""
     if affine is None:
         return [None] * len(geometry.layers)
     shifts = tokens.new_tensor([shift for _, shift in affine]).unbind()
@@ -120,7 +120,7 @@ def _changes(affine: Affine | None, geometry: Geometry, tokens: Tensor) -> list[
 
 
 def _transfer(target: Tensor, source: Tensor, change: tuple[float, Tensor] | None) -> None:
-    """`target = scale * source + shift` in one pass."""
+    """Compute `target = scale * source + shift` in one pass."""
     if change is None:
         target.copy_(source)
         return

@@ -1,23 +1,23 @@
-"""Checks that weights are finite and fit single precision, so that no result is silently NaN or infinite."""
+"""Check that weights are finite and fit single precision, so that results are never NaN or infinite unnoticed."""
 
 import torch
 from torch import Tensor
 
 from hf_sane.core._layout import Layout
 
-MAX_TOKEN = 1e18  # norms square what they see: beyond this, single precision overflows
+MAX_TOKEN = 1e18  # norms square their inputs, which beyond this overflow in single precision
 
 
 def check_sizes(tokens: Tensor, layout: Layout, *, first: int = 0) -> None:
-    """Refuse normalised tokens `[M, N, D]` that an autoencoder cannot take.
+    """Raise an error for normalised tokens `[M, N, D]` that are not finite or too large for an autoencoder.
 
     Args:
         tokens: Tokens of networks of one layout.
         layout: Their layout.
-        first: What messages call the first network.
+        first: Index of the first network in messages.
 
     Raises:
-        ValueError: If one is not finite or larger than `MAX_TOKEN`; it names layer and networks.
+        ValueError: If a token is not finite or larger than `MAX_TOKEN`, with layer and networks.
     """
     if not tokens.numel() or (tokens.amax() <= MAX_TOKEN and tokens.amin() >= -MAX_TOKEN):
         return
@@ -31,23 +31,23 @@ def check_sizes(tokens: Tensor, layout: Layout, *, first: int = 0) -> None:
 
 
 def too_large(layer: str, size: float, networks: list[int] | None = None) -> str:
-    """The sentence for a layer whose normalised weights are too large."""
+    """The message for a layer whose normalised weights are too large."""
     which = f" (networks {networks})" if networks else ""
     return (
-        f"weights of {layer} are {size:.3g} once normalised, an autoencoder in single precision takes up to "
-        f"{MAX_TOKEN:g}{which}: diverged, or on another scale than the networks that the extractor was fitted on; "
-        "leave them out"
+        f"normalised weights of {layer}{which} reach {size:.3g}, but an autoencoder in single precision supports "
+        f"up to {MAX_TOKEN:g}: the networks diverged, or differ in scale from those on which the extractor was "
+        "fitted; leave them out"
     )
 
 
 def check_results(values: Tensor, what: str) -> None:
-    """Refuse results `[M, ...]` of finite weights that are not finite themselves.
+    """Raise an error for results `[M, ...]` of finite weights that are not finite.
 
     Raises:
-        ValueError: If one is not.
+        ValueError: If a result is not finite.
     """
     if bad := int((~values.flatten(1).isfinite().all(dim=1)).sum()):
         raise ValueError(
-            f"{what} of {bad} of {len(values)} networks are not finite though their weights are; is the autoencoder "
-            "itself finite? Look at its weights, or leave these networks out"
+            f"{what} of {bad} of {len(values)} networks are not finite, although their weights are; check that the "
+            "weights of the autoencoder are finite, or leave these networks out"
         )

@@ -1,4 +1,4 @@
-"""Gaussian kernel density estimates over latents of anchor models: exact sampling, three modes, bandwidth rules."""
+"""Gaussian kernel density estimates over latents of anchor models, with exact sampling, modes and bandwidth rules."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,13 +10,13 @@ from torch import Tensor
 SamplingMode = Literal["joint", "token", "scalar"]
 BandwidthRule = Literal["scott", "silverman"]
 
-# On the CPU, noise, centres and indices of one step stay in a core's cache, so that memory sees each scalar of the
-# result once; 2^15 is also the size up to which PyTorch runs an operation on one thread. A block of steps has a random
-# stream of its own: results do not depend on the number of threads, but they do depend on these numbers.
+# On the CPU, noise, centres and indices of one step fit into a core's cache, so that memory is accessed only once for
+# each scalar of the result; 2^15 is also the size up to which PyTorch runs an operation on one thread. Each block of
+# steps has its own random stream, so that results depend on these numbers but not on the number of threads.
 CPU_STEP_SCALARS = 2**15
 OTHER_STEP_SCALARS = 2**26
 STEPS_PER_BLOCK = 32
-NEAR_STEPS = 4  # mode `scalar`: coordinates of all anchors at hand, in steps
+NEAR_STEPS = 4  # size, in steps, of the copied coordinates of all anchors in mode `scalar`
 
 
 def sample_latents(
@@ -32,32 +32,32 @@ def sample_latents(
 
     `z = z_a + h * eps` with `a ~ Categorical(w)`, `eps ~ N(0, I)`: exact sampling from
     `p(z) = sum_a w_a N(z; z_a, h^2 I)` (arXiv:2406.09997, section 3.2; density per embedding dimension:
-    arXiv:2209.14733). The mode says which coordinates share one draw of the anchor `a`:
+    arXiv:2209.14733). The mode determines which coordinates share one draw of the anchor `a`:
 
     - `"joint"`: all coordinates of a model. Samples scatter around whole anchors.
-    - `"token"`: the coordinates of one token. Every token of a sample can come from another anchor.
-    - `"scalar"`: every coordinate draws its own.
+    - `"token"`: the coordinates of one token. Tokens of a sample can come from different anchors.
+    - `"scalar"`: none; every coordinate has its own draw.
 
     Noise is independent between all coordinates in every mode. Deviation: the released code fits one estimator per
-    token (or scalar) and draws from each with the same fixed seed, so that all tokens of a sample take the same anchor
-    and the same offset; here the draws are independent, as the equation says.
+    token (or scalar) and draws from each with the same fixed seed, so that all tokens of a sample have the same anchor
+    and the same offset; here, draws are independent, as in the equation.
 
     Args:
         anchors: `[A, N, Z]` latents of `A` anchor models, floating point.
-        num_samples: Models to draw, `S` >= 1.
+        num_samples: Number of models to draw, `S` >= 1.
         bandwidth: Kernel standard deviation `h` in latent units: one number >= 0 (0 resamples the anchors), a tensor
             that broadcasts to `[N, Z]`, such as `[Z]`, or a rule, see [`bandwidth_by_rule`].
         mode: `"joint"`, `"token"` or `"scalar"`.
-        anchor_weights: `[A]` non-negative mixture weights `w`, up to a factor; equal when `None`. Bootstrapping passes
-            scores of the anchors here.
-        generator: Source of randomness on `anchors.device`; the global one when `None`.
+        anchor_weights: `[A]` non-negative mixture weights `w`, up to a factor, such as scores of the anchors in
+            bootstrapping; equal if `None`.
+        generator: Source of randomness on `anchors.device`; the global one if `None`.
 
     Returns:
         `[S, N, Z]`, dtype and device of `anchors`.
 
     Raises:
-        ValueError: For anchors of another shape or dtype, `num_samples < 1`, an unknown mode or rule, a negative or
-            not finite bandwidth, or weights that are not a distribution over the anchors.
+        ValueError: If the shape or dtype of the anchors is wrong, `num_samples < 1`, the mode or rule is unknown, the
+            bandwidth is negative or not finite, or weights are no distribution over the anchors.
     """
     _check_anchors(anchors)
     if num_samples < 1:
@@ -75,7 +75,7 @@ def sample_latents(
     per_model = -(-num_tokens // step_rows)  # steps
 
     def fill_models(block: range, stream: torch.Generator) -> None:
-        """Mode `joint`: stretches of one anchor, drawn in place."""
+        """Fill stretches of one anchor in place, for mode `joint`."""
         for index in block:
             sample, step = divmod(index, per_model)
             part = slice(step * step_rows, (step + 1) * step_rows)
@@ -83,7 +83,7 @@ def sample_latents(
             _add_scaled(anchors[models[sample], part], noise, scale, part, out=noise)
 
     def fill_rows(block: range, stream: torch.Generator) -> None:
-        """Mode `token`: consecutive rows of `[S * N, Z]`, drawn in place."""
+        """Fill consecutive rows of `[S * N, Z]` in place, for mode `token`."""
         token = torch.arange(block.start, block.stop, device=anchors.device) % num_tokens
         pick = _draw(num_anchors, token.shape, weights, stream)
         noises = samples.view(-1, latent_dim)[block.start : block.stop].split(block.step)
@@ -93,7 +93,7 @@ def sample_latents(
             _add_scaled(centres, noise.normal_(generator=stream), scale, where, out=noise)
 
     def fill_tokens(block: range, stream: torch.Generator) -> None:
-        """Mode `scalar`: a few tokens at a time, because each scalar may come from any anchor."""
+        """Fill a few tokens at a time, since each scalar may come from any anchor, for mode `scalar`."""
         for start in block:
             part = slice(start, min(start + block.step, block.stop))
             near = anchors[:, part].reshape(-1)  # a copy of [A, n, Z], small enough for the cache
@@ -115,13 +115,13 @@ def sample_latents(
 
 
 def bandwidth_by_rule(anchors: Tensor, rule: BandwidthRule, *, mode: SamplingMode = "joint") -> Tensor:
-    """Kernel standard deviations that suit the spread of the anchors.
+    """Kernel standard deviations by a rule of thumb, from the spread of the anchors.
 
-    `h = sigma * (c * A)^(-1 / (d + 4))` per token and latent dimension, with `sigma` the standard deviation over
-    anchors, `c = 1` (Scott 1992) or `c = (d + 2) / 4` (Silverman 1986), and `d` the dimension of the density: `N * Z`
-    for `"joint"`, `Z` for `"token"`, 1 for `"scalar"`. Both assume nearly normal data. In `"joint"` mode `d` is so
-    large that `h` is about `sigma`: far too wide for most zoos, where a bandwidth chosen on validation accuracy is the
-    better rule.
+    `h = sigma * (c * A)^(-1 / (d + 4))` per token and latent dimension, where `sigma` is the standard deviation over
+    anchors, `c = 1` (Scott 1992) or `c = (d + 2) / 4` (Silverman 1986), and `d` is the dimension of the density:
+    `N * Z` for `"joint"`, `Z` for `"token"`, 1 for `"scalar"`. Both rules assume nearly normal data. In mode
+    `"joint"`, `d` is so large that `h` is about `sigma`, which is far too wide for most zoos; choose the bandwidth by
+    validation accuracy instead.
 
     Args:
         anchors: `[A, N, Z]`, at least two anchors.
@@ -132,7 +132,7 @@ def bandwidth_by_rule(anchors: Tensor, rule: BandwidthRule, *, mode: SamplingMod
         `[N, Z]`, dtype and device of `anchors`; >= 0.
 
     Raises:
-        ValueError: For an unknown rule or mode, or fewer than two anchors.
+        ValueError: If the rule or mode is unknown, or there are fewer than two anchors.
     """
     _check_anchors(anchors)
     if rule not in ("scott", "silverman"):
@@ -142,7 +142,7 @@ def bandwidth_by_rule(anchors: Tensor, rule: BandwidthRule, *, mode: SamplingMod
     if mode not in dimensions:
         raise ValueError(f"expected mode 'joint', 'token' or 'scalar', got {mode!r}")
     if num_anchors < 2:
-        raise ValueError(f"a bandwidth rule needs at least 2 anchors to measure their spread, got {num_anchors}")
+        raise ValueError(f"a bandwidth rule requires at least 2 anchors to measure their spread, got {num_anchors}")
     d = dimensions[mode]
     factor = (num_anchors if rule == "scott" else num_anchors * (d + 2) / 4) ** (-1 / (d + 4))
     return factor * anchors.std(dim=0)
@@ -154,7 +154,7 @@ def _check_anchors(anchors: Tensor) -> None:
 
 
 def _bandwidth(bandwidth: float | Tensor | BandwidthRule, anchors: Tensor, mode: SamplingMode) -> float | Tensor:
-    """One number, or `[N, Z]`."""
+    """Bandwidth as one number or `[N, Z]`."""
     if isinstance(bandwidth, str):
         return bandwidth_by_rule(anchors, bandwidth, mode=mode)
     if not isinstance(bandwidth, Tensor):
@@ -188,13 +188,13 @@ def _stream(seed: int, device: torch.device) -> torch.Generator:
 def _run_blocks(
     fill: Callable[[range, torch.Generator], None], length: int, step: int, seed: int, device: torch.device
 ) -> None:
-    """Cut `range(length)` into blocks of steps and call `fill` for each; on the CPU in threads."""
+    """Split `range(length)` into blocks of steps and call `fill` for each, in threads on the CPU."""
     size = step * STEPS_PER_BLOCK
     blocks = [range(start, min(start + size, length), step) for start in range(0, length, size)]
     inference = torch.is_inference_mode_enabled()
 
     def run(index: int) -> None:
-        with torch.inference_mode(inference):  # a setting of each thread
+        with torch.inference_mode(inference):  # which is set per thread
             fill(blocks[index], _stream(seed + 1 + index, device))
 
     workers = min(torch.get_num_threads(), len(blocks)) if device.type == "cpu" else 1
@@ -207,7 +207,7 @@ def _run_blocks(
 
 
 def _add_scaled(centres: Tensor, noise: Tensor, scale: float | Tensor, tokens: Tensor | slice, *, out: Tensor) -> None:
-    """`out = centres + h * noise`; a tensor `h` is `[N, Z]`, read at `tokens`."""
+    """Compute `out = centres + h * noise`; a tensor `h` is `[N, Z]`, indexed by `tokens`."""
     if isinstance(scale, Tensor):
         torch.addcmul(centres, noise, scale[tokens], out=out)
     else:
@@ -215,10 +215,10 @@ def _add_scaled(centres: Tensor, noise: Tensor, scale: float | Tensor, tokens: T
 
 
 def _draw(num_anchors: int, shape: tuple[int, ...], weights: Tensor | None, stream: torch.Generator) -> Tensor:
-    """Indices of anchors, int64.
+    """Draw indices of anchors, int64.
 
-    Two from each 63-bit random number, three times as fast as `torch.randint` on a CPU and as even: with 31 bits, the
-    probabilities of two anchors differ by less than `A / 2^31` of their value.
+    Each 63-bit random number gives two indices, which is three times as fast as `torch.randint` on a CPU and equally
+    uniform: with 31 bits, the probabilities of two anchors differ by less than `A / 2^31` relative to their value.
     """
     count = torch.Size(shape).numel()
     if weights is not None:

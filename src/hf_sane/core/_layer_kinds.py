@@ -1,6 +1,6 @@
-"""The kind of each layer: inferred from names and shapes, or taken from the module that owns it.
+"""Determine the kind of each layer, from names and shapes, or from the module that owns it.
 
-Layouts use names alone, so that a file and a module of one network give the same.
+Layouts use only names, so that they are the same for a file and a module of one network.
 """
 
 import re
@@ -31,14 +31,14 @@ NORM = re.compile(r"norm|(?:^|_)(?:ln|bn|gn|rms)(?:_|\d|$)")
 
 
 def possible_kinds(name: str, shapes: Shapes) -> tuple[LayerKind, ...]:
-    """Guess what a tensor is where there is nothing but a file.
+    """Guess the kind of a tensor from its name and shape.
 
     Args:
         name: Name of the tensor.
-        shapes: All names of the network with their shapes: neighbours of a tensor help to classify it.
+        shapes: Shapes of all tensors of the network by name, since neighbours help to classify a tensor.
 
     Returns:
-        The most likely kind first; more than one where name and shape leave a doubt.
+        Possible kinds, the most likely first; several if name and shape are ambiguous.
     """
     shape, prefix, last = shapes[name], *_split(name)
     lower = name.lower()
@@ -60,11 +60,10 @@ def possible_kinds(name: str, shapes: Shapes) -> tuple[LayerKind, ...]:
 
 
 def is_stack_of_matrices(shape: tuple[int, ...], possible: tuple[LayerKind, ...]) -> bool | None:
-    """Whether three axes are `[experts, m, n]` rather than those of a convolution; `None` if nothing tells.
+    """Whether three axes are `[experts, m, n]` rather than those of a convolution; `None` if undecided.
 
-    A stack has an axis of experts that is shorter than both sides of its matrices, a convolution a kernel that is no
-    longer than its number of filters: what is neither by its name has to be one of them by its shape, and not the
-    other.
+    In a stack, the axis of experts is shorter than both sides of the matrices; in a convolution, the kernel is not
+    longer than the number of filters. If names do not decide, the shape must satisfy one condition and not the other.
 
     Args:
         shape: Shape of three axes.
@@ -81,7 +80,7 @@ def is_stack_of_matrices(shape: tuple[int, ...], possible: tuple[LayerKind, ...]
 
 
 def statistics_kind(name: str, shape: tuple[int, ...]) -> str:
-    """The coarse kind by which layers may share statistics, from name and shape alone."""
+    """The coarse kind by which layers may share statistics, from name and shape."""
     last = _split(name)[1]
     if last in RUNNING:
         return "running_statistics"
@@ -95,7 +94,7 @@ def statistics_kind(name: str, shape: tuple[int, ...]) -> str:
 
 
 def is_batch_norm(name: str, names: Container[str]) -> bool:
-    """Whether a tensor belongs to a module with running statistics, whatever it is called."""
+    """Whether a tensor belongs to a module with running statistics, regardless of its name."""
     prefix = _split(name)[0]
     return all(prefix + statistic in names for statistic in RUNNING)
 
@@ -106,7 +105,7 @@ def _kinds_of_weight(name: str, shapes: Shapes) -> tuple[LayerKind, ...]:
     owner = module[-1]
     if len(shape) <= 1:
         named = NORM.search(owner) is not None or prefix + RUNNING[0] in shapes
-        return ("norm",) if named else ("norm", "other")  # PReLU and scales look the same
+        return ("norm",) if named else ("norm", "other")  # PReLU and scales have the same form
     if len(shape) > 3 or (len(shape) == 3 and ("conv" in owner or prefix + "bias" in shapes)):
         return ("conv",)
     if len(shape) == 3:
@@ -120,21 +119,20 @@ def _kinds_of_weight(name: str, shapes: Shapes) -> tuple[LayerKind, ...]:
             return ("attention",)
         if owner in PROJECTIONS:
             return ("attention", "linear")  # state-space blocks use the same names
-    # A table of vectors has no bias and mostly far more rows than columns; so do heads over many classes.
+    # A table of vectors has no bias and usually far more rows than columns, as do heads over many classes.
     has_bias = prefix + last.removesuffix("weight") + "bias" in shapes
     tall = shape[0] >= 4 * shape[1] and not has_bias and not any(part in owner for part in HEADS)
     return ("linear", "embedding") if tall else ("linear",)
 
 
 def module_kinds(model: nn.Module) -> dict[str, LayerKind]:
-    """Find out what each tensor is from the module that owns it.
+    """Determine the kind of each tensor from the module that owns it.
 
     Args:
-        model: Any module; on the meta device, too.
+        model: Any module, also on the meta device.
 
     Returns:
-        Kind by name in the state dict. Tensors whose module says nothing (parameters of one's own modules) are left
-        out: their names must do.
+        Kind by name in the state dict. Tensors of unknown modules are left out; classify them by their names.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     kinds: dict[str, LayerKind] = {}
@@ -178,6 +176,6 @@ def _kind_of_module(name: str, module: nn.Module, modules: Mapping[str, nn.Modul
 
 
 def _split(name: str) -> tuple[str, str]:
-    """`"a.b.weight"` to `("a.b.", "weight")`."""
+    """Split `"a.b.weight"` into `("a.b.", "weight")`."""
     prefix, dot, last = name.rpartition(".")
     return prefix + dot, last

@@ -29,27 +29,27 @@ from hf_sane.records._documents import Entry
 
 BatchNormStorage = Literal["tokens", "template"]
 LayerOrder = Literal["names", "given"]
-MAX_NUMEL = 2**63 - 1  # what torch can count
+MAX_NUMEL = 2**63 - 1  # limit of torch
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each scalar of a network sits in its token sequence.
+    """The position of each scalar of a network in its token sequence.
 
-    `rowwise` is the paper's (arXiv:2406.09997, section 3): every output channel is a row `[fan_in | bias]`, padded
-    with zeros to a multiple of `token_dim` and cut. `dense` flattens `[weight | bias]` of a layer first and pads once
-    (GeoSANE, arXiv:2603.23408). Unlike the released code, which takes only names that contain "weight", every floating
-    tensor is covered; what cannot be a weight (integer and bool buffers, tensors without elements) and, on request,
-    BatchNorm tensors travel in `template`.
+    In `rowwise`, the paper's layout (arXiv:2406.09997, section 3), every output channel is a row `[fan_in | bias]`,
+    padded with zeros to a multiple of `token_dim` and cut. `dense` first flattens `[weight | bias]` of a layer and
+    pads once (GeoSANE, arXiv:2603.23408). While the released code uses only names that contain "weight", every
+    floating-point tensor is covered here; tensors that cannot be weights (integer and bool buffers, tensors without
+    elements) and, on request, BatchNorm tensors are stored in `template`.
 
     Attributes:
-        token_layout: Name of a [`TokenLayout`], `"rowwise"` or `"dense"` among others that were registered.
-        token_dim: Scalars per token, `D`.
-        batch_norm: Whether BatchNorm tensors become tokens or stay in the template.
-        layers: In the order of their tokens.
+        token_layout: Name of a [`TokenLayout`]: `"rowwise"`, `"dense"`, or another registered one.
+        token_dim: Number of scalars per token, `D`.
+        batch_norm: Whether BatchNorm tensors become tokens or remain in the template.
+        layers: Layers in the order of their tokens.
         tensor_names: All names, in the order of the state dict.
-        aliases: Other names of a shared tensor to the one that it goes by (`root_key`).
-        template: Tensors that are carried as they are. Its values take no part in comparison or `signature`.
+        aliases: Main name (`root_key`) of a shared tensor by its other names.
+        template: Tensors that are kept unchanged. Their values do not affect comparison or `signature`.
     """
 
     token_layout: str
@@ -71,22 +71,22 @@ class Layout:
         order: LayerOrder = "names",
         ties: Mapping[str, str] | None = None,
     ) -> "Layout":
-        """Lay out a network.
+        """Create the layout of a network.
 
         Args:
-            state_dict: Tensors by name; only names, shapes, dtypes and sharing of memory matter, so meta tensors will
-                do.
-            token_dim: Scalars per token, >= 1.
+            state_dict: Tensors by name, possibly on the meta device, since only names, shapes, dtypes and sharing of
+                memory matter.
+            token_dim: Number of scalars per token, >= 1.
             token_layout: Name of a [`TokenLayout`].
             batch_norm: `"tokens"`, or `"template"` to leave BatchNorm (affine and running statistics) out of the
                 tokens.
             order: `"names"`, the canonical order (`canonical_key`), which is the same for a file, a state dict in any
-                order and a module; or `"given"`, that of the state dict, where it is known to be that of the network.
-            ties: Names of shared tensors that files omit, where their module says so.
+                order and a module; or `"given"`, that of the state dict, if it is known to be that of the network.
+            ties: Names of shared tensors that files omit according to their module.
 
         Raises:
-            ValueError: For an unknown choice, `token_dim < 1`, or no floating-point weights.
-            TypeError: For complex tensors or values that are not tensors.
+            ValueError: If a choice is unknown, `token_dim < 1`, or there are no floating-point weights.
+            TypeError: If there are complex tensors, or values that are not tensors.
         """
         find_token_layout(token_layout)
         if token_dim < 1 or batch_norm not in ("tokens", "template"):
@@ -99,7 +99,7 @@ class Layout:
             if not isinstance(tensor, Tensor) or _unfit(tensor):
                 raise TypeError(
                     f"expected a dense real tensor for {name!r}, got {_describe(tensor)}; convert it (dequantize, "
-                    "to_dense) or drop it"
+                    "to_dense) or leave it out"
                 )
         aliases = _shared(state_dict, ties or {})
         in_template = {n for n, t in state_dict.items() if not t.is_floating_point() or t.numel() == 0}
@@ -123,33 +123,33 @@ class Layout:
 
     @cached_property
     def _geometry(self) -> Geometry:
-        with torch.device("cpu"):  # also where a network is made on the meta device, for its structure alone
+        with torch.device("cpu"):  # since a network may be built on the meta device, for its structure only
             return geometry_of(self.token_layout, self.token_dim, self.layers)
 
     @cached_property
     def token_slices(self) -> tuple[slice, ...]:
-        """The tokens of each layer."""
+        """Slices of the tokens of each layer."""
         return token_slices(self.token_layout, self.token_dim, self.layers)
 
     @property
     def layer_rows(self) -> tuple[int, ...]:
-        """Rows into which each layer is cut, see [`TokenLayout`]."""
+        """Number of rows of each layer, see [`TokenLayout`]."""
         rule = find_token_layout(self.token_layout)
         return tuple(rule.rows(layer) for layer in self.layers)
 
     @cached_property
     def num_tokens(self) -> int:
-        """Tokens of the whole network, `N`."""
+        """Number of tokens of the whole network, `N`."""
         return self.token_slices[-1].stop
 
     @property
     def max_positions(self) -> list[int]:
-        """Positions that learned tables need for the whole network: tokens, layers, most channels of a layer."""
+        """Sizes of learned tables for the whole network: tokens, layers, maximum number of channels in a layer."""
         return [largest + 1 for largest in self.positions.amax(dim=0).tolist()]
 
     @cached_property
     def num_weights(self) -> int:
-        """Real scalars in the tokens."""
+        """Number of real scalars in the tokens."""
         return sum(layer.num_weights for layer in self.layers)
 
     @property
@@ -159,12 +159,12 @@ class Layout:
 
     @property
     def weight_mask(self) -> Tensor:
-        """`[N, D]` bool, `True` where a real weight sits. Shared between networks of one structure: read-only."""
+        """`[N, D]` bool, `True` at real weights. Read-only, since networks of one structure share it."""
         return self._geometry.weight_mask
 
     @property
     def places(self) -> tuple[Place, ...]:
-        """Where each tensor sits in the tokens, in the order of the layers."""
+        """Places of all tensors in the tokens, in the order of the layers."""
         return self._geometry.places
 
     @property
@@ -174,14 +174,14 @@ class Layout:
 
     @property
     def layer_index(self) -> Tensor:
-        """`[N]` int64: layer of each token. Shared: read-only."""
+        """`[N]` int64, the layer of each token. Read-only, since it is shared."""
         return self._geometry.positions[:, 1]
 
     @property
     def positions(self) -> Tensor:
         """`[N, 3]` int64: token index, layer index, channel index (in `dense`: index of the token within its layer).
 
-        Shared: read-only.
+        Read-only, since it is shared.
         """
         return self._geometry.positions
 
@@ -189,13 +189,13 @@ class Layout:
         """Write tensors into tokens, one strided pass per layer; differentiable.
 
         Args:
-            tensors: Name to `[*batch, *shape]`; must hold every tensor of the layers.
-            batch_dims: Leading axes of every tensor that count models.
-            affine: Scale and shift of each layer's weights on the way; none when `None`.
+            tensors: Tensors `[*batch, *shape]` by name, including every tensor of the layers.
+            batch_dims: Number of leading axes of every tensor that index models.
+            affine: Scale and shift to apply to each layer's weights; none if `None`.
 
         Returns:
-            `[*batch, N, D]`, zero at padding; float64 if any tensor is, else float32: wide enough to hold every dtype
-            exactly.
+            `[*batch, N, D]`, zero at padding; float64 if any tensor is, otherwise float32, which can represent every
+            dtype exactly.
 
         Raises:
             KeyError: If a tensor is missing.
@@ -204,46 +204,46 @@ class Layout:
         return tokens_from_tensors(tensors, self._geometry, batch_dims=batch_dims, affine=affine)
 
     def tensors(self, tokens: Tensor, *, cast: bool = True, affine: Affine | None = None) -> dict[str, Tensor]:
-        """Read the tensors of the layers out of tokens; differentiable. For a whole network, see [`state_dict`].
+        """Read the tensors of the layers from tokens; differentiable. For a whole network, see [`state_dict`].
 
         Args:
             tokens: `[*batch, N, D]`.
-            cast: Whether to return each tensor in the dtype that the layout notes; else in that of `tokens`.
-            affine: Scale and shift of each layer's weights on the way; none when `None`.
+            cast: Whether to return each tensor in the dtype of the layout rather than that of `tokens`.
+            affine: Scale and shift to apply to each layer's weights; none if `None`.
 
         Returns:
-            Name to `[*batch, *shape]` for every tensor of the layers. Fresh memory, or recorded by autograd.
+            Tensors `[*batch, *shape]` by name, for all layers, in new memory (or recorded by autograd).
 
         Raises:
-            ValueError: If `tokens` has another shape than the layout's.
+            ValueError: If the shape of `tokens` differs from the layout's.
         """
         return tensors_from_tokens(tokens, self._geometry, cast=cast, affine=affine)
 
     def state_dict(self, tokens: Tensor, *, affine: Affine | None = None) -> dict[str, Tensor]:
-        """Read whole networks out of tokens: with what the template carries, in the order of the state dict.
+        """Read whole networks from tokens, including the template, in the order of the state dict.
 
         Args:
             tokens: `[*batch, N, D]`.
-            affine: Scale and shift of each layer's weights on the way; none when `None`.
+            affine: Scale and shift to apply to each layer's weights; none if `None`.
 
         Returns:
-            Name to `[*batch, *shape]`, in the noted dtypes and fresh memory (or recorded by autograd); shared tensors
-            are shared.
+            Tensors `[*batch, *shape]` by name, in the dtypes of the layout and new memory (or recorded by autograd),
+            which shared tensors share.
 
         Raises:
-            ValueError: If `tokens` has another shape than the layout's.
+            ValueError: If the shape of `tokens` differs from the layout's.
         """
         return self.complete(self.tensors(tokens, affine=affine), tokens.shape[:-2], device=tokens.device)
 
     def complete(
         self, tensors: Mapping[str, Tensor], batch: Sequence[int] = (), *, device: torch.device | None = None
     ) -> dict[str, Tensor]:
-        """Add what no token holds: the template (unless it is there) and other names of tensors.
+        """Add tensors that tokens do not hold: the template (unless present) and other names of shared tensors.
 
         Args:
-            tensors: Name to `[*batch, *shape]`.
-            batch: Leading axes that count models.
-            device: Device for the template.
+            tensors: Tensors `[*batch, *shape]` by name.
+            batch: Leading axes that index models.
+            device: Device of the template.
         """
         template = {
             name: value.to(device).expand([*batch, *value.shape]).clone()
@@ -255,10 +255,10 @@ class Layout:
 
     @cached_property
     def signature(self) -> str:
-        """SHA-256 (hex) of the structure: equal for networks whose tokens mean the same.
+        """SHA-256 (hex) of the structure, which is equal for networks whose tokens have the same meaning.
 
-        Template values do not count, nor does the place of template tensors among the others: a file may sort its
-        names.
+        It does not depend on values of the template, nor on the order of its tensors among the others, since files may
+        sort names.
         """
         structure = self._structure() | {"tensor_names": sorted(self.tensor_names)}
         for entry, layer in zip(structure["layers"], self.layers, strict=True):
@@ -278,7 +278,7 @@ class Layout:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """The structure as JSON can hold it; template tensors give name, shape and dtype only (see `from_dict`)."""
+        """The structure in a form that JSON supports; with only name, shape and dtype of the template."""
         return json.loads(json.dumps(self._structure()))
 
     @classmethod
@@ -286,24 +286,24 @@ class Layout:
         """Rebuild a layout.
 
         Args:
-            structure: What `to_dict` gave.
-            template: Template tensors; zeros of their shapes when `None`.
+            structure: Structure from `to_dict`.
+            template: Template tensors; zeros of their shapes if `None`.
 
         Raises:
-            InvalidFileError: If the structure is not one of a layout.
+            InvalidFileError: If the structure is not that of a layout.
             ValueError: If `template` does not fit the structure.
         """
-        return cls.from_entry(Entry(structure, "layout", remedy="pass what to_dict() gave"), template)
+        return cls.from_entry(Entry(structure, "layout", remedy="pass the result of to_dict()"), template)
 
     @classmethod
     def from_entry(cls, structure: Entry, template: Mapping[str, Tensor] | None = None) -> "Layout":
-        """Like [`from_dict`], from a file: what is wrong is named with file and field.
+        """Like [`from_dict`], for the content of a file; errors include file and field.
 
         Raises:
-            InvalidFileError, ValueError: As there.
+            InvalidFileError, ValueError: As in [`from_dict`].
         """
         specs = [_read_spec(entry) for entry in structure["template"].entries()]
-        if template is None:  # one zero, seen from everywhere: a file may claim any size
+        if template is None:  # a single expanded zero, since a file may claim any size
             template = {s.name: torch.zeros((), dtype=getattr(torch, s.dtype)).expand(s.shape) for s in specs}
         if [TensorSpec.of(n, t) for n, t in template.items()] != specs:
             raise ValueError(
@@ -312,7 +312,7 @@ class Layout:
             )
         layers = tuple(_read_layer(entry) for entry in structure["layers"].entries())
         if not layers:
-            structure["layers"].fail("one layer at least")
+            structure["layers"].fail("at least one layer")
         aliases = {name: entry.text() for name, entry in structure["aliases"].items()}
         stored = [spec.name for layer in layers for spec in layer.tensors] + [spec.name for spec in specs]
         for alias, target in structure["aliases"].items():
@@ -320,7 +320,7 @@ class Layout:
                 target.fail("another name of a tensor of this layout")
         names = [entry.text() for entry in structure["tensor_names"].entries()]
         if sorted(names) != sorted([*stored, *aliases]) or len(set(names)) != len(names):
-            structure["tensor_names"].fail("every tensor of layers, template and aliases once", got=sorted(names)[:5])
+            structure["tensor_names"].fail("all tensors of layers, template and aliases once", got=sorted(names)[:5])
         layout = cls(
             token_layout=structure["token_layout"].one_of(list(TOKEN_LAYOUTS)),
             token_dim=structure["token_dim"].whole(at_least=1),
@@ -342,7 +342,7 @@ def _read_spec(entry: Entry) -> TensorSpec:
         entry["dtype"].fail("a dtype of torch")
     if (
         math.prod(max(1, length) for length in shape) > MAX_NUMEL
-    ):  # torch keeps strides, also where there are no elements
+    ):  # torch computes strides even if there are no elements
         entry["shape"].fail(f"at most {MAX_NUMEL} elements")
     return spec
 
@@ -369,7 +369,7 @@ def _unfit(tensor: Tensor) -> bool:
 
 
 def _shared(state_dict: Mapping[str, Tensor], ties: Mapping[str, str]) -> dict[str, str]:
-    """Names of the same memory, viewed alike, to the one that it goes by."""
+    """Main names of tensors that share memory and view, by their other names."""
     groups: dict[tuple[Any, ...], list[str]] = {}
     for name, tensor in state_dict.items():
         if tensor.numel():
@@ -382,14 +382,14 @@ def _shared(state_dict: Mapping[str, Tensor], ties: Mapping[str, str]) -> dict[s
 
 
 def _memory(tensor: Tensor) -> tuple[int, int]:
-    """What tells memory from other memory: its address; of tensors without values, which object holds it."""
+    """Identity of memory: its address, or, for tensors without values, the object that holds it."""
     if tensor.is_meta or isinstance(tensor, FakeTensor):
         return tensor.untyped_storage()._cdata, int(tensor.storage_offset())
     return tensor.data_ptr(), 0
 
 
 def _group(specs: Mapping[str, TensorSpec]) -> tuple[LayerSpec, ...]:
-    """Join each bias with its weight; everything else stands alone."""
+    """Join each bias with its weight; all other tensors form their own layers."""
     biases = {}
     for name, spec in specs.items():
         if name.endswith("weight"):

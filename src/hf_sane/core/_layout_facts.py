@@ -1,4 +1,4 @@
-"""Description of a layout: layers, kinds, token counts, padding and memory."""
+"""Describe a layout: layers, kinds, numbers of tokens, padding and memory."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from hf_sane.core._token_layouts import LayerSpec, TensorSpec
 
 
 def describe_layout(layout: Layout) -> dict[str, Any]:
-    """Layers, kinds and totals of a layout, as JSON holds them.
+    """Layers, kinds and totals of a layout, in a form that JSON supports.
 
-    `token_bytes` is the memory of the tokens in float32; `encoding_bytes` adds the mask and the positions that go with
-    them: what `encode` needs in addition to the weights. `possible_kinds` has more than one entry where names and
-    shapes leave open what a layer is. Nothing here is as large as the network.
+    `token_bytes` is the memory of the tokens in float32; `encoding_bytes`, which `encode` requires in addition to the
+    weights, also includes mask and positions. `possible_kinds` has several entries if names and shapes are ambiguous.
+    No tensor of the size of the network is created.
     """
     shapes = {spec.name: spec.shape for layer in layout.layers for spec in layer.tensors}
     layers = [

@@ -1,4 +1,4 @@
-"""The Marchenko-Pastur law: the eigenvalues of a matrix of independent entries, and spikes beyond them."""
+"""The Marchenko-Pastur law for the eigenvalues of matrices of independent entries, and spikes beyond it."""
 
 import math
 from dataclasses import dataclass
@@ -11,24 +11,24 @@ Array = NDArray[np.float64]
 
 GRID = 1024
 MAX_ITERATIONS = 200
-FITTED_SHARE = (0.1, 0.9)  # of the bulk: its ends are where spikes bleed in and a hard edge diverges
-# Shape, scale and shift of the gamma distribution that matches three moments of the Tracy-Widom law for real matrices
-# (Chiani, arXiv:1209.3394, table 1).
+FITTED_SHARE = (0.1, 0.9)  # of the bulk, since spikes affect its upper end and the density diverges at a hard edge
+# Shape, scale and shift of the gamma distribution with the first three moments of the Tracy-Widom law for real
+# matrices (Chiani, arXiv:1209.3394, table 1).
 TRACY_WIDOM_GAMMA = (46.44604884387734, 0.1860540228037886, 9.848007781128567)
 
 
 @dataclass(frozen=True, slots=True)
 class MarchenkoPasturFit:
-    """A bulk of eigenvalues of `W W^T`, and the eigenvalues beyond it.
+    """Bulk of the eigenvalues of `W W^T`, and the eigenvalues beyond it.
 
     Attributes:
-        sigma: Standard deviation of the entries of `W` that the bulk asks for.
+        sigma: Standard deviation of the entries of `W` that fits the bulk.
         lower_edge: `sigma^2 (sqrt(N) - sqrt(M))^2` for a matrix of sides `N >= M`.
         upper_edge: `sigma^2 (sqrt(N) + sqrt(M))^2`.
-        threshold: `upper_edge` with the margin that the largest eigenvalue of a random matrix needs.
-        num_spikes: Eigenvalues above `threshold`.
-        ks_distance: Kolmogorov-Smirnov distance between the bulk and the law; NaN when only the largest eigenvalues
-            are known.
+        threshold: `upper_edge` with a margin for the largest eigenvalue of a random matrix.
+        num_spikes: Number of eigenvalues above `threshold`.
+        ks_distance: Kolmogorov-Smirnov distance between the bulk and the law; NaN if only the largest eigenvalues are
+            known.
     """
 
     sigma: float
@@ -40,10 +40,10 @@ class MarchenkoPasturFit:
 
 
 def edges(rows: float, columns: float, sigma: float = 1.0) -> tuple[float, float]:
-    """Limits of the eigenvalues of `W W^T` for independent entries of standard deviation `sigma`.
+    """Limits of the eigenvalues of `W W^T` for independent entries with standard deviation `sigma`.
 
     `lambda_+- = sigma^2 (sqrt(N) +- sqrt(M))^2` (Marchenko and Pastur 1967). In the papers of Martin and Mahoney
-    (arXiv:1810.01075) eigenvalues are those of `W^T W / N`: theirs times `N` are ours.
+    (arXiv:1810.01075), eigenvalues are those of `W^T W / N`; multiply them by `N` to obtain ours.
     """
     return sigma**2 * (math.sqrt(rows) - math.sqrt(columns)) ** 2, sigma**2 * (
         math.sqrt(rows) + math.sqrt(columns)
@@ -53,7 +53,7 @@ def edges(rows: float, columns: float, sigma: float = 1.0) -> tuple[float, float
 def density(values: ArrayLike, rows: float, columns: float, sigma: float = 1.0) -> Array:
     """Density of the law at eigenvalues of `W W^T`; zero outside the edges.
 
-    `p(x) = sqrt((lambda_+ - x)(x - lambda_-)) / (2 pi sigma^2 M x)`, `M` the smaller side.
+    `p(x) = sqrt((lambda_+ - x)(x - lambda_-)) / (2 pi sigma^2 M x)`, where `M` is the smaller side.
     """
     values = np.asarray(values, dtype=np.float64)
     low, high = edges(rows, columns, sigma)
@@ -75,7 +75,7 @@ def cumulative(values: ArrayLike, rows: float, columns: float, sigma: float = 1.
 
 
 def quantiles(levels: ArrayLike, rows: float, columns: float) -> Array:
-    """Eigenvalues of `W W^T` below which the shares `levels` lie, for entries of standard deviation 1."""
+    """Quantiles of the eigenvalues of `W W^T` at `levels`, for entries with standard deviation 1."""
     large, small = max(rows, columns), min(rows, columns)
     q = small / large
     angles = np.linspace(0, np.pi, GRID)
@@ -85,24 +85,25 @@ def quantiles(levels: ArrayLike, rows: float, columns: float) -> Array:
 
 def _cumulative_at(angles: Array, q: float) -> Array:
     root = math.sqrt(q)
-    # arctan2 instead of a quotient: no division by zero for square matrices, nor at t = pi.
+    # arctan2 instead of a quotient avoids division by zero for square matrices and at t = pi.
     turned = np.arctan2((1 + root) * np.sin(angles / 2), (1 - root) * np.cos(angles / 2))
     return ((1 + q) * angles + 2 * root * np.sin(angles) - 2 * (1 - q) * turned) / (2 * np.pi * q)
 
 
 def spike_threshold(rows: float, columns: float, sigma: float, *, level: float = 0.99, num_matrices: int = 1) -> float:
-    """What the largest eigenvalue of random matrices stays below in the share `level` of cases.
+    """Threshold below which the largest eigenvalue of random matrices is with probability `level`.
 
-    The largest eigenvalue of `W W^T` lies near `mu = (sqrt(N - 1) + sqrt(M))^2` and varies on the scale
+    The largest eigenvalue of `W W^T` is near `mu = (sqrt(N - 1) + sqrt(M))^2` and varies on the scale
     `s = (sqrt(N - 1) + sqrt(M)) (1 / sqrt(N - 1) + 1 / sqrt(M))^(1/3)` by the Tracy-Widom law (Johnstone 2001, theorem
-    1.1), here by its gamma approximation (Chiani, arXiv:1209.3394). Never below the edge.
+    1.1), which is approximated by a gamma distribution (Chiani, arXiv:1209.3394). The threshold is at least the edge.
 
     Args:
         rows: `N`.
         columns: `M`.
         sigma: Standard deviation of the entries.
-        level: In (0, 1).
-        num_matrices: Independent matrices whose eigenvalues are pooled; the largest of them all has to stay below.
+        level: Probability in (0, 1).
+        num_matrices: Number of independent matrices whose eigenvalues are pooled; the threshold is for the largest of
+            all.
     """
     large, small = max(rows, columns), min(rows, columns)
     shape, scale, shift = TRACY_WIDOM_GAMMA
@@ -115,25 +116,25 @@ def spike_threshold(rows: float, columns: float, sigma: float, *, level: float =
 def fit_bulk(
     eigenvalues: Array, rows: int, columns: int, *, num_matrices: int = 1, level: float = 0.99
 ) -> MarchenkoPasturFit:
-    """Fit `sigma` to the bulk of a whole spectrum and count what lies beyond.
+    """Fit `sigma` to the bulk of a whole spectrum and count the eigenvalues beyond it.
 
-    Singular values of the bulk are regressed, through the origin, on the quantiles of the law, over the bulk's central
-    80 per cent; eigenvalues beyond the threshold leave the bulk, `s` of them shrink the matrix to sides `N - s` and
-    `M - s`, and the fit is repeated until no more leave. At most half leave: without a bulk there is nothing to stick
-    out of.
+    Singular values of the bulk are regressed, through the origin, on the quantiles of the law, over the central 80 per
+    cent of the bulk. Eigenvalues beyond the threshold are removed from the bulk, `s` removed ones reduce the sides of
+    the matrix to `N - s` and `M - s`, and the fit is repeated until none is removed. At most half are removed, since
+    spikes presuppose a bulk.
 
     Args:
         eigenvalues: `[n]` float64, positive, of `W W^T`, of one matrix or several pooled ones.
-        rows: `N`, longer side of a matrix, without rows that are all zero.
+        rows: `N`, longer side of a matrix, without rows of zeros.
         columns: `M`, shorter side.
-        num_matrices: Matrices that are pooled.
+        num_matrices: Number of pooled matrices.
         level: See [`spike_threshold`].
 
     Raises:
         ValueError: If there are fewer than two eigenvalues.
     """
     if len(eigenvalues) < 2:
-        raise ValueError(f"expected at least two positive eigenvalues to fit a bulk to, got {len(eigenvalues)}")
+        raise ValueError(f"expected at least two positive eigenvalues to fit a bulk, got {len(eigenvalues)}")
     ordered = np.sort(eigenvalues)
     spikes = 0
     for _ in range(MAX_ITERATIONS):
@@ -154,9 +155,9 @@ def fit_bulk(
 def fit_energy(
     largest: Array, rows: int, columns: int, squared_norm: float, *, level: float = 0.99
 ) -> MarchenkoPasturFit:
-    """The same when only the largest eigenvalues are known: `sigma` from what the spikes leave of the norm.
+    """Fit `sigma` if only the largest eigenvalues are known, from the norm without the spikes.
 
-    `sigma^2 = (||W||_F^2 - sum of the spikes) / ((N - s)(M - s))`. How well the bulk follows the law stays unknown.
+    `sigma^2 = (||W||_F^2 - sum of the spikes) / ((N - s)(M - s))`. How well the bulk follows the law is then unknown.
 
     Args:
         largest: `[n]` float64, the largest eigenvalues of `W W^T`.

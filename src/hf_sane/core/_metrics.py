@@ -1,7 +1,7 @@
-"""Metrics of regression, in float64: R2, Kendall's tau and the mean absolute error, also as a module of `evaluate`.
+"""Metrics of regression in float64: R2, Kendall's tau and the mean absolute error, also as a module of `evaluate`.
 
-Everything that scores predictions calls these functions. `evaluate.load(path_of_this_file)` works without a connection
-and gives [`RegressionMetrics`], too.
+All predictions are scored by these functions. `evaluate.load(path_of_this_file)` works offline and loads
+[`RegressionMetrics`], too.
 """
 
 import math
@@ -13,34 +13,34 @@ import numpy as np
 from scipy import stats
 from torch import Tensor
 
-DESCRIPTION = """How well numbers are predicted.
-r2: 1 - MSE / variance of the references; 1 is perfect, 0 as good as predicting their mean, below 0 worse than that.
+DESCRIPTION = """Scores of predicted numbers.
+r2: 1 - MSE / variance of the references; 1 is perfect, 0 is as good as predicting their mean, and below 0 is worse.
 kendall_tau: tau-b, the share of pairs in the right order minus the share in the wrong order, corrected for ties; the
 usual score for ranking networks by accuracy.
 mae: mean absolute difference, in units of the references."""
 CITATION = "Kendall, M. G. (1945). The treatment of ties in ranking problems. Biometrika 33(3)."
-INPUTS = "predictions: list of floats; references: list of floats, of the same length, not all equal."
+INPUTS = "predictions: list of floats; references: list of floats of the same length, not all equal."
 
 
 def r2_score(predictions: np.ndarray, references: np.ndarray) -> float:
     """`1 - sum (p - r)^2 / sum (r - mean r)^2` of predictions `[n]` and references `[n]`.
 
     Raises:
-        ValueError: If the references are all equal, or there are none.
+        ValueError: If the references are all equal or empty.
     """
     references = np.asarray(references, dtype=np.float64)
     if not len(references) or np.ptp(references) == 0:
-        raise ValueError(f"R2 needs references that differ, got {len(references)} without variance")
+        raise ValueError(f"R2 requires references that vary, got {len(references)} without variance")
     errors = np.asarray(predictions, dtype=np.float64) - references
     return float(1 - np.sum(errors**2) / np.sum((references - references.mean()) ** 2))
 
 
 def r2_of_errors(errors: Tensor, references: Tensor) -> Tensor:
-    """[`r2_score`] of many predictions at once.
+    """Compute [`r2_score`] for many predictions at once.
 
     Args:
         errors: `[..., n, T]`, predictions minus references of `T` properties.
-        references: `[n, T]`; NaN or minus infinity comes of a property whose references are all equal.
+        references: `[n, T]`; the result is NaN or minus infinity for properties whose references are all equal.
 
     Returns:
         `[..., T]`.
@@ -54,14 +54,14 @@ def kendall_tau(predictions: np.ndarray, references: np.ndarray, *, without_orde
     Args:
         predictions: `[n]`.
         references: `[n]`, not all equal.
-        without_order: Result if one value is predicted for all, which is not an order.
+        without_order: Result if one value is predicted for all, so that there is no order.
 
     Raises:
-        ValueError: If the references are all equal, or there are none.
+        ValueError: If the references are all equal or empty.
     """
     predictions, references = np.asarray(predictions, dtype=np.float64), np.asarray(references, dtype=np.float64)
     if not len(references) or np.ptp(references) == 0:
-        raise ValueError(f"Kendall's tau needs values that differ, got {len(references)} references without variance")
+        raise ValueError(f"Kendall's tau requires values that vary, got {len(references)} references without variance")
     if np.ptp(predictions) == 0:
         return without_order
     return float(stats.kendalltau(predictions, references).statistic)
@@ -71,11 +71,11 @@ def mean_absolute_error(predictions: np.ndarray, references: np.ndarray) -> floa
     """`mean |p - r|` of predictions `[n]` and references `[n]`.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If there are no predictions.
     """
     errors = np.asarray(predictions, dtype=np.float64) - np.asarray(references, dtype=np.float64)
     if not len(errors):
-        raise ValueError("the mean absolute error needs at least one pair, got none")
+        raise ValueError("the mean absolute error requires at least one pair, got none")
     return float(np.abs(errors).mean())
 
 
@@ -87,10 +87,10 @@ def regression_scores(
     Args:
         predictions: `[n]`.
         references: `[n]`, not all equal.
-        ordered_by: What tau compares the predictions with in place of the references: `[n]`, not all equal.
+        ordered_by: Values `[n]`, not all equal, with which tau compares the predictions instead of the references.
 
     Raises:
-        ValueError: If the references are all equal, or there are none.
+        ValueError: If the references are all equal or empty.
     """
     return {
         "r2": r2_score(predictions, references),

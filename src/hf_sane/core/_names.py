@@ -1,4 +1,4 @@
-"""Orders that depend only on the names of tensors, so that a file and a module of one network agree."""
+"""Orders of tensors that depend only on their names, so that they are the same for a file and a module."""
 
 import re
 from collections.abc import Mapping
@@ -11,20 +11,20 @@ EMBEDDING = re.compile(r"embed|(?:^|\.)(?:shared|wte)(?:\.|$)")
 HEAD = re.compile(r"(?:^|[._])heads?(?:[._]|$)")
 
 
-@lru_cache(maxsize=2**14)  # names of tensors are made of a few parts
+@lru_cache(maxsize=2**14)  # since names of tensors share most of their parts
 def natural_key(name: str) -> tuple[Any, ...]:
-    """Sorts numbers inside names by value: `layer2` before `layer10`."""
+    """Sort key in which numbers inside names are ordered by value: `layer2` before `layer10`."""
     parts: list[Any] = re.split(r"([0-9]+)", name)
     for place in range(1, len(parts), 2):
         digits = parts[place].lstrip("0")
-        parts[place] = (len(digits), digits)  # as numbers compare, of any length
+        parts[place] = (len(digits), digits)  # ordered like numbers, of any length
     return tuple(parts)
 
 
 def canonical_key(name: str) -> tuple[Any, ...]:
     """Canonical order of tensors: modules in natural order; in each, weights first, running statistics last.
 
-    Files do not keep the order in which a network computes, so nothing but names can decide.
+    Files do not preserve the order in which a network computes, so the order can only depend on names.
     """
     *owner, last = name.split(".")
     rank = 0 if last.endswith("weight") else 2 if last in RUNNING else 1
@@ -32,12 +32,12 @@ def canonical_key(name: str) -> tuple[Any, ...]:
 
 
 def root_key(name: str, ties: Mapping[str, str]) -> tuple[Any, ...]:
-    """Which of the names of one shared tensor it goes by: the least. That is the one which files keep.
+    """Sort key of the names of one shared tensor, of which the least is its main name, the one that files keep.
 
     Args:
         name: One of the names.
-        ties: Names that files leave out, where the module says so (Transformers' `all_tied_weights_keys`). Where it
-            does not, an embedding goes before a head, and what lies closer to the top before what lies deeper.
+        ties: Names that files omit according to the module (Transformers' `all_tied_weights_keys`). Otherwise, an
+            embedding precedes a head, and tensors near the top precede deeper ones.
     """
     return (
         name in ties,

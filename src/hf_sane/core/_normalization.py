@@ -1,4 +1,4 @@
-"""Per-layer normalisation of weights: fitted on training networks, applied to tokens, inverted when decoding."""
+"""Normalise weights per layer, with statistics that are fitted on training networks and inverted when decoding."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -16,12 +16,12 @@ FitMethod = Literal["standardize", "robust"]
 
 
 def layer_key(layer: LayerSpec) -> str:
-    """Name and row length: what layers of related architectures (ResNet-20 and -32, other class counts) share."""
+    """Name and row length, which layers of related architectures share (ResNet-20 and -32, other class counts)."""
     return f"{layer.name}:{layer.row_length}"
 
 
 def layer_keys(layer: LayerSpec) -> tuple[str, str, str]:
-    """Keys to look up a layer's statistics: its own, that of its kind (`"*:conv"`), the global one (`"*"`)."""
+    """Keys to look up a layer's statistics: its own, that of its kind (`"*:conv"`), and the global one (`"*"`)."""
     return layer_key(layer), f"*:{statistics_kind(layer.weight.name, layer.weight.shape)}", "*"
 
 
@@ -30,11 +30,11 @@ class LayerStatistics:
     """Mean and standard deviation of the weights of each layer.
 
     Attributes:
-        means: Key ([`layer_keys`]) to mean.
-        stds: Key to standard deviation, > 0.
+        means: Mean by key ([`layer_keys`]).
+        stds: Standard deviation > 0, by key.
 
     Raises:
-        ValueError: If they do not belong together, or are not finite.
+        ValueError: If their keys differ, or values are not finite.
     """
 
     means: Mapping[str, float]
@@ -44,14 +44,14 @@ class LayerStatistics:
         if self.means.keys() != self.stds.keys():
             differing = sorted(self.means.keys() ^ self.stds.keys())
             raise ValueError(
-                f"expected a mean and a standard deviation for every layer, one is missing for {differing[:5]}"
+                f"expected mean and standard deviation of every layer, but one is missing for {differing[:5]}"
             )
         for key, mean in self.means.items():
             values = (mean, self.stds[key])
             if any(type(value) not in (int, float) or not math.isfinite(value) for value in values) or values[1] <= 0:
                 raise ValueError(
                     f"expected a finite mean and a finite standard deviation above 0 for {key!r}, got {mean!r} and "
-                    f"{values[1]!r}; leave out networks that are not finite, and fit again"
+                    f"{values[1]!r}; leave out networks with weights that are not finite, and fit again"
                 )
 
     @classmethod
@@ -60,19 +60,19 @@ class LayerStatistics:
     ) -> "LayerStatistics":
         """Fit on training networks.
 
-        `standardize`: `mu = mean_m mean(w_m)`, `sigma = sqrt(mean_m var(w_m))` over models `m`; weights and bias of a
-        layer share them, padding does not count (released code of SANE; the spread of means between models is left out
-        there too). `robust`: medians over models in place of means, so that a few diverged networks cannot set the
-        scale.
+        With `standardize`, `mu = mean_m mean(w_m)` and `sigma = sqrt(mean_m var(w_m))` over models `m`, common to
+        weights and bias of a layer and without padding (as in the released code of SANE, which also ignores the spread
+        of means between models). With `robust`, medians over models replace means, so that a few diverged networks
+        cannot determine the scale.
 
         Args:
             batches: Pairs of a layout and raw tokens `[M, N, D]` (or `[N, D]`).
             method: `"standardize"` or `"robust"`.
-            by_kind: Also fit one mean and standard deviation per kind of layer and for all, over the layers of all
-                networks, each with the same weight. Layers whose own key was not fitted use those.
+            by_kind: Whether to fit one mean and standard deviation per kind of layer and one for all layers, too, over
+                all networks with equal weights. They apply to layers whose own key was not fitted.
 
         Raises:
-            ValueError: Without any network, or for an unknown method.
+            ValueError: If there are no networks, or the method is unknown.
         """
         if method not in ("standardize", "robust"):
             raise ValueError(f"expected method 'standardize' or 'robust', got {method!r}")
@@ -104,27 +104,27 @@ class LayerStatistics:
         if unknown := [layer_key(layer) for layer, key in zip(layout.layers, found, strict=True) if key is None]:
             raise KeyError(
                 "the extractor was fitted on another layout: no statistics for "
-                f"{unknown[:5]}{' and more' if len(unknown) > 5 else ''} (name:row length), it knows "
-                f"{list(self.means)[:5]}; for a SANE that is trained, add those of a few networks of this "
-                "architecture (SANEFeatureExtractor.extended(), hf-sane sample --prompt-statistics); for one to "
-                "train, use normalization='none', fit on networks of this architecture, or by kind of layer too"
+                f"{unknown[:5]}{' and more' if len(unknown) > 5 else ''} (name:row length), but for layers such as "
+                f"{list(self.means)[:5]}; for a trained SANE, add those of a few networks of this "
+                "architecture (SANEFeatureExtractor.extended(), hf-sane sample --prompt-statistics); for a new one, "
+                "use normalization='none', fit on networks of this architecture, or also fit by kind of layer"
             )
         return [(self.means[key], self.stds[key]) for key in found if key is not None]
 
     def scales(self, layout: Layout) -> list[tuple[float, float]]:
-        """Scale and shift that normalise each layer, `(1 / sigma, -mu / sigma)` (see `core.chunking.Affine`)."""
+        """Scale and shift that normalise each layer, `(1 / sigma, -mu / sigma)`."""
         return [(1 / std, -mean / std) for mean, std in self.per_layer(layout)]
 
     def inverse_scales(self, layout: Layout) -> list[tuple[float, float]]:
-        """Per layer `(sigma, mu)`: what turns a normalised weight back."""
+        """Scale and shift that invert the normalisation of each layer, `(sigma, mu)`."""
         return [(std, mean) for mean, std in self.per_layer(layout)]
 
     def apply(self, tokens: Tensor, layout: Layout) -> Tensor:
-        """`(t - mu) / sigma` at real weights, zero at padding; `[*batch, N, D]` in and out, differentiable."""
+        """Compute `(t - mu) / sigma` at real weights, zero at padding, of `[*batch, N, D]`; differentiable."""
         return _affine(tokens, layout, self.scales(layout))
 
     def invert(self, tokens: Tensor, layout: Layout) -> Tensor:
-        """`t * sigma + mu` at real weights, zero at padding; `[*batch, N, D]` in and out, differentiable."""
+        """Compute `t * sigma + mu` at real weights, zero at padding, of `[*batch, N, D]`; differentiable."""
         return _affine(tokens, layout, self.inverse_scales(layout))
 
 

@@ -1,4 +1,4 @@
-"""Power laws fitted to the tail of a sample, many samples at once: exponent, tail start, uncertainty."""
+"""Fit power laws to the tails of many samples at once: exponent, tail start and uncertainty."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +10,10 @@ from torch import Tensor
 
 Array = NDArray[Any]
 
-CHUNK_SCALARS = 2**16  # of one table of distances: stays in a cache
+CHUNK_SCALARS = 2**16  # of one table of distances, which should fit into a cache
 START_GROUPS = 4
-SCREEN_POINTS = 48  # of a tail, looked at before all of it
-SCREEN_FROM = 192  # values; below, looking at all is as fast
+SCREEN_POINTS = 48  # of a tail, at which distances are computed first
+SCREEN_FROM = 192  # values; shorter samples are not screened, since all points take as little time
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +21,10 @@ class PowerLawFit:
     """Tails `p(x) ~ x^-alpha` for `x >= xmin`, one per sample.
 
     Attributes:
-        alpha: `[B]` float64, > 1; NaN where no tail of `min_tail` different values exists.
-        xmin: `[B]` float64, where the tail starts.
+        alpha: `[B]` float64, > 1; NaN if no tail has `min_tail` different values.
+        xmin: `[B]` float64, start of the tail.
         ks_distance: `[B]` float64, Kolmogorov-Smirnov distance between the tail and its fit.
-        tail_size: `[B]` int64, values in the tail.
+        tail_size: `[B]` int64, number of values in the tail.
     """
 
     alpha: Tensor
@@ -34,32 +34,32 @@ class PowerLawFit:
 
     @property
     def standard_error(self) -> Tensor:
-        """`(alpha - 1) / sqrt(tail_size)`: of alpha for independent values and a given tail start."""
+        """Standard error of alpha, `(alpha - 1) / sqrt(tail_size)`, for independent values and a fixed tail start."""
         return (self.alpha - 1) / self.tail_size.sqrt()
 
 
 def fit_power_law(
     values: Tensor, *, min_tail: int = 2, max_starts: int | None = None, table_type: type = np.float64
 ) -> PowerLawFit:
-    """Fit the tail of each sample by maximum likelihood, its start by the Kolmogorov-Smirnov distance.
+    """Fit the tail of each sample by maximum likelihood, choosing its start by the Kolmogorov-Smirnov distance.
 
-    For the tail `x_i..x_n` of the sorted sample, `k` values long, `alpha_i = 1 + k / sum_j ln(x_j / x_i)`; the start
+    For the tail `x_i..x_n` of the sorted sample, with `k` values, `alpha_i = 1 + k / sum_j ln(x_j / x_i)`; the start
     is the one with the smallest `D_i = max_j |F_i(x_j) - S_i(x_j)|`, `F_i(x) = 1 - (x / x_i)^(1 - alpha_i)` (Clauset,
     Shalizi and Newman, arXiv:0706.1062, equations 3.1 and 3.9). As in their code and the `powerlaw` package, `S_i` is
-    the share of the tail *below* a value. A single long sample is screened first: the distance over some of a tail's
-    values bounds the whole from below, so that most tails need no second look; the result is the same.
+    the share of the tail *below* a value. A single long sample is screened first: the distance over some values of a
+    tail is a lower bound, which excludes most tails without affecting the result.
 
     Args:
         values: `[B, n]` float; zero and negative values are in no tail.
-        min_tail: Values that a tail must have, >= 2.
-        max_starts: Try only so many starts, evenly spaced in rank; all when `None`.
-        table_type: Dtype of the tables of distances, which choose among tails; exponents are float64 always.
+        min_tail: Least number of values in a tail, >= 2.
+        max_starts: Maximum number of starts to try, evenly spaced in rank; all if `None`.
+        table_type: Dtype of the tables of distances by which tails are chosen; exponents are always float64.
 
     Returns:
         One fit per row.
 
     Raises:
-        ValueError: If `values` is not a matrix of finite numbers, or for counts below 2 and 1.
+        ValueError: If `values` is not a matrix of finite numbers, `min_tail < 2` or `max_starts < 1`.
     """
     if values.ndim != 2 or not values.isfinite().all():
         raise ValueError(
@@ -88,20 +88,20 @@ def fit_power_law(
 
 
 def bootstrap_alpha(values: Tensor, num_resamples: int, *, seed: int = 0, max_starts: int = 32) -> Tensor:
-    """Exponents of resamples of one sample, each with a tail start of its own: how uncertain alpha is.
+    """Exponents of resamples of one sample, each with its own tail start, as a measure of uncertainty.
 
-    The nonparametric bootstrap of Clauset et al. (arXiv:0706.1062, section 3.4), with starts on a grid of ranks. It
-    treats values as independent. Eigenvalues are not: they repel each other, and one matrix is a single draw. Read the
-    spread as the sensitivity to which eigenvalues happen to be there.
+    This is the nonparametric bootstrap of Clauset et al. (arXiv:0706.1062, section 3.4), with starts on a grid of
+    ranks. It treats values as independent. Eigenvalues are not: they repel each other, and one matrix is a single
+    draw. Interpret the spread as sensitivity to the particular eigenvalues.
 
     Args:
         values: `[n]` float, positive.
-        num_resamples: Resamples, >= 1.
+        num_resamples: Number of resamples, >= 1.
         seed: Random seed of the draws.
-        max_starts: Tail starts tried per resample.
+        max_starts: Number of tail starts to try per resample.
 
     Returns:
-        `[num_resamples]` float64, ascending; without resamples that have no tail, so possibly fewer.
+        `[num_resamples]` float64, ascending; fewer if resamples have no tail.
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(len(values), (num_resamples, len(values)), generator=generator)
@@ -110,10 +110,10 @@ def bootstrap_alpha(values: Tensor, num_resamples: int, *, seed: int = 0, max_st
 
 
 class _Tails:
-    """All candidate tails of samples `[B, n]`: their starts `[B, S]` and exponents `[B, S]`.
+    """All candidate tails of samples `[B, n]`, with their starts `[B, S]` and exponents `[B, S]`.
 
-    NumPy, because its elementwise functions use one thread: these tables are small, and PyTorch would split each of
-    them over threads that wait for each other.
+    Uses NumPy, whose elementwise functions run on one thread: the tables are small, and PyTorch would split each of
+    them between threads that wait for each other.
     """
 
     def __init__(self, values: Array, min_tail: int, max_starts: int | None, table_type: type) -> None:
@@ -122,7 +122,7 @@ class _Tails:
         self.sorted = np.sort(values, axis=1)
         is_positive = self.sorted > 0
         self.logs = np.log(np.where(is_positive, self.sorted, 1.0))
-        # Equal values belong to one tail: it starts at the first of them, and as many values lie below each.
+        # Equal values belong to one tail, which starts at the first of them, and have the same number of values below.
         is_new = np.diff(self.sorted, axis=1, prepend=-np.inf) > 0
         self.first = np.maximum.accumulate(np.where(is_new, np.arange(count), 0), axis=1)
         ranks = np.arange(max(0, count - min_tail + 1))
@@ -134,17 +134,17 @@ class _Tails:
         self.start_logs = np.take_along_axis(self.logs, self.starts, axis=1)
         sums = np.take_along_axis(self.logs[:, ::-1].cumsum(axis=1)[:, ::-1], self.starts, axis=1)
         spread = sums - self.size * self.start_logs
-        # Values that differ by rounding alone are one value: no tail.
+        # Values that differ only by rounding count as one value and form no tail.
         self.is_valid = np.take_along_axis(is_positive, self.starts, axis=1) & (spread > 1e-9 * self.size)
         self.alpha = 1 + self.size / np.where(self.is_valid, spread, 1.0)
 
     def distances(self, rows: slice, starts: Any, points: Any) -> Array:
-        """Largest distance of each tail over some points.
+        """Largest distance of each tail over a subset of points.
 
         Args:
             rows: Samples.
-            starts: `[S]` which candidates.
-            points: `[P]` ranks of values to compare at; those before a tail's start count nothing.
+            starts: `[S]` indices of candidates.
+            points: `[P]` ranks of values at which to compare; those before the start of a tail are ignored.
 
         Returns:
             `[rows, S]`.
@@ -154,8 +154,7 @@ class _Tails:
         offset = -slope * self.start_logs[rows][:, starts, None]
         none_below = -share * self.starts[rows][:, starts, None]
         kind = self.table_type
-        # 1 - F and S of every point, both as at the start of the tail for points before it: the sum is 1 where they
-        # agree.
+        # 1 - F and S of every point (that of the start for points before the tail), whose sum is 1 if they agree.
         beyond = self.logs[rows][:, None, points].astype(kind) * slope.astype(kind)
         beyond += offset.astype(kind)
         np.exp(np.minimum(beyond, 0, out=beyond), out=beyond)
@@ -165,7 +164,7 @@ class _Tails:
         return np.maximum(1 - beyond.min(axis=-1), beyond.max(axis=-1) - 1).astype(np.float64)
 
     def all_distances(self) -> tuple[Array, Array]:
-        """Best candidate of each sample and its distance (infinite without any), every distance computed."""
+        """Best candidate of each sample and its distance (infinite if there is none), computing every distance."""
         count = self.sorted.shape[1]
         group = -(-self.num_starts // START_GROUPS)
         table = np.empty(self.starts.shape)
@@ -175,16 +174,16 @@ class _Tails:
             chosen = slice(row, row + rows)
             for begin in range(0, self.num_starts, step):
                 part = slice(begin, begin + step)
-                first = int(self.starts[chosen, part].min())  # points before all of these tails count nothing
+                first = int(self.starts[chosen, part].min())  # points before all of these tails are ignored
                 table[chosen, part] = self.distances(chosen, part, slice(first, None))
         table[~self.is_valid] = np.inf
         best = table.argmin(axis=1)
         return best, table[np.arange(len(table)), best]
 
     def screened(self) -> tuple[Array, Array]:
-        """The same for one sample, with distances over few points deciding which are computed."""
+        """The same for one sample, where distances at few points decide which are computed in full."""
         count = self.sorted.shape[1]
-        # Distances are often largest at the far end, where few values are: half of the points lie there.
+        # Half of the points are at the far end, where values are few and distances often largest.
         half = SCREEN_POINTS // 2
         points = np.unique(
             np.r_[np.linspace(0, count - 1, half), count - np.geomspace(1, count, half)].astype(np.int64)

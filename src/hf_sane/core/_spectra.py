@@ -1,4 +1,4 @@
-"""Singular values of weight matrices, exact and approximate, and metrics of them and of the entries."""
+"""Exact and approximate singular values of weight matrices, and metrics of them and of the entries."""
 
 from typing import Literal
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 PartialMethod = Literal["lanczos", "randomized"]
 
-BLOCK_SCALARS = 2**22  # of a matrix, converted to float64 at a time
+BLOCK_SCALARS = 2**22  # of a matrix that are converted to float64 at a time
 OVERSAMPLING = 16
 POWER_ITERATIONS = 4
 
 
 def singular_values(matrices: Tensor) -> Tensor:
-    """Singular values in descending order, accurate to the last one.
+    """Singular values in descending order, accurate also for the smallest.
 
     Args:
         matrices: `[..., m, n]` float.
@@ -27,11 +27,11 @@ def singular_values(matrices: Tensor) -> Tensor:
 
 
 def gram_eigenvalues(matrices: Tensor) -> Tensor:
-    """Eigenvalues of `W W^T` (or `W^T W`, whichever is smaller) in descending order: squared singular values.
+    """Eigenvalues of the smaller of `W W^T` and `W^T W` in descending order, which are squared singular values.
 
-    Several times faster than [`singular_values`], and without a float64 copy of the whole matrix. Squaring costs
-    precision at the small end: an eigenvalue is off by about `1e-16 lambda_max`, a singular value by `1e-8 sigma_max`,
-    which is less than the rounding of weights stored in float32. Take [`singular_values`] for float64 weights.
+    It is several times faster than [`singular_values`] and makes no float64 copy of the whole matrix. Squaring reduces
+    the precision of small values: eigenvalues have errors of about `1e-16 lambda_max`, and singular values of
+    `1e-8 sigma_max`, less than the rounding of weights in float32. Use [`singular_values`] for float64 weights.
 
     Args:
         matrices: `[..., m, n]` float.
@@ -49,17 +49,17 @@ def gram_eigenvalues(matrices: Tensor) -> Tensor:
 
 
 def top_singular_values(matrix: Tensor, count: int, *, method: PartialMethod = "lanczos", seed: int = 0) -> Tensor:
-    """The largest singular values of a large matrix, without decomposing it.
+    """The largest singular values of a large matrix, without a full decomposition.
 
     `"lanczos"` is ARPACK's implicitly restarted Lanczos method (`scipy.sparse.linalg.svds`), accurate to rounding.
     `"randomized"` projects onto `1.5 count + 16` random directions after four power iterations (Halko, Martinsson and
-    Tropp, arXiv:0909.4061, algorithm 4.4, by `torch.svd_lowrank`): its values are never too large, up to rounding, and
-    too small by per cents where the spectrum is flat; it needs only products of large matrices, so it also suits a
-    GPU.
+    Tropp, arXiv:0909.4061, algorithm 4.4, by `torch.svd_lowrank`). Its values are never too large, up to rounding, and
+    too small by per cents if the spectrum is flat; since it requires only products of large matrices, it also suits
+    GPUs.
 
     Args:
         matrix: `[m, n]` float.
-        count: How many, `1 <= count < min(m, n)`.
+        count: Number of singular values, `1 <= count < min(m, n)`.
         method: `"lanczos"` or `"randomized"`.
         seed: Random seed of the starting vectors.
 
@@ -67,7 +67,7 @@ def top_singular_values(matrix: Tensor, count: int, *, method: PartialMethod = "
         `[count]` float64 on the CPU, descending.
 
     Raises:
-        ValueError: If there is no such number of values, or for an unknown method.
+        ValueError: If `count` is out of range, or the method is unknown.
     """
     smaller = min(matrix.shape[-2:])
     if matrix.ndim != 2 or not 1 <= count < smaller:
@@ -80,7 +80,7 @@ def top_singular_values(matrix: Tensor, count: int, *, method: PartialMethod = "
         found = svds(matrix.double().cpu().numpy(), k=count, v0=start, return_singular_vectors=False)
         return torch.from_numpy(np.sort(found)[::-1].copy())
     if method == "randomized":
-        with torch.random.fork_rng():  # svd_lowrank takes no generator
+        with torch.random.fork_rng():  # since svd_lowrank accepts no generator
             torch.manual_seed(seed)
             width = min(count + count // 2 + OVERSAMPLING, smaller)
             return torch.svd_lowrank(matrix.double(), q=width, niter=POWER_ITERATIONS)[1][:count].cpu()
@@ -88,27 +88,27 @@ def top_singular_values(matrix: Tensor, count: int, *, method: PartialMethod = "
 
 
 def rank_tolerance(largest: float, shape: tuple[int, int], dtype: torch.dtype) -> float:
-    """Singular values up to this count as zero: `sigma_max max(m, n) eps`, with `eps` of the type the weights came in.
+    """Limit up to which singular values count as zero: `sigma_max max(m, n) eps`, with `eps` of the weights' dtype.
 
-    The convention of `numpy.linalg.matrix_rank`. For 16-bit weights `eps` is that of float32: rounding of the entries
-    is noise of full rank, which no tolerance below it could tell from weights.
+    This is the convention of `numpy.linalg.matrix_rank`. For 16-bit weights, `eps` is that of float32, since rounding
+    of the entries is noise of full rank, which no smaller tolerance could distinguish from weights.
     """
     eps = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
     return largest * max(shape) * eps
 
 
 def weight_correlation(weight: Tensor, *, max_channels: int = 4096, seed: int = 0) -> float:
-    """How much the channels of a layer resemble each other (Jin et al., arXiv:2010.05983).
+    """Similarity of the channels of a layer (Jin et al., arXiv:2010.05983).
 
-    Dense layers: the mean over pairs of channels `i != j` of `|w_i^T w_j| / (||w_i|| ||w_j||)`. Convolutions: the same
-    between the kernels that two channels hold for one input channel, then the mean over input channels. Deviations: a
-    kernel of one scalar has only cosines of 1, so 1x1 convolutions count as dense; a pair with a channel that is all
-    zero counts as 0.
+    For dense layers, it is the mean over pairs of channels `i != j` of `|w_i^T w_j| / (||w_i|| ||w_j||)`; for
+    convolutions, the same between the kernels of two channels for one input channel, averaged over input channels.
+    Deviations: since kernels of one scalar have only cosines of 1, 1x1 convolutions count as dense; pairs with a
+    channel of zeros count as 0.
 
     Args:
         weight: `[c_out, c_in]` or `[c_out, c_in, *kernel]` float.
-        max_channels: With more channels than that, the mean is over pairs among so many of them, drawn at random.
-        seed: Random seed of that draw.
+        max_channels: Maximum number of channels; if there are more, the mean is over pairs of a random subset.
+        seed: Random seed of the subset.
 
     Returns:
         In [0, 1]; NaN for a layer of one channel.
@@ -124,11 +124,11 @@ def weight_correlation(weight: Tensor, *, max_channels: int = 4096, seed: int = 
 
 
 def channel_rows(weight: Tensor, *, batch_dims: int = 0) -> Tensor:
-    """Which vectors of a layer its weight correlation compares, see [`weight_correlation`].
+    """Vectors of a layer that its weight correlation compares, see [`weight_correlation`].
 
     Args:
         weight: `[*batch, c_out, c_in, *kernel]`.
-        batch_dims: Leading axes that count networks.
+        batch_dims: Number of leading axes that index networks.
 
     Returns:
         `[*batch, c_in, c_out, k]` for kernels of `k > 1` scalars, otherwise `[*batch, 1, c_out, c_in]`.

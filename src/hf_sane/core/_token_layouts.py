@@ -1,4 +1,4 @@
-"""Token layouts: how the rows of a layer are arranged in tokens, and the resulting indices."""
+"""Token layouts, which define how the rows of a layer are arranged in tokens, and the resulting indices."""
 
 import math
 from collections.abc import Callable
@@ -23,7 +23,7 @@ class TensorSpec:
 
     @classmethod
     def of(cls, name: str, tensor: Tensor) -> "TensorSpec":
-        """Describe `tensor`, which may live on the meta device."""
+        """Describe `tensor`, which may be on the meta device."""
         return cls(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
     @property
@@ -37,11 +37,10 @@ class LayerSpec:
     """Tensors that are tokenised together: rows `[channels, fan_in | bias]`.
 
     Attributes:
-        name: Common prefix of its tensors (`layer1.0.conv1`), or the whole name of a tensor that stands alone.
-        kind: What it is, guessed from names and shapes. It changes no token, so layers that differ in nothing else are
-            equal.
-        weight: The tensor that gives the rows.
-        bias: Its sibling with one scalar per channel, appended as the last column; or `None`.
+        name: Common prefix of its tensors (`layer1.0.conv1`), or the whole name of a single tensor.
+        kind: Kind of the layer, guessed from names and shapes. It affects neither tokens nor equality.
+        weight: Tensor that forms the rows.
+        bias: Tensor with one scalar per channel, appended as the last column; or `None`.
     """
 
     name: str
@@ -51,37 +50,37 @@ class LayerSpec:
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
-        """Weight and, where there is one, bias."""
+        """Weight and, if present, bias."""
         return (self.weight,) if self.bias is None else (self.weight, self.bias)
 
     @property
     def channels(self) -> int:
-        """Rows; a 0-d tensor is one row."""
+        """Number of rows; one for a 0-d tensor."""
         return self.weight.shape[0] if self.weight.shape else 1
 
     @property
     def row_length(self) -> int:
-        """Scalars per row, bias included."""
+        """Number of scalars per row, including bias."""
         return math.prod(self.weight.shape[1:]) + (self.bias is not None)
 
     @property
     def num_weights(self) -> int:
-        """Scalars, bias included."""
+        """Number of scalars, including bias."""
         return self.channels * self.row_length
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLayout:
-    """How the scalars of a layer become tokens.
+    """Rule by which the scalars of a layer become tokens.
 
-    A layer is cut into rows `[weight | bias]` of equal length, one after the other; each row is padded with zeros to a
-    multiple of the token size, and cut into tokens.
+    A layer is cut into consecutive rows `[weight | bias]` of equal length; each row is padded with zeros to a multiple
+    of the token size, and cut into tokens.
 
     Attributes:
-        name: As settings and files say it.
-        rows: Number of rows of a layer; it must divide the number of channels.
-        counts_rows: Whether the third position of a token is the index of its row; else that of the token within its
-            layer.
+        name: Name in settings and files.
+        rows: Number of rows of a layer, which must divide the number of channels.
+        counts_rows: Whether the third position of a token is the index of its row rather than that of the token within
+            its layer.
     """
 
     name: str
@@ -89,7 +88,7 @@ class TokenLayout:
     counts_rows: bool
 
     def num_tokens(self, layer: LayerSpec, token_dim: int) -> int:
-        """Tokens that a layer takes."""
+        """Number of tokens of a layer."""
         rows = self.rows(layer)
         return rows * math.ceil(layer.num_weights / rows / token_dim)
 
@@ -98,16 +97,16 @@ TOKEN_LAYOUTS: Registry[TokenLayout] = Registry("token layout")
 
 
 def register_token_layout(name: str, rows: Callable[[LayerSpec], int], *, counts_rows: bool) -> TokenLayout:
-    """Add a way of cutting layers into tokens, under a name that `token_layout` settings then take.
+    """Register a rule for cutting layers into tokens, under a name for `token_layout` settings.
 
     Args:
-        name: Must be new. Whoever loads what was made with it has to register it first.
+        name: New name. The layout must be registered before loading anything that was made with it.
         rows: Number of rows into which a layer is cut, which must divide its channels.
-        counts_rows: Whether the third position of a token is the index of its row; else that of the token within its
-            layer.
+        counts_rows: Whether the third position of a token is the index of its row rather than that of the token within
+            its layer.
 
     Raises:
-        ValueError: If there is a layout of that name.
+        ValueError: If the name is taken.
     """
     rule = TokenLayout(name, rows, counts_rows)
     TOKEN_LAYOUTS.add(name, rule)
@@ -115,10 +114,10 @@ def register_token_layout(name: str, rows: Callable[[LayerSpec], int], *, counts
 
 
 def find_token_layout(name: str) -> TokenLayout:
-    """The token layout of a name.
+    """The token layout with a given name.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is no such layout.
     """
     return TOKEN_LAYOUTS.find(name)
 
@@ -129,15 +128,15 @@ register_token_layout("dense", lambda layer: 1, counts_rows=False)
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A rectangle in the flattened tokens of a network: where one tensor, or the padding of a layer, sits.
+    """A rectangle in the flattened tokens of a network that holds one tensor, or the padding of a layer.
 
     Attributes:
         name: Name of the tensor; empty for padding.
         layer: Index of its layer.
-        shape: `(rows, columns)`; the tensor holds the same scalars in the same order.
-        stride: Scalars from one row to the next.
-        start: Scalars before the first row of the layer.
-        column: Scalars of a row before the rectangle.
+        shape: `(rows, columns)`, with the same scalars as the tensor, in the same order.
+        stride: Number of scalars from one row to the next.
+        start: Number of scalars before the first row of the layer.
+        column: Number of scalars of a row before the rectangle.
     """
 
     name: str
@@ -150,16 +149,16 @@ class Place:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Indices that follow from a network's layers and token layout; computed once per structure.
+    """Indices that follow from a network's layers and token layout, computed once per structure.
 
     Attributes:
-        token_dim: Scalars per token, `D`.
-        layers: In the order of their tokens.
+        token_dim: Number of scalars per token, `D`.
+        layers: Layers in the order of their tokens.
         weight_mask: `[N, D]` bool.
         positions: `[N, 3]` int64.
-        places: Where each tensor sits.
-        paddings: The parts of the tokens that hold no weight.
-        rows: Rows of each layer.
+        places: Places of all tensors.
+        paddings: Parts of the tokens without weights.
+        rows: Number of rows of each layer.
     """
 
     token_dim: int
@@ -172,12 +171,12 @@ class Geometry:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the whole network, `N`."""
+        """Number of tokens of the whole network, `N`."""
         return len(self.positions)
 
 
 def token_slices(token_layout: str, token_dim: int, layers: tuple[LayerSpec, ...]) -> tuple[slice, ...]:
-    """The tokens of each layer."""
+    """Slices of the tokens of each layer."""
     rule = find_token_layout(token_layout)
     counts = [rule.num_tokens(layer, token_dim) for layer in layers]
     return tuple(slice(end - count, end) for end, count in zip(accumulate(counts), counts, strict=True))
@@ -185,10 +184,10 @@ def token_slices(token_layout: str, token_dim: int, layers: tuple[LayerSpec, ...
 
 @lru_cache(maxsize=32)
 def geometry_of(token_layout: str, token_dim: int, layers: tuple[LayerSpec, ...]) -> Geometry:
-    """The geometry of layers, shared by all networks that have them: read-only.
+    """The geometry of layers, which is read-only, since all networks that have them share it.
 
     Raises:
-        ValueError: If a registered token layout cuts a layer into rows of several lengths.
+        ValueError: If a registered token layout cuts a layer into rows of different lengths.
     """
     rule = find_token_layout(token_layout)
     slices = token_slices(token_layout, token_dim, layers)

@@ -1,4 +1,4 @@
-"""The two representations of a network: a state dict, and a sequence of tokens."""
+"""The two representations of a network: a state dict and a sequence of tokens."""
 
 from dataclasses import dataclass
 
@@ -15,12 +15,12 @@ class TokenSequence:
 
     Attributes:
         tokens: `[N, D]` float; zero at padding.
-        weight_mask: `[N, D]` bool, `True` where a real weight sits. Shared with `layout`: read-only.
-        positions: `[N, 3]` int64 columns `(token, layer, channel)`, from 0. Shared with `layout`: read-only.
-        layout: Where each scalar came from; `decode` needs it.
+        weight_mask: `[N, D]` bool, `True` at real weights. Read-only, since `layout` shares it.
+        positions: `[N, 3]` int64 columns `(token, layer, channel)`, from 0. Read-only, since `layout` shares it.
+        layout: Position of each scalar, which `decode` requires.
 
     Raises:
-        ValueError: If the shapes do not belong together.
+        ValueError: If the shapes are inconsistent.
     """
 
     tokens: Tensor
@@ -38,7 +38,7 @@ class TokenSequence:
             raise ValueError(
                 f"inconsistent sequence: the layout has {expected[0]} tokens of {expected[1]}, got tokens "
                 f"{tuple(self.tokens.shape)}, weight_mask {tuple(self.weight_mask.shape)}, positions "
-                f"{tuple(self.positions.shape)}; take all four from one encode()"
+                f"{tuple(self.positions.shape)}; use all four from the same encode()"
             )
 
     def __len__(self) -> int:

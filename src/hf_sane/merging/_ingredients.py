@@ -72,7 +72,7 @@ Given = TypeVar("Given", bound=Source)
 
 @dataclass(frozen=True)
 class Ingredient:
-    """One checkpoint, of which a tensor is read when it is asked for.
+    """One checkpoint, whose tensors are read on access.
 
     Attributes:
         name: What reports and cards call it.
@@ -119,7 +119,7 @@ def open_ingredients(sources: Sequence[Source], *, names: Sequence[str] | None =
     Args:
         sources: State dicts, modules, files, folders, shard indices, or Hub repo ids, also `repo@revision`; at least
             two.
-        names: What to call them; the last part of a path, the repo id, or `ingredient_0`, ... when `None`. Names that
+        names: Names; by default the last part of a path, the repo id, or `ingredient_0`, ... Names that
             occur twice get a number.
 
     Raises:
