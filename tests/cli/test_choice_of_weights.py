@@ -108,4 +108,4 @@ def test_soups_of_a_folder_of_networks_are_made_of_the_chosen_weights(options, i
         torch.testing.assert_close(tensor, (networks[0][tensor_name] + networks[1][tensor_name]) / 2)
     one = tmp_path / "nets" / "net 0"  # a network is not taken for a folder of them
     refused = hf_sane_command("soup", one, *options, "--output", tmp_path / "one", exit_code=2)
-    assert "a soup needs a list of at least two checkpoints, got 1" in refused.stderr
+    assert "expected a list of at least two checkpoints, got 1" in refused.stderr

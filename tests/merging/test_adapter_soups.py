@@ -230,7 +230,7 @@ def test_a_single_adapter_is_no_soup(sources):
 
 
 def test_names_and_folders_must_exist(alike, tmp_path):
-    with pytest.raises(ValueError, match="one name per adapter, 3, got 1"):
+    with pytest.raises(ValueError, match="one name for each of 3 adapters, got 1"):
         open_adapters(list(alike), names=["a"])
     with pytest.raises(FileNotFoundError, match=r"no adapter_config.json in .*; pass a folder"):
         open_adapters([next(iter(alike)), tmp_path])

@@ -91,7 +91,7 @@ def test_values_that_one_dtype_does_not_hold():
     module = nn.Linear(2, 1, bias=False, dtype=torch.float16)
     states = [{name: tensor[None] for name, tensor in state.items()} for state in (half, wide)]
     with pytest.raises(
-        ValueError, match=r"'weight' has values up to 9.98e\+04, too large for torch.float16, which ends at"
+        ValueError, match=r"'weight' has values up to 9.98e\+04, too large for torch.float16, whose maximum is"
     ):
         pour(module, open_ingredients(states), [0.5, 0.5])
 

@@ -52,7 +52,7 @@ def test_a_single_checkpoint_is_no_soup(sources):
 
 
 def test_names_must_fit(fine_tuned):
-    with pytest.raises(ValueError, match="one name per checkpoint, 2, got 1"):
+    with pytest.raises(ValueError, match="one name for each of 2 checkpoints, got 1"):
         open_ingredients([fine_tuned.state_dict(0), fine_tuned.state_dict(1)], names=["a"])
 
 

@@ -58,7 +58,7 @@ def layer_matrices(
         kinds: Kinds of tensors, if known from a module; others are guessed from names and shapes.
 
     Raises:
-        ValueError: For an unknown reshaping.
+        ValueError: If the reshaping is unknown.
     """
     if conv not in CONV_RESHAPINGS:
         raise ValueError(f"expected conv to be one of {', '.join(CONV_RESHAPINGS)}, got {conv!r}")

@@ -1,4 +1,4 @@
-"""Plots of spectra: densities with their fits, alpha over depth, through training, and against accuracy."""
+"""Plots of spectra: densities with their fits, and alpha over depth, during training, and against accuracy."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -124,11 +124,11 @@ def plot_distances(distances: Sequence[tuple[str, float]], path: Path) -> None:
 def plot_trees(
     families: Sequence[Sequence[str]], edges: Mapping[tuple[str, str], tuple[str, float]], path: Path
 ) -> None:
-    """Draw which networks were made from which: one line per network, children below and right of their parents.
+    """Draw the derivation of networks, with one line per network and children below and to the right of their parents.
 
     Args:
-        families: Networks that are related, by family.
-        edges: Of pairs of a child and its parent: what was done, and how sure that is.
+        families: Related networks, by family.
+        edges: Change and its probability, by child and parent.
         path: Picture to write.
     """
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""Plots of regions: a map, and scores of points inside them."""
+"""Plots of regions: maps, and scores of points inside regions."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,23 +14,23 @@ from hf_sane.records._escaping import plot_text
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MAX_LABELS = 20  # colours that can be told apart
+MAX_LABELS = 20  # with distinguishable colours
 PLACES = {"outside": GREY, "corners": GREEN, "line": BLUE, "hull": RED}
 
 
 def plot_maps(
     maps: Mapping[str, tuple[Tensor, Sequence[str]]], path: Path, *, method: str = "tsne", columns: int = 3
 ) -> None:
-    """Draw maps side by side: every dot is a network, its colour the label.
+    """Plot maps side by side, with one dot per network, coloured by label.
 
     Args:
-        maps: Title to coordinates `[M, 2]` (see [`project`]) and `M` labels.
+        maps: Coordinates `[M, 2]` (see [`project`]) and `M` labels, by title.
         path: PNG to write.
-        method: Named above the legend.
-        columns: Panels in a row.
+        method: Method to name above the legend.
+        columns: Number of panels in a row.
 
     Raises:
-        ValueError: Without maps, for coordinates that are not `[M, 2]`, or more labels than colours.
+        ValueError: If there are no maps, coordinates are not `[M, 2]`, or there are more labels than colours.
     """
     from matplotlib import colormaps
 
@@ -77,11 +77,11 @@ def plot_maps(
 
 
 def plot_properties(points: np.ndarray, properties: Mapping[str, Any], path: Path) -> None:
-    """Draw one panel per property: every dot is a network, its colour the property.
+    """Plot one panel per property, with one dot per network, coloured by the property.
 
     Args:
         points: `[M, 2]` positions in the plane.
-        properties: Title to values `[M]`.
+        properties: Values `[M]` by title.
         path: PNG to write.
     """
     from matplotlib.ticker import MaxNLocator
@@ -95,7 +95,7 @@ def plot_properties(points: np.ndarray, properties: Mapping[str, Any], path: Pat
             c=values,
             s=12,
             cmap="cividis",
-            edgecolors=GREY,  # the ends of the scale are as dark, or as light, as the page may be
+            edgecolors=GREY,  # since the ends of the scale may be as dark, or as light, as the page
             linewidths=0.4,
             rasterized=is_large,
         )
@@ -108,7 +108,7 @@ def plot_properties(points: np.ndarray, properties: Mapping[str, Any], path: Pat
 
 
 def _as_map(axes: "Axes", title: str) -> None:
-    """A plane whose directions mean nothing by themselves."""
+    """Format axes as a plane whose directions have no meaning."""
     axes.grid(visible=False)
     axes.set(xticks=[], yticks=[])
     axes.set_title(title, fontsize=9)
@@ -119,12 +119,12 @@ def plot_scores(scores: Mapping[str, RegionScores], path: Path, *, quantity: str
     """Plot scores of points on lines and in the hull of regions, with those of corners and networks outside.
 
     Args:
-        scores: Region to its scores.
+        scores: Scores by region.
         path: PNG to write.
-        quantity: What the scores are.
+        quantity: Name of the scores.
 
     Raises:
-        ValueError: Without scores.
+        ValueError: If there are no scores.
     """
     if not scores:
         raise ValueError("expected the scores of at least one region, got none")

@@ -18,7 +18,7 @@ class GroupDistances:
         mean_within: Mean over all pairs with the same label.
         mean_between: Mean over all pairs with different labels.
         ratio: `mean_within / mean_between`; 1 if labels are unrelated to positions.
-        p_value: Share of random relabellings (and the labels themselves) with a ratio as small as this.
+        p_value: Share of random relabellings (including the true labels) with at most this ratio.
     """
 
     table: dict[str, dict[str, float]]
@@ -77,7 +77,7 @@ class RegionScores:
     def better_than_outside(self, place: Place) -> float:
         """Probability that a point of the region scores better than a network outside; ties count half.
 
-        The measure of Gueta et al. (section 4), there with losses. NaN if there is nothing outside.
+        This is the measure of Gueta et al. (section 4), who use losses. NaN if there are no networks outside.
         """
         return self._chance(getattr(self, place), self.outside)
 

@@ -30,10 +30,10 @@ class LabelledNetworks:
     """Networks of one architecture, with labels of what they were trained for.
 
     Attributes:
-        config: Their architecture.
+        config: Architecture, as a configuration or module.
         tensors: `{name: [M, *shape]}`.
-        aliases: Tied tensors to those that they are, which count once.
-        trace: Finds the permutation symmetries; by default those of `config` are looked up.
+        aliases: Main name of each tied tensor, by its other names; tied tensors count once.
+        trace: Function that finds the permutation symmetries; by default those of `config` are used.
         labels: Labels of all networks, by level.
         runs: Training run of every network.
         starts: Initialisation (scheme and seed) of every network; an empty string, or an empty list, if unknown.
@@ -49,7 +49,7 @@ class LabelledNetworks:
 
     @property
     def distinct(self) -> dict[str, Tensor]:
-        """The tensors, of tied ones the first: what networks are as points."""
+        """The tensors that form points, with only the first of tied ones."""
         return {name: tensor for name, tensor in self.tensors.items() if name not in self.aliases}
 
     @property
@@ -84,7 +84,7 @@ class LabelledNetworks:
 
     def aligned(self) -> "LabelledNetworks":
         """The same networks with channels permuted onto the first one."""
-        spec = self.spec  # of a file, it leaves out names of tied tensors
+        spec = self.spec  # which omits names of tied tensors if it comes from a file
         known = {name: tensor for name, tensor in self.tensors.items() if name in spec.axes}
         tensors = self.tensors | align_networks(known, spec)
         return replace(self, tensors=tensors | {name: tensors[kept] for name, kept in self.aliases.items()})

@@ -26,7 +26,7 @@ OTHER_MEANS = ("log_frobenius_norm", "log_spectral_norm", "stable_rank", "weight
 
 
 def grouped_names(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """The first names to which each text applies, and how many more there are."""
+    """The first names to which each text applies, and the number of others, by text."""
     groups: dict[str, list[str]] = {}
     for name, text in pairs:
         groups.setdefault(text, []).append(name)
@@ -47,7 +47,7 @@ class LayerSpectrum:
         reshaping: `"matrix"`, `"flatten"`, `"slice"`, `"pooled"`, `"expert"` or `"product"`, see `layer_matrices`.
         rows: `N`, the longer side of its matrices.
         columns: `M`, the shorter side.
-        num_matrices: Matrices whose eigenvalues are pooled.
+        num_matrices: Number of matrices whose eigenvalues are pooled.
         eigenvalues: Known eigenvalues, descending, float64, including zeros of a rank-deficient matrix.
         is_partial: Whether only the largest are known.
         rank: Number of numerically non-zero singular values; `None` for a partial spectrum.
@@ -58,7 +58,7 @@ class LayerSpectrum:
         alpha: Exponent of the density of the tail, `p(lambda) ~ lambda^-alpha`.
         alpha_weighted: `alpha log10 lambda_max`.
         alpha_low: 2.5 % quantile of the bootstrapped alpha.
-        alpha_high: 97.5 % quantile.
+        alpha_high: 97.5 % quantile of the bootstrapped alpha.
         xmin: Eigenvalue where the tail starts.
         tail_size: Number of eigenvalues in the tail.
         tail_distance: Kolmogorov-Smirnov distance between tail and power law.
@@ -143,7 +143,7 @@ class SpectrumReport:
     Attributes:
         source: The analysed path, repo id or class.
         settings: Settings by name.
-        layers: In the order of the network.
+        layers: Layers in the order of the network.
         skipped: Tensors without a spectrum, with the reason.
     """
 
@@ -199,7 +199,7 @@ class SpectrumReport:
         return found
 
     def to_dict(self, *, eigenvalues: bool = False) -> dict[str, Any]:
-        """For JSON.
+        """The report in a form that JSON supports.
 
         Args:
             eigenvalues: Whether to include every eigenvalue.

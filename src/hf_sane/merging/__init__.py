@@ -1,4 +1,4 @@
-"""Average weights of networks: along a training run (SWA), soups of checkpoints, soups of LoRA adapters."""
+"""Average weights of networks: along a training run (SWA), over checkpoints (soups), or over LoRA adapters."""
 
 from typing import TYPE_CHECKING
 

@@ -28,7 +28,7 @@ from hf_sane.tokenization._adapters import Adapter, adapter_folder, is_targeted,
 from hf_sane.tokenization._checkpoints import CheckpointSource, as_checkpoint
 from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
 
-SOUP = "soup"  # which manifests verify
+SOUP = "soup"  # the type in manifests
 
 # Fields of the configuration that select layers.
 CHOICE = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
@@ -262,13 +262,13 @@ def _check_pair(first: Adapter, other: Adapter) -> None:
     if None not in bases and bases[0] != bases[1]:
         raise ValueError(
             f"{first.name} and {other.name} adapt different base models, {bases[0]!r} and {bases[1]!r}; if these "
-            "are one model, say so with base_model"
+            "are the same model, pass base_model"
         )
     revisions = [adapter.config.get("revision") or "main" for adapter in (first, other)]
     if None not in bases and revisions[0] != revisions[1]:
         raise ValueError(
             f"{first.name} and {other.name} adapt different revisions of {bases[0]}, {revisions[0]!r} and "
-            f"{revisions[1]!r}; if these are one model, say so with base_model"
+            f"{revisions[1]!r}; if these are the same model, pass base_model"
         )
     for module in first.modules.keys() & other.modules.keys():
         if first.shape(module) != other.shape(module):
@@ -289,7 +289,7 @@ def _check_pair(first: Adapter, other: Adapter) -> None:
             for adapter, rest in ((first, other), (other, first))
         ]
         raise ValueError(
-            f"{' and '.join(facts)}: what the other one has there is the base's, which is not known here; train "
+            f"{' and '.join(facts)}; the other adapter keeps these tensors of the base, which is not available; train "
             "both with the same modules_to_save and bias, or merge each into its base (merge_and_unload) and "
             "average the merged models"
         )
@@ -331,7 +331,7 @@ def _config_of(adapters: Sequence[Adapter], ranks: Mapping[str, int]) -> dict[st
     """
     config = {**adapters[0].config, "use_rslora": False, "inference_mode": True, "init_lora_weights": True}
     config["ensure_weight_tying"] = False  # both ends have their own factors, with equal products
-    # a local path is useless to others
+    # a local path would not work on other machines
     config["base_model_name_or_path"] = hub_id(config.get("base_model_name_or_path"))
     most_common = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
     config |= {"r": most_common, "lora_alpha": most_common, "rank_pattern": {}, "alpha_pattern": {}}

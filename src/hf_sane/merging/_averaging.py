@@ -110,7 +110,7 @@ def pour(model: nn.Module, ingredients: Sequence[Ingredient], weights: Sequence[
 
 
 def _untie_what_differs(model: nn.Module, ingredients: Sequence[Ingredient]) -> None:
-    """Give tensors that the model shares memories of their own, if any ingredient has two different ones for them."""
+    """Separate tensors that the model shares if any ingredient stores two different ones for them."""
     targets = model.state_dict(keep_vars=True)
     owners: dict[int, str] = {}
     for name in ingredients[0].outlines:
@@ -124,7 +124,7 @@ def _untie_what_differs(model: nn.Module, ingredients: Sequence[Ingredient]) -> 
 
 
 def untie(model: nn.Module, name: str) -> None:
-    """Give a tensor that several modules share to one of them alone, and note it in the model's configuration."""
+    """Separate a tensor that several modules share, and record this in the model's configuration."""
     module, _, leaf = name.rpartition(".")
     owner = model.get_submodule(module)
     shared = getattr(owner, leaf)
@@ -135,7 +135,7 @@ def untie(model: nn.Module, name: str) -> None:
 
 
 def _converted(model: PreTrainedModel, state_dict: StateDict) -> tuple[StateDict, list[str], list[str]]:
-    """A state dict under the names in memory; also what is missing or has another shape, and what is foreign."""
+    """A state dict with the names in memory, names that are missing or differ in shape, and unexpected names."""
     loaded: Any = type(model).from_pretrained(
         None, config=model.config, state_dict=state_dict, output_loading_info=True, ignore_mismatched_sizes=True
     )
@@ -145,7 +145,7 @@ def _converted(model: PreTrainedModel, state_dict: StateDict) -> tuple[StateDict
 
 
 def check_weights(ingredients: Sequence[object], weights: Sequence[float]) -> None:
-    """Refuse weights that are not shares of the ingredients, see [`average_tensors`]."""
+    """Raise an error unless weights are shares of the ingredients, see [`average_tensors`]."""
     if len(weights) != len(ingredients):
         raise ValueError(f"expected one weight per ingredient, {len(ingredients)}, got {len(weights)}")
     if not all(0 <= weight < math.inf for weight in weights) or abs(sum(weights) - 1) > SUM_TOLERANCE:
@@ -175,7 +175,7 @@ def _average(name: str, parts: Sequence[tuple[Ingredient, float]]) -> Tensor:
 
 
 def soup_dtype(ingredients: Sequence[Ingredient]) -> torch.dtype:
-    """The dtype that holds the weights of all ingredients: float32 for float16 with bfloat16."""
+    """A dtype that can represent the weights of all ingredients, such as float32 for float16 with bfloat16."""
     found = [o.dtype for ingredient in ingredients for o in ingredient.outlines.values() if o.is_floating_point()]
     return reduce(torch.promote_types, found, found[0] if found else torch.float32)
 
@@ -183,11 +183,10 @@ def soup_dtype(ingredients: Sequence[Ingredient]) -> torch.dtype:
 def averaged_config(ingredients: Sequence[Ingredient], tensors: StateDict) -> dict[str, Any]:
     """The first ingredient's configuration, with the dtype and the tied weights of the average.
 
-    Code that a configuration names (`auto_map`) stays with the ingredient; for architectures of Transformers none is
-    needed.
+    Remote code (`auto_map`) is left out, since architectures of Transformers require none.
 
     Args:
-        ingredients: Networks that [`open_ingredients`] returned.
+        ingredients: Networks from [`open_ingredients`].
         tensors: Their average.
     """
     first = ingredients[0]
@@ -205,15 +204,15 @@ def averaged_config(ingredients: Sequence[Ingredient], tensors: StateDict) -> di
 
 
 def to_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A finite tensor in another dtype.
+    """Convert a tensor to another dtype, with all values finite.
 
     Raises:
-        ValueError: If a value is too large for it.
+        ValueError: If a value is too large for the dtype.
     """
     result = tensor.to(dtype)
     if result.is_floating_point() and not result.isfinite().all():
         raise ValueError(
-            f"{name!r} has values up to {tensor.abs().max():.3g}, too large for {dtype}, which ends at "
+            f"{name!r} has values up to {tensor.abs().max():.3g}, too large for {dtype}, whose maximum is "
             f"{torch.finfo(dtype).max:.3g}; use a model in {torch.float32} or {torch.bfloat16}"
         )
     return result
@@ -226,7 +225,7 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def _agreed(name: str, parts: Sequence[tuple[Ingredient, float]]) -> Tensor:
-    """An integer tensor: what all ingredients have; of batch counters the largest."""
+    """An integer tensor that is equal in all ingredients, or, for batch counters, the largest."""
     value = parts[0][0].tensor(name).clone()
     for ingredient, _ in parts[1:]:
         other = ingredient.tensor(name)

@@ -9,16 +9,17 @@ from hf_sane.records._progress import tracked
 def greedy_soup(mixer: Mixer, score: Score | None, *, higher_is_better: bool = True) -> Soup:
     """Average the ingredients that help on held-out data (Wortsman et al. 2022, arXiv:2203.05482, recipe 1).
 
-    Ingredients are tried from the best to the worst; one stays if the soup with it is at least as good as without. The
-    soup starts as the best ingredient, so it never ends below it on the held-out data. On other data it may.
+    Ingredients are tried from the best to the worst, and each is kept if the soup with it is at least as good as
+    without. Since the soup starts with the best ingredient, it is never worse on the held-out data; on other data it
+    may be.
 
     Args:
-        mixer: Its model holds the soup afterwards.
-        score: Measures a model on held-out data, see `ImageScore`. The same model must give the same value.
-        higher_is_better: `False` for losses.
+        mixer: Mixer whose model holds the soup afterwards.
+        score: Function that measures a model on held-out data, see `ImageScore`. It must be deterministic.
+        higher_is_better: Whether higher values of the score are better; `False` for losses.
 
     Raises:
-        ValueError: Without a score, or if that of an ingredient is not a number.
+        ValueError: If there is no score, or that of an ingredient is NaN.
     """
     if score is None:
         raise ValueError("a greedy soup is selected on held-out data, got no score; pass one, or make a uniform soup")
@@ -42,15 +43,16 @@ def greedy_soup(mixer: Mixer, score: Score | None, *, higher_is_better: bool = T
 def select_greedily(
     scores: Sequence[float], score_of: Callable[[Sequence[int]], float], *, higher_is_better: bool
 ) -> tuple[list[int], float, list[tuple[int, float, bool]]]:
-    """The greedy recipe on indices, whatever the ingredients are.
+    """Apply the greedy recipe to indices, independently of what the ingredients are.
 
     Args:
         scores: Scores of the single ingredients; ties are tried in the given order.
-        score_of: Score of the equal-weighted average of some ingredients; NaN counts as worse than anything.
-        higher_is_better: `False` for losses.
+        score_of: Function that scores the equal-weighted average of some ingredients; NaN counts as the worst.
+        higher_is_better: Whether higher scores are better; `False` for losses.
 
     Returns:
-        Indices chosen, in the order they joined; the score of their average; and every try: index, score, kept.
+        Chosen indices, in the order in which they were added; the score of their average; and every step: index,
+        score, kept.
     """
     sign = 1 if higher_is_better else -1
     order = sorted(range(len(scores)), key=lambda index: -sign * scores[index])

@@ -1,4 +1,4 @@
-"""The checkpoints of a soup: opened lazily, compared before averaging, and aligned on the fly."""
+"""Ingredients of a soup: checkpoints that are opened lazily, compared before averaging, and aligned while reading."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ VOCABULARY_FILES = (
     "tokenizer.model",
     "sentencepiece.bpe.model",
 )
-# What a soup takes over from its first ingredient.
+# Files that a soup copies from its first ingredient.
 CARRIED_FILES = (
     *VOCABULARY_FILES,
     "added_tokens.json",
@@ -47,7 +47,7 @@ CARRIED_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
 )
-# Keys of a configuration that do not change what the weights compute.
+# Keys of a configuration that do not affect the network's function.
 HARMLESS_KEYS = {
     "_commit_hash",
     "_name_or_path",
@@ -75,14 +75,14 @@ class Ingredient:
     """One checkpoint, whose tensors are read on access.
 
     Attributes:
-        name: What reports and cards call it.
-        tensors: By name; lazy where the checkpoint is a file.
-        outlines: Names, shapes and dtypes, on the meta device.
-        config: Content of its config.json; empty when unknown.
-        vocabulary: Content of its tokenizer's files, by file name; empty when it has none.
-        folder: Where its files lie; `None` in memory.
-        spec: Symmetries that `permutation` refers to.
-        permutation: Applied to every tensor that is read; `None` when the checkpoint is taken as it is.
+        name: Name in reports and cards.
+        tensors: Tensors by name, which are read on access if the checkpoint is a file.
+        outlines: Tensors on the meta device, with names, shapes and dtypes.
+        config: Content of its config.json; empty if unknown.
+        vocabulary: Content of its tokenizer's files, by file name; empty if there are none.
+        folder: Folder of its files; `None` in memory.
+        spec: Symmetries for `permutation`.
+        permutation: Permutation that is applied to every tensor while reading; `None` for none.
     """
 
     name: str
@@ -95,7 +95,7 @@ class Ingredient:
     permutation: Permutation | None = None
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor, aligned if the ingredient is; not to be written to."""
+        """Read one tensor, aligned if the ingredient is; it must not be modified."""
         tensor = self.tensors[name]
         if self.spec is None or self.permutation is None:
             return tensor
@@ -103,7 +103,7 @@ class Ingredient:
 
     @property
     def is_moved(self) -> bool:
-        """Whether alignment reordered any channel."""
+        """Whether alignment permuted any channels."""
         moved = (self.permutation or {}).values()
         return any(not torch.equal(index, torch.arange(len(index))) for index in moved)
 
@@ -111,20 +111,21 @@ class Ingredient:
 def open_ingredients(sources: Sequence[Source], *, names: Sequence[str] | None = None) -> list[Ingredient]:
     """Open checkpoints of one architecture for averaging.
 
-    Only headers are read. What would make an average meaningless is refused: other tensors or shapes, other settings
-    of the architecture (dropout and initialisation may differ), other labels, another vocabulary. What a checkpoint
-    does not say (a bare file has no configuration) cannot be compared. Buffers that carry nothing may be in some of
-    them only, and a weight that is stored once for two names may be stored twice in others, see `reconcile`.
+    Only headers are read. Checkpoints whose average would be meaningless raise an error: those with different tensors
+    or shapes, settings of the architecture (except dropout and initialisation), labels or vocabularies. Settings that
+    a checkpoint lacks (such as the configuration of a single file) cannot be compared. Buffers without information may
+    exist in some checkpoints only, and a weight that is stored once for two names may be stored twice in others, see
+    `reconcile`.
 
     Args:
         sources: State dicts, modules, files, folders, shard indices, or Hub repo ids, also `repo@revision`; at least
             two.
-        names: Names; by default the last part of a path, the repo id, or `ingredient_0`, ... Names that
-            occur twice get a number.
+        names: Names; by default the last part of a path, the repo id, or `ingredient_0`, ... Names that occur twice
+            get a number.
 
     Raises:
         FileNotFoundError: If a file or repo does not exist.
-        ValueError: For fewer than two sources, another number of names, or checkpoints that do not belong together.
+        ValueError: If there are fewer than two sources, the number of names differs, or checkpoints are incompatible.
     """
     named = name_sources(sources, names, what="checkpoint")
     ingredients = _reconciled([_open(source, name) for name, source in named.items()])
@@ -134,19 +135,19 @@ def open_ingredients(sources: Sequence[Source], *, names: Sequence[str] | None =
 
 
 def name_sources(sources: Sequence[Given], names: Sequence[str] | None, *, what: str) -> dict[str, Given]:
-    """Sources of a soup by their names, see [`open_ingredients`]; `what` is what messages call one."""
+    """Sources of a soup by name, see [`open_ingredients`]; `what` is the word for one of them in messages."""
     if isinstance(sources, str | Path) or len(sources) < 2:
         got = f"the single source {str(sources)!r}" if isinstance(sources, str | Path) else len(sources)
-        raise ValueError(f"a soup needs a list of at least two {what}s, got {got}")
+        raise ValueError(f"expected a list of at least two {what}s, got {got}")
     if names is not None and len(names) != len(sources):
-        raise ValueError(f"expected one name per {what}, {len(sources)}, got {len(names)}")
+        raise ValueError(f"expected one name for each of {len(sources)} {what}s, got {len(names)}")
     given = list(names or [_default_name(source, i) for i, source in enumerate(sources)])
     unique = [f"{name}_{i}" if given.count(name) > 1 else name for i, name in enumerate(given)]
     return dict(zip(unique, sources, strict=True))
 
 
 def check_compatible(first: Ingredient, other: Ingredient) -> None:
-    """Refuse two checkpoints whose average would mean nothing.
+    """Raise an error if the average of two checkpoints would be meaningless.
 
     Raises:
         ValueError: If configuration, labels, vocabulary, tensor names, shapes or kinds of dtype differ.
@@ -164,8 +165,8 @@ def check_compatible(first: Ingredient, other: Ingredient) -> None:
     for file in sorted(first.vocabulary.keys() & other.vocabulary.keys()):
         if first.vocabulary[file] != other.vocabulary[file]:
             raise ValueError(
-                f"{first.name} and {other.name} have different tokenizers ({file} differs): their embeddings stand "
-                "for different words; average models of one vocabulary"
+                f"{first.name} and {other.name} have different tokenizers ({file} differs), so their embeddings "
+                "belong to different words; average models of one vocabulary"
             )
     if first.outlines.keys() != other.outlines.keys():
         lacking = [
@@ -197,7 +198,7 @@ def is_averaged(tensor: Tensor) -> bool:
     """Whether a tensor holds weights, which are floating-point numbers, unlike counters, indices and masks.
 
     Raises:
-        ValueError: For 8-bit floats, which encode quantised weights whose scales would have to be averaged, too.
+        ValueError: If weights are 8-bit floats, which are quantised, and whose scales would have to be averaged, too.
     """
     if tensor.dtype.itemsize == 1 and tensor.is_floating_point():
         raise ValueError(f"cannot average quantised weights of dtype {tensor.dtype}; dequantise the checkpoints first")

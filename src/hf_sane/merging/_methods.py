@@ -1,6 +1,6 @@
 """Registered merge methods, which determine the weights of a soup's ingredients.
 
-A method is a function with a decorator, in any module that is imported before the method is named:
+A method is a decorated function, in any module that is imported before the method is used:
 
 ```python
 @register_merge_method("best", needs_score=True)

@@ -29,7 +29,7 @@ class SWASchedule:
     `t = (mod(i - 1, c) + 1) / c`, and the weights join the average at its end, where it is lowest.
 
     Attributes:
-        start_step: Optimizer steps before averaging starts, >= 0.
+        start_step: Number of optimizer steps before averaging starts, >= 0.
         cycle_steps: Steps per cycle, `c` >= 1.
         learning_rate: `a_1` > 0, of every step (constant) or of the start of a cycle.
         kind: `"constant"` or `"cyclical"`.
@@ -166,7 +166,7 @@ class SWAResult:
     Attributes:
         averaged: `M` averages, batch-norm statistics re-estimated.
         last: The last weights of the same runs.
-        num_averaged: Networks in each average.
+        num_averaged: Number of networks in each average.
     """
 
     averaged: StackedNetworks
@@ -195,7 +195,7 @@ def train_stacked_swa(
         networks: Trained networks to continue from. Not changed.
         data: Images or texts; the training split is also used to re-estimate batch-norm statistics.
         hyper_parameters: One entry per network.
-        cycles: Networks per average, >= 2.
+        cycles: Number of networks per average, >= 2.
         cycle_epochs: Number of epochs between them.
         kind: `"constant"` or `"cyclical"`.
         batch_size: Batch size of training and of the re-estimation.
