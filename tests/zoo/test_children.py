@@ -43,9 +43,7 @@ def built(tmp_path_factory, digits):
 
 def shift_of(split, i):
     """The shift that the columns of a row describe."""
-    classes = split.column("shift_classes")[i]
-    strengths = {kind: float(split.column(f"shift_{kind}")[i]) for kind in KINDS if kind != "classes"}
-    return Shift(**strengths, classes=None if classes is None else tuple(map(int, classes.split())))
+    return Shift.from_properties({name: split.column(name)[i] for name in (f"shift_{kind}" for kind in KINDS)})
 
 
 def test_children_continue_their_ancestor_on_the_images_of_their_columns(built, digits):
