@@ -275,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--families", nargs="*", default=list(GREY), choices=list(GREY), metavar="DATA")
     parser.add_argument("--children", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=32, help="independent networks, for comparison")
-    parser.add_argument("--epochs", type=int, default=40, help="passes of each SANE over the training children")
+    parser.add_argument("--epochs", type=int, default=30, help="passes of each SANE over the training children")
     parser.add_argument("--hidden-size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
