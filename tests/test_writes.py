@@ -159,11 +159,12 @@ def test_what_reads_is_no_write(call):
     assert list(raw_writes(f"def f(path):\n    {call}", "a.py")) == []
 
 
+IMPORTED = ("ablation_variants.py", "children_prompts.py", "forests.py", "running.py")  # by other scripts
 RUN = sorted(
     path
     for folder in ("scripts", "benchmarks", "experiments")
     for path in (ROOT / folder).glob("*.py")
-    if path.name not in ("ablation_variants.py", "children_prompts.py", "forests.py", "running.py")  # imported by others
+    if path.name not in IMPORTED
 )
 
 
