@@ -8,9 +8,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("analysis", "architectures", "cli", "core", "hub", "merging", "models", "networks", "probing", "sampling")
-ROOMS += ("screening", "symmetry", "tokenization", "training", "workflows", "zoo")
-PYTHON = sorted(path for room in ROOMS for path in (ROOT / "src/hf_sane" / room).rglob("*.py"))
+PYTHON = sorted(path for folder in ("src", "scripts", "experiments") for path in (ROOT / folder).rglob("*.py"))
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md"]
 PAGES += sorted(path for folder in ("docs", "model_cards") for path in (ROOT / folder).rglob("*.md"))
 

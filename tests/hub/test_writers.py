@@ -146,7 +146,7 @@ def test_a_card_is_added_to_a_finished_folder_but_never_replaces_an_edited_one(k
             (tmp_path / "README.md").write_text("# Mine\n")
         else:
             os.remove(tmp_path / MANIFEST)
-        with pytest.raises(FileExistsError, match=r"README\.md was written or edited by somebody else"):
+        with pytest.raises(FileExistsError, match=r"README\.md was written or edited by hand"):
             write(tmp_path)
         assert (tmp_path / "README.md").read_text() == "# Mine\n"
     os.remove(tmp_path / "README.md")

@@ -422,7 +422,7 @@ def test_a_file_that_was_added_by_a_killed_process_can_be_added_again(tmp_path, 
     assert "note.md" in manifest.files
     (tmp_path / "out/note.md").write_text("edited")
     with (
-        pytest.raises(FileExistsError, match="edited by somebody else"),
+        pytest.raises(FileExistsError, match="edited by hand"),
         add_file(tmp_path / "out", "note.md") as partial,
     ):
         partial.write_text("text")

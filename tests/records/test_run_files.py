@@ -108,7 +108,7 @@ def test_tokens_are_not_kept():
         ("verb: other\nsettings: {}", "verb: expected 'verb', got 'other'; run: other --config"),
         ("verb: verb\nsettings: {}\nextra: 1", "expected the fields verb and settings alone, got extra"),
         ("verb: verb", "expected a field 'settings'"),
-        ("verb: verb\nsettings: {count: 1, count: 2}", "the field 'count' is there twice"),
+        ("verb: verb\nsettings: {count: 1, count: 2}", "the field 'count' is repeated"),
         ("- a list", "expected an object, got a list of 1"),
         ("a: [", "expected a run file (YAML with `verb` and `settings`)"),
         ("a: !!python/object:os.system x", "expected a run file"),

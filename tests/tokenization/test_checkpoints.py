@@ -141,7 +141,7 @@ def test_broken_indices(sharded):
         ("{", "expected a shard index"),
         ("[]", "expected a shard index"),
         ("[" * 100_000, "expected a shard index"),
-        ('{"weight_map": {"a": "x", "a": "y"}}', "the field 'a' is there twice"),
+        ('{"weight_map": {"a": "x", "a": "y"}}', "the field 'a' is repeated"),
     ]:
         index.write_text(broken)
         with pytest.raises(InvalidFileError, match=field):

@@ -436,7 +436,7 @@ def test_zoos_that_do_not_fit_are_refused(tmp_path, zoo, zoo_folder):
         tmp_path / "other",
     )  # fmt: skip
     with pytest.raises(
-        ValueError, match=r"expected zoos of one \(token_dim, token_layout, batch_norm\), got .*16.*20"
+        ValueError, match=r"expected zoos with equal \(token_dim, token_layout, batch_norm\), got .*16.*20"
     ):
         fit_extractor([zoo.splits["train"], other.splits["train"]], "standardize")
 

@@ -1,4 +1,4 @@
-"""Output on disk: complete files, output folders that are finished or absent, run records, and errors of reading."""
+"""Output on disk: files and folders that are complete or absent, run records, and errors of reading."""
 
 from typing import TYPE_CHECKING
 

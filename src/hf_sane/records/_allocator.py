@@ -5,9 +5,9 @@ import os
 import sys
 from typing import Any
 
-REPLACEMENTS = ("jemalloc", "tcmalloc", "mimalloc")  # preloaded in place of glibc's own; they keep large blocks anyway
-# What `mallopt` takes (malloc.h), and the environment variable with which the user may have said something else.
-# Not mapping large blocks and never trimming are the point; the padding makes the heap grow in few, large steps.
+REPLACEMENTS = ("jemalloc", "tcmalloc", "mimalloc")  # they keep large blocks by default
+# Parameters of `mallopt` (malloc.h), and the environment variables by which users may have set them.
+# The aim is not to map large blocks and never to trim; the padding makes the heap grow in few, large steps.
 SETTINGS = {
     "mmap_max": (-4, 0, "MALLOC_MMAP_MAX_"),
     "trim_threshold": (-1, -1, "MALLOC_TRIM_THRESHOLD_"),  # -1: never
@@ -21,12 +21,12 @@ def tune_allocator() -> dict[str, Any]:
     """Make glibc keep large freed blocks instead of returning each to the kernel.
 
     By default every large temporary of a training step is mapped, faulted in page by page, and unmapped again, which
-    can take most of the step. The price is memory that stays with the process. Programs call this first, before
-    PyTorch allocates; importing the library never does. What the environment already sets (`MALLOC_MMAP_MAX_` and its
-    like) is left alone; on other systems, and with another allocator preloaded, nothing is done.
+    can take most of the step. In exchange, the process keeps the memory. Programs call this first, before PyTorch
+    allocates; importing the library never does. Settings from the environment (such as `MALLOC_MMAP_MAX_`) are
+    respected; on other systems, and with another allocator preloaded, nothing is done.
 
     Returns:
-        [`allocator_state`] afterwards: `tuned` names what was set here.
+        [`allocator_state`] afterwards; `tuned` names the parameters that were set.
     """
     state = allocator_state()
     if state["name"].startswith("glibc"):
@@ -42,7 +42,7 @@ def allocator_state() -> dict[str, Any]:
 
     Returns:
         `name` (`"glibc 2.36"`, a preloaded library, or the platform's default), `environment` (the `MALLOC_*` and
-        `GLIBC_TUNABLES` variables that are set) and `tuned` (what [`tune_allocator`] set).
+        `GLIBC_TUNABLES` variables that are set) and `tuned` (parameters set by [`tune_allocator`]).
     """
     variables = {k: v for k, v in sorted(os.environ.items()) if k.startswith("MALLOC_") or k == "GLIBC_TUNABLES"}
     return {"name": _allocator_name(), "environment": variables, "tuned": dict(_tuned)}
@@ -51,7 +51,7 @@ def allocator_state() -> dict[str, Any]:
 def peak_rss_bytes() -> int | None:
     """Largest resident memory of this process so far, in bytes; `None` if the system does not report it."""
     if sys.platform == "linux":
-        # Not getrusage: its ru_maxrss survives exec, so that a child of a large process starts with its parent's peak.
+        # ru_maxrss of getrusage survives exec, so a child of a large process would start with its parent's peak.
         with open("/proc/self/status") as status:
             peaks = [line.split()[1] for line in status if line.startswith("VmHWM:")]
         return int(peaks[0]) * 1024 if peaks else None

@@ -4,14 +4,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-MAX_SHARE = 0.05  # of the time that saving may take
+MAX_SHARE = 0.05  # largest share of the time for saving
 
 
 class Cadence:
-    """Decides when to save progress: at intervals, which are longer if saving is slow. Results do not depend on it.
+    """Decides when to save progress: at intervals that grow if saving is slow. Results do not depend on it.
 
     Args:
-        seconds: Shortest time between two saves; 0 or less to never save.
+        seconds: Minimum time between two saves; 0 or less to never save.
     """
 
     def __init__(self, seconds: float) -> None:

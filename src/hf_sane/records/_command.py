@@ -1,4 +1,4 @@
-"""The command that is running, as a shell takes it, for records and for messages that name it."""
+"""The running command in shell syntax, for records and messages."""
 
 import shlex
 import sys
@@ -14,7 +14,7 @@ _running: ContextVar[tuple[str, ...] | None] = ContextVar("running", default=Non
 
 @contextmanager
 def running(command: Sequence[str]) -> Iterator[None]:
-    """Say what runs in the block: a program and its arguments. Otherwise it is a call from Python."""
+    """Set the program and arguments that run in the block; without it, the library is called from Python."""
     token = _running.set(tuple(command))
     try:
         yield
@@ -23,10 +23,10 @@ def running(command: Sequence[str]) -> Iterator[None]:
 
 
 def command_line(*options: str) -> str:
-    """The command, quoted so that it can be pasted into a shell, without access tokens; that of the process in Python.
+    """The command, quoted for a shell and without access tokens; in calls from Python, that of the process.
 
     Args:
-        options: Added at the end, unless they are given.
+        options: Options to add at the end if they are missing.
     """
     program, *arguments = sys.argv or ["python"]
     words = _running.get() or (Path(program).name, *arguments)
@@ -34,11 +34,11 @@ def command_line(*options: str) -> str:
 
 
 def again(what: str, *flags: str) -> str:
-    """How to start again or continue after an interruption: the command, or in Python the call.
+    """Advice on how to start again or continue after an interruption: a command or, in Python, a call.
 
     Args:
         what: `"start again"` or `"continue"`.
-        flags: Options that are needed for it, such as `"--resume"`.
+        flags: Required options, such as `"--resume"`.
     """
     if _running.get() is not None:
         return f"to {what}: {command_line(*flags)}"

@@ -20,7 +20,7 @@ def writing(place: Path) -> Iterator[None]:
     except SafetensorError as error:
         raise OSError(f"cannot write to {place}: {error}; is the disk full or read-only?") from error
     except OSError as error:
-        # The name of the file is missing where a write into an open file failed; elsewhere it says whether it is ours.
+        # If the error has a file name, it shows whether the file is ours; writes to an open file have none.
         if error.errno in (*NO_SPACE, *NO_ACCESS) and _is_beside(error.filename, place):
             remedy = "free some space" if error.errno in NO_SPACE else "make it writable"
             raise OSError(
@@ -30,7 +30,7 @@ def writing(place: Path) -> Iterator[None]:
 
 
 def describe_os_error(error: OSError) -> str:
-    """Why the system refused access to a file, with a remedy: `PermissionError` has only a number and a path."""
+    """Message about a denied access with a remedy, which a `PermissionError` lacks."""
     if error.errno is None or error.filename is None:
         return str(error)
     said = f"{os.fsdecode(error.filename)}: {os.strerror(error.errno)}"
@@ -40,7 +40,7 @@ def describe_os_error(error: OSError) -> str:
 
 
 def _is_beside(name: object, place: Path) -> bool:
-    """Whether a file is `place`, inside or above it, or a temporary file next to it; a nameless one counts, too."""
+    """Whether a file is `place`, inside or above it, a temporary file next to it, or nameless."""
     if not isinstance(name, str | bytes | os.PathLike):
         return True
     path = Path(os.path.abspath(os.fsdecode(name)))

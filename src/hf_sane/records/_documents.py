@@ -15,13 +15,13 @@ DOWNLOAD_AGAIN = "download or write the file again"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A value of a JSON file, and where it is.
+    """A value of a JSON file and its location.
 
     Attributes:
-        value: As `json` reads it.
+        value: Value as `json` parses it.
         file: Path or address of the file.
-        field: Keys and indices that lead to the value, such as `layers[3].shape`; `None` for the whole file.
-        remedy: What the user can do if the value is not what it should be.
+        field: Keys and indices of the value, such as `layers[3].shape`; `None` for the whole file.
+        remedy: Advice to the user if the value is invalid.
     """
 
     value: Any
@@ -30,12 +30,12 @@ class Entry:
     remedy: str = DOWNLOAD_AGAIN
 
     def fail(self, expected: str, got: object = None, remedy: str | None = None) -> NoReturn:
-        """Refuse this value.
+        """Raise an error about this value.
 
         Args:
-            expected: What would have been right.
-            got: What to show instead of the value.
-            remedy: What the user can do, if it is not what the entry says.
+            expected: Description of a valid value.
+            got: Text to show instead of the value.
+            remedy: Advice to the user, if it differs from that of the entry.
 
         Raises:
             InvalidFileError: Always.
@@ -64,7 +64,7 @@ class Entry:
         return ((key, self._below(key, value)) for key, value in self.mapping().items())
 
     def entries(self, length: int | None = None) -> list["Entry"]:
-        """The elements of a list; if `length` is given, it must have that many."""
+        """The elements of a list, whose number must be `length` if given."""
         if not isinstance(self.value, list | tuple):
             self.fail("a list")
         if length is not None and len(self.value) != length:
@@ -81,7 +81,7 @@ class Entry:
         return self.value
 
     def one_of(self, choices: Sequence[Any]) -> Any:
-        """One of the given values, of the same type."""
+        """One of the choices, which must have the same type."""
         if not any(type(self.value) is type(choice) and self.value == choice for choice in choices):
             self.fail(f"one of {', '.join(map(repr, choices))}", got=repr(self.value))
         return self.value
@@ -93,7 +93,7 @@ class Entry:
         return self.value
 
     def whole(self, at_least: int = 0, at_most: int = 2**63 - 1) -> int:
-        """A whole number in a range; by default what an int64 holds."""
+        """A whole number in a range, by default that of int64."""
         if type(self.value) is not int or not at_least <= self.value <= at_most:
             self.fail(f"a whole number from {at_least} to {at_most}")
         return self.value
@@ -106,13 +106,13 @@ class Entry:
         return float(self.value)
 
     def fields_of(self, record: type) -> dict[str, Any]:
-        """Validated arguments of a dataclass: known fields only, each of its type, none missing without a default."""
+        """Validated arguments of a dataclass: types match, and no field is unknown or missing."""
         hints, known = get_type_hints(record), {entry.name: entry for entry in fields(record)}
         if foreign := sorted(self.mapping().keys() - known.keys()):
             self.fail(f"fields among {', '.join(known)}", got=foreign)
         needed = [n for n, e in known.items() if e.default is MISSING and e.default_factory is MISSING]
         for name in needed:
-            self[name]  # refuses a missing field
+            self[name]  # raises an error for a missing field
         return {name: entry.of_type(hints[name]) for name, entry in self.items()}
 
     def of_type(self, wanted: Any) -> Any:
@@ -139,16 +139,16 @@ class Entry:
 
 
 def read_document(path: str | Path, *, expected: str, remedy: str = DOWNLOAD_AGAIN) -> Entry:
-    """Read a JSON file that holds an object.
+    """Read a JSON file that contains an object.
 
     Args:
-        path: The file, UTF-8.
-        expected: What it should be, for messages: `"the facts of a zoo (a JSON object)"`.
-        remedy: What the user can do if it is damaged.
+        path: UTF-8 file.
+        expected: Description of its content for messages, such as `"the facts of a zoo (a JSON object)"`.
+        remedy: Advice to the user if it is damaged.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        InvalidFileError: If it is not a JSON object, names a field twice, or holds text that is not Unicode.
+        FileNotFoundError: If the file does not exist.
+        InvalidFileError: If it is not a JSON object, a field is repeated, or a text is not valid Unicode.
     """
     with reading(path, expected=expected, remedy=remedy):
         text = Path(path).read_text(encoding="utf-8")
@@ -158,29 +158,25 @@ def read_document(path: str | Path, *, expected: str, remedy: str = DOWNLOAD_AGA
 def parse_document(
     text: str, file: str | Path, *, expected: str = "a JSON object", remedy: str = DOWNLOAD_AGAIN
 ) -> Entry:
-    """Like [`read_document`], for text that has been read already, such as the metadata of a safetensors file.
-
-    Raises:
-        InvalidFileError: As there.
-    """
+    """[`read_document`] for text that was read already, such as the metadata of a safetensors file."""
     with reading(file, expected=expected, remedy=remedy):
         content = json.loads(text, object_pairs_hook=_unique)
         if not isinstance(content, dict):
             raise TypeError(f"{_outline(content)} instead of an object")
-        if "\\ud" in text.lower():  # half a surrogate pair could be neither printed nor written
+        if "\\ud" in text.lower():  # a lone surrogate can be neither printed nor written
             json.dumps(content, ensure_ascii=False).encode("utf-8")
         return Entry(content, str(file), remedy=remedy)
 
 
 def read_settings(text: str, option: str) -> dict[str, Any]:
-    """Settings given as a JSON object, or as the path of a file that holds one.
+    """Parse settings given as a JSON object or as the path of a JSON file.
 
     Args:
-        text: The value of the option.
-        option: Its name, for messages.
+        text: Value of the option.
+        option: Name of the option, for messages.
 
     Raises:
-        FileNotFoundError: If it is not a JSON object, and there is no such file.
+        FileNotFoundError: If it is neither a JSON object nor an existing file.
         InvalidFileError: If it is damaged.
     """
     if text.lstrip().startswith("{"):
@@ -189,7 +185,7 @@ def read_settings(text: str, option: str) -> dict[str, Any]:
 
 
 def _could_be(value: object, wanted: Any) -> bool:
-    """Whether a JSON value is of a type; its items are not checked."""
+    """Whether a JSON value has a type, without checking its items."""
     origin = get_origin(wanted) or wanted
     if origin is Literal:
         return any(type(value) is type(choice) and value == choice for choice in get_args(wanted))
@@ -223,12 +219,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
-        raise ValueError(f"the field {twice!r} is there twice")
+        raise ValueError(f"the field {twice!r} is repeated")
     return content
 
 
 def _outline(value: object) -> object:
-    """Enough of a value to recognise it."""
+    """Short description of a value for messages."""
     if isinstance(value, Mapping):
         names = ", ".join(map(repr, list(value)[:8]))
         return f"an object with {len(value)} fields ({names})" if value else "an empty object"

@@ -1,4 +1,4 @@
-"""The error of all readers of files."""
+"""The error of all file readers, and texts for messages."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -6,27 +6,27 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-MAX_SHOWN = 200  # characters of a stranger's value that a message repeats
+MAX_SHOWN = 200  # maximum number of characters of an untrusted value in a message
 
 
 class InvalidFileError(ValueError):
-    """A file is not what it should be: damaged, of another format, or with a value that cannot be right.
+    """A file is damaged, has another format, or contains an invalid value.
 
-    Every reader of this library raises it, and no other exception, whatever bytes a file holds. A file that does not
-    exist is a `FileNotFoundError`.
+    Readers of this library raise no other exception for any content of a file. A missing file is a
+    `FileNotFoundError`.
 
     Attributes:
         file: Path or address of the file.
-        field: Where in the file the fault is, such as `layers[3].shape`; `None` when the file as a whole is at fault.
-        expected: What would have been right.
-        got: What the file holds, shortened to one line.
-        remedy: What the user can do.
+        field: Location of the fault in the file, such as `layers[3].shape`; `None` for the whole file.
+        expected: Description of valid content.
+        got: Actual content, shortened to one line.
+        remedy: Advice to the user.
     """
 
     def __init__(self, file: str | Path, *, expected: str, got: object, remedy: str, field: str | None = None) -> None:
-        # Names of tensors and keys are a stranger's text, too.
+        # Names of tensors and keys are untrusted text, too.
         self.file, self.field, self.remedy = str(file), None if field is None else shorten(field), remedy
-        # What another error said is a sentence, often one of this library.
+        # Messages of other errors are sentences, often of this library.
         limit = 3 * MAX_SHOWN if isinstance(got, BaseException) else MAX_SHOWN
         self.expected, self.got = shorten(expected, 2 * MAX_SHOWN), shorten(got, limit)
         place = self.file if field is None else f"{self.file}: {self.field}"
@@ -41,9 +41,9 @@ def _restore(file: str, field: str | None, expected: str, got: str, remedy: str)
 
 
 def shorten(value: object, limit: int = MAX_SHOWN) -> str:
-    """A value as one printable line of at most `limit` characters, for messages that quote other people's files.
+    """A value as one printable line of at most `limit` characters, for messages that quote untrusted files.
 
-    An exception is shown with its type, so that a bare `KeyError: 'x'` does not read as `'x'`.
+    Exceptions are shown with their type, since the text of `KeyError("x")` is just `'x'`.
     """
     text = f"{type(value).__name__}: {value}" if isinstance(value, BaseException) else str(value)
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
@@ -51,20 +51,20 @@ def shorten(value: object, limit: int = MAX_SHOWN) -> str:
 
 
 def name_some(names: Iterable[object], limit: int = 3) -> str:
-    """The first few names, and how many more there are; nothing without names."""
+    """The first few names and the number of others; an empty text without names."""
     found = [shorten(name) for name in names]
     more = f" and {len(found) - limit} more" if len(found) > limit else ""
     return ", ".join(found[:limit]) + more
 
 
 def did_you_mean(got: object, choices: Iterable[str]) -> str:
-    """Suggest the choice that was probably meant, for the end of a message; empty if none is similar."""
+    """Suggestion of the most similar choice, for the end of a message; empty if none is similar."""
     close = get_close_matches(str(got), list(choices), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-# What Python, safetensors, NumPy and YAML raise for bytes that nobody foresaw. `OSError` is not among them: a disk
-# that cannot be read is not a fault of the file. `MemoryError` is: a header may claim any size.
+# Exceptions of Python, safetensors, NumPy and YAML for unexpected bytes. `OSError` is not among them, since an
+# unreadable disk is not a fault of the file; `MemoryError` is, since a header may claim any size.
 MALFORMED: tuple[type[Exception], ...] = (
     ValueError,
     TypeError,
@@ -87,19 +87,19 @@ def reading(
     also: tuple[type[Exception], ...] = (),
     by_arrow: bool = False,
 ) -> Iterator[None]:
-    """Turn whatever a parser raises for malformed content into an [`InvalidFileError`] about `file`.
+    """Convert exceptions of a parser about malformed content into an [`InvalidFileError`] about `file`.
 
     Args:
         file: Path or address of the file that the block reads.
-        expected: What the file should be.
-        remedy: What the user can do.
-        field: Which part of the file the block reads.
+        expected: Description of valid content.
+        remedy: Advice to the user.
+        field: Part of the file that the block reads.
         also: Further exceptions of the parser, such as `SafetensorError` or `yaml.YAMLError`.
-        by_arrow: Whether Arrow parses it, which says of damaged bytes what the system says of a damaged disk, but
-            without the system's number.
+        by_arrow: Whether Arrow parses the file, which raises the same exception for damaged bytes and damaged disks,
+            the former without an error number.
 
     Raises:
-        InvalidFileError: If the block raises one of `MALFORMED` or `also`. One that the block raises itself passes.
+        InvalidFileError: If the block raises one of `MALFORMED` or `also`, or an `InvalidFileError` itself.
     """
     caught: tuple[type[Exception], ...] = (*((OSError,) if by_arrow else ()), *MALFORMED, *also)
     try:
@@ -113,5 +113,5 @@ def reading(
 
 
 def _is_of_a_parser(error: OSError) -> bool:
-    """Whether an `OSError` is about malformed content, as Arrow's are; the system's have a number or a subclass."""
+    """Whether an `OSError` is Arrow's about malformed content; those of the system have a number or a subclass."""
     return type(error) is OSError and error.errno is None

@@ -1,8 +1,7 @@
-"""Escaping of untrusted text for cards and plots: one readable line of bounded length, without markup.
+"""Escaping of untrusted text for cards and plots: one readable line of limited length, without markup.
 
-For the terminal and for error messages, [`shorten`][hf_sane.records._errors.shorten] is enough: it leaves no control
-characters. YAML is written by a serializer, which quotes what needs it; there, too, `shorten` keeps values on one
-line.
+For the terminal and error messages, [`shorten`][hf_sane.records._errors.shorten] suffices, since it removes control
+characters. It also keeps values on one line in YAML, where the serializer quotes them.
 """
 
 import json
@@ -11,23 +10,23 @@ from typing import Any
 
 from hf_sane.records._errors import shorten
 
-MAX_TEXT = 4000  # characters of one value on a card
-ADDRESS = re.compile(r"://|www\.|mailto:|\S@\S", re.IGNORECASE)  # what renderers turn into links by themselves
+MAX_TEXT = 4000  # maximum number of characters of a value on a card
+ADDRESS = re.compile(r"://|www\.|mailto:|\S@\S", re.IGNORECASE)  # text that renderers turn into links
 ACTIVE = re.compile(r"[\\`*\[\]#~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 STARTS_A_BLOCK = re.compile(r"^([-+](?=[ -]|$)|[=:]|\d+(?=[.)]( |$)))")
 ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 class Markup(str):
-    """Markdown that this library wrote: it is not escaped again."""
+    """Markdown from this library, which is not escaped again."""
 
     __slots__ = ()
 
 
 def markdown_text(value: object, limit: int = MAX_TEXT) -> Markup:
-    """A value as plain text inside a line of Markdown: no links, HTML, headings, lists, code or formulas of its own.
+    """A value as plain text inside a line of Markdown, without links, HTML, headings, lists, code or formulas.
 
-    `|` stays; tables escape it in all of their cells.
+    `|` is not escaped, since tables do so in all cells.
     """
     if isinstance(value, Markup):
         return value
@@ -43,13 +42,13 @@ def markdown_text(value: object, limit: int = MAX_TEXT) -> Markup:
 
 
 def markdown_code(value: object, limit: int = MAX_TEXT) -> Markup:
-    """A value as inline code in Markdown, where nothing is markup; backticks become apostrophes."""
+    """A value as inline code in Markdown; backticks become apostrophes."""
     line = shorten(str(value), limit).replace("`", "'")
     return Markup(f"`{line}`" if line else "")
 
 
 def python_literal(value: Any) -> Markup:
-    """Python source of a value inside a fenced block of a card: strings can end neither themselves nor the block."""
+    """Python source of a value for a fenced block of a card; strings cannot terminate themselves or the block."""
     if not isinstance(value, str):
         return Markup(repr(value))
     return Markup(re.sub(r"[^ -~]|`", _code_point, json.dumps(value, ensure_ascii=False)))

@@ -15,24 +15,24 @@ from hf_sane.records._interruptions import describe_interruption, noting_outputs
 
 EXIT_CODE = 2
 MAX_MESSAGE = 4000  # characters
-# How strict dataclasses of huggingface_hub refuse a value of a `Literal`.
+# Message of strict dataclasses of huggingface_hub about a value of a `Literal`.
 CHOICE = re.compile(r"Field '(?P<name>\w+)' expected one of \((?P<choices>.*?),?\), got (?P<got>.*)", re.DOTALL)
-INTERRUPTED = 130  # what shells call a program that SIGINT ended
+INTERRUPTED = 130  # exit code of a program that SIGINT ended, by convention of shells
 
 
 def expected_errors() -> tuple[type[Exception], ...]:
-    """Exceptions about input, files and the network; imported only after something was raised."""
+    """Exceptions about input, files and the network; imported only after an exception."""
     from huggingface_hub.errors import HTTPError, StrictDataclassError
 
     return (ValueError, TypeError, LookupError, ArithmeticError, OSError, HTTPError, StrictDataclassError)
 
 
 def describe_error(error: Exception) -> str:
-    """The message of an error in one line: no quotes around that of a `KeyError`, no names of validators."""
+    """Message of an error in one line, without the quotes of a `KeyError` and the names of validators."""
     from huggingface_hub.errors import StrictDataclassError
 
     while isinstance(error, StrictDataclassError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # what the settings object itself said
+        error = error.__cause__  # the message of the settings object itself
     message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     if isinstance(error, OSError):
         message = describe_os_error(error)
@@ -43,7 +43,7 @@ def describe_error(error: Exception) -> str:
 
 
 def print_error(message: str, exit_code: int, *, name: str, as_json: bool = False) -> None:
-    """Print the one line with which a program fails, on standard error: red on a terminal, or a JSON object.
+    """Print the error message of a program on standard error, in red on a terminal, or as a JSON object.
 
     NO_COLOR (https://no-color.org) is honoured.
     """
@@ -52,18 +52,18 @@ def print_error(message: str, exit_code: int, *, name: str, as_json: bool = Fals
         line = json.dumps({"error": message, "exit_code": exit_code})
     elif sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb":
         line = f"\33[31m{line}\33[0m"
-    # After an interruption on a line of its own, whatever a progress bar has left.
+    # After an interruption, start a new line, since a progress bar may have been drawn.
     sys.stderr.write("\n" * (exit_code == INTERRUPTED) + line + "\n")
 
 
 @contextmanager
 def reporting(name: str, *, as_json: bool = False, debug: bool = False) -> Iterator[None]:
-    """End the program with one line and an exit code for whatever its user can mend; other errors pass.
+    """End the program with a message in one line and an exit code for errors that its user can fix.
 
     Args:
-        name: Name of the program, for the line.
+        name: Name of the program, for the message.
         as_json: See [`print_error`].
-        debug: Let expected errors pass, too, so that their traceback is shown.
+        debug: Do not catch these errors, so that their traceback is shown.
 
     Raises:
         SystemExit: With exit code 2 for an expected error, 130 for an interruption (Ctrl-C, SIGINT).
@@ -82,12 +82,12 @@ def reporting(name: str, *, as_json: bool = False, debug: bool = False) -> Itera
 
 
 def run_script(main: Callable[[], object], *, name: str) -> NoReturn:
-    """Run a script as the command line runs a verb: expected errors end it with a message and exit code 2.
+    """Run a script like a verb of the command line: expected errors end it with a message and exit code 2.
 
     Args:
-        main: Reads the command line and does the work; if it returns a number, that is the exit code.
-        name: Name of the script, for the message. With `--debug` anywhere on the command line, the traceback is shown,
-            too.
+        main: Function that parses the command line and does the work; a number it returns is the exit code.
+        name: Name of the script, for the message. With `--debug` anywhere on the command line, the traceback is shown
+            instead.
     """
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]

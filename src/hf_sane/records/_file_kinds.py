@@ -1,4 +1,4 @@
-"""Kinds of files by content: an output file may replace a file of the same kind only."""
+"""Kinds of files, recognised by content; an output file may only replace a file of the same kind."""
 
 import json
 from collections.abc import Callable
@@ -10,11 +10,11 @@ PICKLE_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".pkl", ".pickle", ".p
 
 @dataclass(frozen=True)
 class FileKind:
-    """Kind of a file, recognised by its content.
+    """Kind of a file.
 
     Attributes:
-        name: With its article, such as `"a picture"`.
-        matches: Whether a file with this content is of this kind.
+        name: Name with its article, such as `"a picture"`.
+        matches: Function that returns whether content is of this kind.
     """
 
     name: str
@@ -33,7 +33,7 @@ class FileKind:
         return cls(name, matches)
 
 
-# PNG, PDF, SVG, PostScript, JPEG: what matplotlib draws.
+# Formats of matplotlib: PNG, PDF, SVG, PostScript, JPEG.
 PICTURE = FileKind(
     "a picture",
     lambda content: content.startswith((b"\x89PNG\r\n", b"%PDF", b"<?xml", b"<svg", b"%!PS", b"\xff\xd8\xff")),

@@ -9,26 +9,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PARTIAL = ".hf_sane-partial"  # ends the name of what is not finished; only names of this form are ever removed
+PARTIAL = ".hf_sane-partial"  # end of the names of unfinished files and folders; only such names are ever removed
 RETIRED = ".hf_sane-retired"
 _PARTIAL_FILE = re.compile(r"\.(.+)\.(\d+)" + re.escape(PARTIAL))
 
 
 @contextmanager
 def write_atomically(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """Write a file next to its final place and move it there when it is complete.
+    """Write a temporary file next to its final path, and move it there when it is complete.
 
-    A reader, or a run that continues after a crash, sees the old content or the new one, never half of it. Missing
-    parent folders are made. The file gets the permissions of any new file, whatever the writer gave it (safetensors:
-    0600).
+    A reader, or a run that continues after a crash, finds either the old or the new content. Missing parent folders
+    are created. The file gets default permissions, even if the writer sets others (safetensors: 0600).
 
     Args:
-        path: Final place of the file.
-        durable: Whether the disk must keep it before anything that follows. Not for what carries its own digest and is
-            made again where it is damaged: thousands of such files are written in half of the time.
+        path: Final path of the file.
+        durable: Flush the file to the disk before it is moved. Not needed for files with their own digest that are
+            rewritten if damaged; writing thousands of these without flushing takes half of the time.
 
     Yields:
-        Where to write; on the same file system. If the block raises, it is removed and `path` is left as it was.
+        Path to write to. If the block raises an exception, the file is removed and `path` stays unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
@@ -47,14 +46,14 @@ def write_atomically(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 
 def is_partial_file(name: str) -> bool:
-    """Whether a file was left by [`write_atomically`] before it was moved to its place."""
+    """Whether a file is an unfinished one of [`write_atomically`]."""
     return _PARTIAL_FILE.fullmatch(name) is not None
 
 
 def remove_partial_files(folder: Path, *, of: str | None = None) -> None:
-    """Remove what [`write_atomically`] left in `folder` (not in its subfolders) when its process was killed.
+    """Remove unfinished files of [`write_atomically`] that a killed process left in `folder` (not in its subfolders).
 
-    Only for a folder that no other process writes to, or for a file `of` that name that no other process writes.
+    No other process may be writing to the folder or, if `of` is given, to the file of that name.
     """
     for entry in folder.iterdir() if folder.is_dir() else ():
         found = _PARTIAL_FILE.fullmatch(entry.name)
@@ -65,14 +64,14 @@ def remove_partial_files(folder: Path, *, of: str | None = None) -> None:
 def files_below(
     folder: Path, *, unreadable: list[OSError] | None = None, empty: list[Path] | None = None
 ) -> Iterator[Path]:
-    """All files in a folder and below it, links of any kind among them.
+    """All files in a folder and its subfolders, including links.
 
-    Unlike `rglob`, it does not skip folders that cannot be listed.
+    Unlike `rglob`, it does not silently skip folders that cannot be listed.
 
     Args:
         folder: Folder to search.
-        unreadable: Takes the errors about such folders; by default the first one is raised.
-        empty: Takes the subfolders with nothing in them.
+        unreadable: Callback for errors about such folders; by default the first one is raised.
+        empty: Callback for empty subfolders.
     """
 
     def stop(error: OSError) -> None:
@@ -86,17 +85,17 @@ def files_below(
 
 
 def folders_with(folder: Path, *names: str) -> list[Path]:
-    """Subfolders, except hidden ones, with a file of one of these names; all must be readable."""
+    """Subfolders, except hidden ones, that contain a file of one of these names; all must be readable."""
     inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     return [path for path in inside if not set(names).isdisjoint(os.listdir(path))]
 
 
 def move_folder(partial: Path, final: Path) -> None:
-    """Put a finished folder in place of `final`, which may be absent, an empty folder, or a folder that it replaces.
+    """Move a finished folder to `final`, which may be absent, an empty folder, or a folder to replace.
 
-    Where the system can exchange two names (Linux, macOS) there is no moment without the old or the new folder.
-    Elsewhere the old one has the name `.NAME.hf_sane-retired` for a moment, and [`recover_folder`] puts it back after
-    a crash.
+    On systems that can exchange two names (Linux, macOS), either the old or the new folder exists at any time.
+    Elsewhere the old one is briefly renamed to `.NAME.hf_sane-retired`, and [`recover_folder`] restores it after a
+    crash.
     """
     if not final.exists() or (final.is_dir() and not any(final.iterdir())):
         partial.rename(final)
@@ -112,7 +111,7 @@ def move_folder(partial: Path, final: Path) -> None:
 
 
 def recover_folder(final: Path) -> None:
-    """Restore what a killed [`move_folder`] had moved away, or remove it if the new folder is in place."""
+    """Restore the folder renamed by a killed [`move_folder`], or remove it if the new folder is in place."""
     retired = final.with_name(f".{final.name}{RETIRED}")
     if retired.is_dir():
         if final.exists():
@@ -122,7 +121,7 @@ def recover_folder(final: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or the list of files in a folder, to the disk."""
+    """Flush a file, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -131,7 +130,7 @@ def sync(path: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two names in one step; `False` where the system or the file system cannot."""
+    """Exchange two names atomically; `False` if the system or the file system does not support it."""
     names = os.fsencode(one), os.fsencode(other)
     try:
         library = ctypes.CDLL(None, use_errno=True)

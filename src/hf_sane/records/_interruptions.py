@@ -1,4 +1,4 @@
-"""Messages after an interruption (Ctrl-C, SIGINT), which describe what is on disk."""
+"""Messages after an interruption (Ctrl-C, SIGINT), which describe the state of the output."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,13 +13,15 @@ _finished: ContextVar[list[Path] | None] = ContextVar("finished", default=None)
 
 @contextmanager
 def explaining(describe: Callable[[], str], *, output: Path | None = None) -> Iterator[None]:
-    """Attach a note to an interruption of the block, which says what it left behind.
+    """Attach a note about the state of the output to an interruption of the block.
 
     Of nested blocks, only the outermost one attaches a note, after the inner ones have cleaned up.
 
     Args:
-        describe: Describes the state of the output and what to do next; called after all blocks have cleaned up.
-        output: What is finished when the block ends; an interruption that comes later says so, see [`noting_outputs`].
+        describe: Function that describes the state of the output and the next step, called after all blocks have
+            cleaned up.
+        output: Output that is finished when the block ends, which the message about a later interruption mentions; see
+            [`noting_outputs`].
     """
     if _is_inside.get():
         yield
@@ -39,7 +41,7 @@ def explaining(describe: Callable[[], str], *, output: Path | None = None) -> It
 
 @contextmanager
 def noting_outputs() -> Iterator[list[Path]]:
-    """Collect the outputs that are finished while the block runs, in order."""
+    """Collect the outputs that are finished within the block, in order."""
     outputs: list[Path] = []
     token = _finished.set(outputs)
     try:
@@ -49,11 +51,11 @@ def noting_outputs() -> Iterator[list[Path]]:
 
 
 def describe_interruption(interruption: KeyboardInterrupt, outputs: list[Path]) -> str:
-    """What an interrupted program leaves behind, in one line.
+    """State of the output after an interruption, in one line.
 
     Args:
-        interruption: With the notes that were attached on its way.
-        outputs: What was finished before; from [`noting_outputs`].
+        interruption: Interruption with its notes.
+        outputs: Outputs that were finished before, from [`noting_outputs`].
     """
     notes = [*(f"{output} is finished" for output in outputs), *getattr(interruption, "__notes__", ())]
     return f"interrupted: {'; '.join(notes) or 'nothing was written; ' + again('start again')}"

@@ -1,4 +1,4 @@
-"""Locks that let one process at a time write to a folder; the error of a second process names the first."""
+"""Locks, so that only one process at a time writes to a folder; the error of another process names the owner."""
 
 import json
 import os
@@ -17,19 +17,19 @@ LOCK = ".hf_sane-lock"
 
 
 class FolderInUseError(OSError):
-    """Another process writes the folder."""
+    """Another process is writing to the folder."""
 
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
     """Hold an exclusive lock on `folder`, which need not exist; the system releases it when the process ends.
 
-    The lock is the file `.NAME.hf_sane-lock` next to the folder, which is removed when the work is done. Meanwhile, a
-    second file next to it names its owner.
+    The lock is the file `.NAME.hf_sane-lock` next to the folder, which is removed at the end of the block. A second
+    file next to it describes the owner.
 
     Raises:
-        FolderInUseError: If another process has it, naming that process, its machine, start and command.
-        PermissionError: If the parent folder cannot be written.
+        FolderInUseError: If another process holds the lock; the message has its id, machine, start and command.
+        PermissionError: If the parent folder is not writable.
     """
     path = folder.with_name(f".{folder.name}{LOCK}")
     owner = path.with_name(path.name + "-owner")
@@ -48,20 +48,20 @@ def folder_lock(folder: Path) -> Iterator[None]:
         owner.unlink(missing_ok=True)
         path.unlink(
             missing_ok=True
-        )  # before the release: who waits for the lock sees that it is gone, and starts anew
+        )  # before the release, so that waiting processes notice the missing file and start over
         lock.release()
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether there is a lock next to `folder`, held or left by a process that was killed."""
+    """Whether there is a lock file next to `folder`, of a running or of a killed process."""
     return folder.with_name(f".{folder.name}{LOCK}").exists()
 
 
 def remove_left_lock(folder: Path) -> None:
-    """Remove the lock of a process that was killed while it was removing it; a lock that is held stays."""
+    """Remove the lock file of a killed process; a lock that is held stays."""
     if is_locked(folder):
         with suppress(OSError), folder_lock(folder):
-            pass  # its end removes the files
+            pass  # leaving the block removes the files
 
 
 def _this_process() -> dict[str, str | int]:

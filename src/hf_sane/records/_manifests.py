@@ -1,4 +1,4 @@
-"""Manifests: every file of an output folder with its size and digest, and whether they still are as written."""
+"""Manifests, which list every file of an output folder with its size and digest to detect changes."""
 
 import json
 from collections.abc import Mapping
@@ -17,8 +17,8 @@ from hf_sane.records._files import (
 MANIFEST = "hf_sane_manifest.json"
 UNFINISHED = ".hf_sane_unfinished.json"
 FORMAT_VERSION = 1
-CARD = "README.md"  # people edit cards: a change of it makes nothing unfinished, but it is not overwritten either
-MAX_BYTES_READ = 2**28  # loaders compare the digests of files up to this size, pushes those of all
+CARD = "README.md"  # users edit cards: an edited one does not invalidate the folder, but is never overwritten
+MAX_BYTES_READ = 2**28  # loading compares digests of files up to this size, pushing those of all files
 
 
 AGAIN = "run the command that wrote it again, into a new folder"
@@ -34,7 +34,7 @@ class FileEntry:
 
     @classmethod
     def of(cls, path: Path) -> "FileEntry":
-        """Read a file once, without holding it in memory."""
+        """Compute size and digest by reading the file once, in chunks."""
         with path.open("rb") as file:
             return cls(path.stat().st_size, file_digest(file, "sha256").hexdigest())
 
@@ -44,8 +44,8 @@ class Manifest:
     """Content of a finished folder, written last.
 
     Attributes:
-        job: What made the folder, such as `"sample"`; only the same job replaces or continues it.
-        files: Path inside the folder, with forward slashes, to size and digest; hidden files are not part of it.
+        job: Kind of job that wrote the folder, such as `"sample"`; only the same kind may replace or continue it.
+        files: Size and digest by path inside the folder, with forward slashes; hidden files are not included.
         facts: Further facts that a reader compares, such as the digest of a section in a file that several folders
             share.
     """
@@ -56,12 +56,12 @@ class Manifest:
 
     @classmethod
     def of(cls, folder: Path, job: str, *, facts: Mapping[str, Any] | None = None) -> "Manifest":
-        """List the files of a folder with their sizes and digests."""
+        """Manifest of the current files of a folder."""
         entries = {name: FileEntry.of(folder / name) for name in file_names(folder)}
         return cls(job, entries, dict(facts or {}))
 
     def save(self, folder: Path) -> None:
-        """Write the manifest; from here on the folder is finished."""
+        """Write the manifest, which marks the folder as finished."""
         content = {"format_version": FORMAT_VERSION, "job": self.job, "facts": dict(self.facts)}
         files = {name: asdict(entry) for name, entry in sorted(self.files.items())}
         with write_atomically(folder / MANIFEST) as partial:
@@ -69,10 +69,10 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest | None":
-        """Read the manifest of a folder; `None` where there is none.
+        """Read the manifest of a folder; `None` if it has none.
 
         Raises:
-            InvalidFileError: If it is damaged, or of a version of the format that this library does not know.
+            InvalidFileError: If it is damaged, or its format version is not supported.
         """
         path = folder / MANIFEST
         if not path.is_file():
@@ -93,15 +93,15 @@ class Manifest:
             return cls(job, files, facts)
 
     def check(self, folder: Path, *, all_digests: bool = False, within: str = "") -> None:
-        """Compare the folder with the manifest.
+        """Compare a folder with the manifest.
 
         Args:
             folder: Folder that the manifest was read from.
-            all_digests: Compare the digests of files above 256 MiB, too.
-            within: Only the files below this folder.
+            all_digests: Also compare the digests of files of more than 256 MiB.
+            within: Compare only the files inside this subfolder.
 
         Raises:
-            InvalidFileError: Naming the first file that is missing, cut, or changed.
+            InvalidFileError: About the first file that is missing, truncated or changed.
         """
         for name, entry in self.files.items():
             path = folder / name
@@ -117,11 +117,9 @@ class Manifest:
                 raise InvalidFileError(path, expected=expected, got=f"{digest[:12]}...", remedy=CHANGED)
 
     def strangers(self, folder: Path) -> list[str]:
-        """Files that are not in the manifest, or are not as they were written, an edited card among them."""
+        """Files that are not in the manifest or were changed, including an edited card."""
         found = file_names(folder, hidden=True)
-        names = {
-            name for name in found if not is_partial_file(PurePosixPath(name).name)
-        }  # of a process that was killed
+        names = {name for name in found if not is_partial_file(PurePosixPath(name).name)}  # of killed processes
         changed = [
             name for name, entry in self.files.items() if name in names and FileEntry.of(folder / name) != entry
         ]
@@ -129,7 +127,7 @@ class Manifest:
 
 
 def file_names(folder: Path, *, hidden: bool = False) -> set[str]:
-    """Paths of all files below a folder but for its manifest and note; hidden ones only if asked for."""
+    """Paths of all files in a folder and its subfolders except manifest and note; hidden files are optional."""
     names = (path.relative_to(folder) for path in files_below(folder) if path.is_file() or path.is_symlink())
     return {
         name.as_posix()
@@ -140,7 +138,7 @@ def file_names(folder: Path, *, hidden: bool = False) -> set[str]:
 
 
 def _check_entry(path: Path, name: str, entry: FileEntry) -> None:
-    """Refuse names that lead out of the folder, and entries that are none."""
+    """Validate names, which must be inside the folder, and entries."""
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
         raise InvalidFileError(path, field="files", expected="paths inside the folder", got=name, remedy=AGAIN)

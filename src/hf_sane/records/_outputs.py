@@ -1,10 +1,9 @@
-"""The writer of all output folders: checks whether it may write, and whether a folder is finished.
+"""Writing of all output folders, and checks of whether a folder may be written and is finished.
 
-Every command, script and Python function that writes a folder uses [`output_folder`] (written under another name and
-moved into place as a whole) or [`resumable_folder`] (written in place over a long time, with a note that it is
-unfinished). Both refuse a folder that is not theirs before any work is done, hold a lock against a second process, and
-end by writing a manifest of every file with its size and digest. Loaders and pushes verify a folder with
-[`check_finished`].
+Every command, script and function that writes a folder uses [`output_folder`], which writes a temporary folder and
+moves it into place, or [`resumable_folder`], which writes in place and marks the folder as unfinished. Both refuse
+folders of others before any work is done, lock the folder, and finally write a manifest of every file with its size
+and digest. Loading and pushing verify a folder with [`check_finished`].
 """
 
 import json
@@ -34,27 +33,27 @@ from hf_sane.records._locks import folder_lock, is_locked
 from hf_sane.records._manifests import AGAIN, MANIFEST, UNFINISHED, FileEntry, Manifest, file_names
 from hf_sane.records._run_files import claim_run_file, write_run_file
 
-INDEX_SUFFIX = ".index.json"  # of files that name the shards beside them
-_open: set[Path] = set()  # folders that a block of `output_folder` fills at the moment
+INDEX_SUFFIX = ".index.json"  # ending of files that list the shards next to them
+_open: set[Path] = set()  # folders that are currently written in a block of `output_folder`
 
 
 def check_finished(folder: str | Path, *, all_digests: bool = False) -> Manifest | None:
-    """Raise an error for a folder that is unfinished, or whose files were removed or changed afterwards.
+    """Raise an error if a folder is unfinished, or its files were removed or changed afterwards.
 
-    A folder inside of an output, such as one sampled network out of several, is checked with the manifest of the
-    output, unless it has its own, and so is a file: an index of shards with its folder. A folder without
-    manifest is taken as it is: Transformers and people write folders, too.
+    A folder inside an output, such as one of several sampled networks, is checked against the manifest of the output,
+    unless it has its own. So is a file; for an index of shards, its whole folder is checked. Folders without a
+    manifest, such as those of Transformers, are accepted.
 
     Args:
-        folder: That is to be loaded or pushed, or a file in one; what does not exist, such as the id of a repository,
-            is left to others, and so is a folder that this process fills at the moment.
-        all_digests: Compare the digests of files above 256 MiB, too.
+        folder: Folder to load or push, or a file in one. Names that do not exist locally, such as repository ids, and
+            folders that this process is currently writing are not checked.
+        all_digests: Also compare the digests of files of more than 256 MiB.
 
     Returns:
-        The manifest of the folder itself, if there is one.
+        The manifest of the folder itself, if it has one.
 
     Raises:
-        InvalidFileError: Naming the file that is missing, cut or changed, or the command that has to be run again.
+        InvalidFileError: About the missing, truncated or changed file, or with the command to run again.
     """
     place = Path(os.path.abspath(folder))
     if not place.exists() or not _open.isdisjoint((place, *place.parents)):
@@ -74,7 +73,7 @@ def check_finished(folder: str | Path, *, all_digests: bool = False) -> Manifest
 
 
 def _check_inside(homes: Iterable[Path], place: Path, *, all_digests: bool) -> None:
-    """Compare a file or folder with the first of the outputs around it that lists it."""
+    """Compare a file or folder with the manifest of the innermost output that contains it."""
     for home in homes:
         _check_no_note(home, place)
         outer, within = Manifest.load(home), place.relative_to(home).as_posix()
@@ -86,16 +85,17 @@ def _check_inside(homes: Iterable[Path], place: Path, *, all_digests: bool) -> N
 def check_may_write(
     folder: str | Path, job: str, *, replace: bool = False, is_ours: Callable[[Path], bool] | None = None
 ) -> None:
-    """Raise an error if a folder holds files of others.
+    """Raise an error if a folder holds other files than those of an unfinished job of the same kind.
 
     Args:
-        folder: Output folder: absent, empty, or left unfinished by the same job.
-        job: What would write there.
-        replace: Also accept a finished folder of the same job, as long as nobody has added or changed a file in it.
-        is_ours: Recognises further folders that the job may continue, such as a zoo that gets another configuration.
+        folder: Output folder: absent, empty, or left unfinished by the same kind of job.
+        job: Kind of job that would write the folder.
+        replace: Also accept a finished folder of the same kind of job, if no files were added or changed.
+        is_ours: Function that recognises further folders that the job may continue, such as a zoo that receives
+            another configuration.
 
     Raises:
-        FileExistsError: Naming what is there, and what to do.
+        FileExistsError: If it holds anything else.
         NotADirectoryError: If it is a file.
     """
     folder = Path(folder)
@@ -106,7 +106,7 @@ def check_may_write(
             raise NotADirectoryError(f"expected a folder to write to, got the file {place}; choose another name")
     if not folder.exists():
         return
-    # Nothing but the beginnings of a file: the process was killed while it noted that it began.
+    # The folder has only unfinished files: the process was killed while it wrote its first note.
     if all(is_partial_file(name) for name in os.listdir(folder)) or (is_ours is not None and is_ours(folder)):
         return
     if (note := _read_note(folder)) is not None and note.get("job") == job:
@@ -126,25 +126,25 @@ def check_may_write(
 
 @contextmanager
 def output_folder(folder: str | Path, job: str, *, replace: bool = False) -> Iterator[Path]:
-    """Write a folder as a whole: either the finished folder is visible or none.
+    """Write a folder that appears only when it is complete.
 
-    Enter it before the work begins, so that a folder that cannot be written costs nothing. A function that saves an
-    artefact enters it, too; called inside of another block, with the folder of that block or one below it, it adds to
+    Enter the block before the work begins, so that a folder that cannot be written is reported early. A function that
+    saves an artefact enters it, too; inside another block, with the folder of that block or a subfolder, it adds to
     that output.
 
     Args:
         folder: Output folder, which must be absent or empty.
-        job: What writes, such as `"sample"`; noted in the manifest.
-        replace: Replace a finished folder of the same job, if it is unchanged.
+        job: Kind of job, such as `"sample"`, for the manifest.
+        replace: Replace a finished folder of the same kind of job, if it is unchanged.
 
     Yields:
-        An empty folder next to the final one; what the block leaves in it is swapped in at the end, with a manifest.
-        If the block raises, it is removed and `folder` is as it was.
+        An empty folder next to the final one, which replaces it at the end, with a manifest. If the block raises an
+        exception, it is removed and `folder` stays unchanged.
 
     Raises:
-        FileExistsError: If the folder is not ours to write; see [`check_may_write`].
-        FolderInUseError: If another process writes it.
-        OSError: If the place cannot be written or the disk is full.
+        FileExistsError: If the folder may not be written; see [`check_may_write`].
+        FolderInUseError: If another process is writing to it.
+        OSError: If its place is not writable or the disk is full.
     """
     folder = absolute_folder(folder)
     if not _open.isdisjoint((folder, *folder.parents)):
@@ -162,7 +162,7 @@ def output_folder(folder: str | Path, job: str, *, replace: bool = False) -> Ite
     mine: Manifest | None = None
 
     def describe() -> str:
-        if _read_note(folder) is not None:  # it was moved in file by file
+        if _read_note(folder) is not None:  # files are moved one by one
             return f"{folder} is unfinished; {again('start again')}"
         if mine is not None and Manifest.load(folder) == mine:
             return f"{folder} is finished"
@@ -197,24 +197,25 @@ def resumable_folder(
     is_ours: Callable[[Path], bool] | None = None,
     describe: Callable[[], str] | None = None,
 ) -> Iterator[Path]:
-    """Hold a folder that a long job fills in place, file by file with [`write_atomically`], and can continue.
+    """Lock a folder that a long job writes in place, file by file with [`write_atomically`], and can continue.
 
-    The block decides when it has checked its input and settings: it then calls [`begin_folder`], and at the end
-    [`finish_folder`]. Until `begin_folder` nothing is in the folder, so a failed start leaves nothing behind.
+    The block calls [`begin_folder`] when its input and settings have been checked, and [`finish_folder`] at the end.
+    The folder is created by `begin_folder`, so a failed start leaves nothing behind.
 
     Args:
-        folder: Absent, empty, or left unfinished by the same job.
-        job: What writes.
-        is_ours: Recognises further folders that the job may continue.
-        describe: Says what an interruption left, and what to do; told by the note of [`begin_folder`] if left out.
+        folder: Output folder: absent, empty, or left unfinished by the same kind of job.
+        job: Kind of job.
+        is_ours: Function that recognises further folders that the job may continue.
+        describe: Function that describes the state of the output after an interruption and the next step; by default
+            derived from the note of [`begin_folder`].
 
     Yields:
-        `folder`, absolute; made when [`begin_folder`] is called.
+        The absolute path of `folder`.
 
     Raises:
-        FileExistsError: If the folder is not ours to write; see [`check_may_write`].
-        FolderInUseError: If another process writes it.
-        OSError: If the place cannot be written or the disk is full.
+        FileExistsError: If the folder may not be written; see [`check_may_write`].
+        FolderInUseError: If another process is writing to it.
+        OSError: If its place is not writable or the disk is full.
     """
     folder = absolute_folder(folder)
     before = _stamp(folder / MANIFEST)
@@ -239,10 +240,10 @@ def resumable_folder(
 
 @contextmanager
 def add_file(folder: Path, name: str) -> Iterator[Path]:
-    """Write one more file into a folder, or write it anew, and list it in the manifest if the folder is finished.
+    """Add a file to a folder, or replace it, and list it in the manifest if the folder is finished.
 
     Raises:
-        FileExistsError: If there is a file of that name that is not as our manifest lists it.
+        FileExistsError: If there is a file of that name that differs from the manifest.
     """
     folder = absolute_folder(folder)
     path = folder / name
@@ -252,30 +253,28 @@ def add_file(folder: Path, name: str) -> Iterator[Path]:
             yield partial
             entry = FileEntry.of(partial)
             known = manifest.files.get(name) if manifest is not None else None
-            # Equal content that is not listed is from a process that was killed before it could.
+            # A process that was killed before updating the manifest may have left a file with equal content.
             if path.exists() and FileEntry.of(path) not in (known, entry):
-                raise FileExistsError(
-                    f"{path} was written or edited by somebody else; move it away, it would be replaced"
-                )
+                raise FileExistsError(f"{path} was written or edited by hand and would be replaced; move it away")
         if manifest is not None:
             replace(manifest, files={**manifest.files, name: entry}).save(folder)
 
 
 @contextmanager
 def output_file(path: str | Path, kind: FileKind) -> Iterator[Path]:
-    """Write a single file whose name the user chose; it takes the place of a file of the same kind only.
+    """Write a single file with a name given by the user, which may only replace a file of the same kind.
 
     Args:
-        path: Final place.
-        kind: What is written.
+        path: Final path.
+        kind: Kind of the file.
 
     Yields:
-        Where to write; see [`write_atomically`].
+        Path to write to; see [`write_atomically`].
 
     Raises:
-        FileExistsError: If something else has that name; see [`check_may_replace`].
-        FolderInUseError: If another process writes it.
-        OSError: If the place cannot be written or the disk is full.
+        FileExistsError: If the path exists and may not be replaced; see [`check_may_replace`].
+        FolderInUseError: If another process is writing the file.
+        OSError: If its place is not writable or the disk is full.
     """
     path = absolute_folder(path)
     before = _stamp(path)
@@ -292,7 +291,7 @@ def output_file(path: str | Path, kind: FileKind) -> Iterator[Path]:
 
 
 def check_may_replace(path: str | Path, kind: FileKind) -> None:
-    """Refuse to write a single file over something of another kind. Asked before the work begins, it costs nothing.
+    """Raise an error, before any work is done, if an output file would replace a file of another kind.
 
     Raises:
         FileExistsError: If a folder, or a file of another kind, has that name.
@@ -305,20 +304,20 @@ def check_may_replace(path: str | Path, kind: FileKind) -> None:
 
 
 def begin_folder(folder: Path, job: str) -> None:
-    """Note that the folder is unfinished, and the command that continues it."""
+    """Mark the folder as unfinished, with a note of the command that continues it."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_note(folder, job)
     write_run_file(folder, folder)
 
 
 def unfinished_command(folder: Path) -> str | None:
-    """The command that began an unfinished folder, if it is known."""
+    """Command that started an unfinished folder, if known."""
     note = _read_note(folder) or {}
     return str(note["command"]) if note.get("command") else None
 
 
 def finish_folder(folder: Path, job: str, *, facts: Mapping[str, Any] | None = None) -> Manifest:
-    """Write the manifest of everything in the folder, then take the note away that it is unfinished."""
+    """Write the manifest of all files in the folder, then remove the note that it is unfinished."""
     write_run_file(folder, folder)
     for name in sorted(file_names(folder)):
         sync(folder / name)
@@ -343,7 +342,7 @@ def _check_no_note(home: Path, folder: Path) -> None:
 
 
 def _read_note(folder: Path) -> dict[str, Any] | None:
-    """The note that a folder is unfinished; one that cannot be read says so, too."""
+    """Note in an unfinished folder; an unreadable note is empty but still marks the folder."""
     path = folder / UNFINISHED
     if not path.is_file():
         return None
@@ -356,9 +355,9 @@ def _read_note(folder: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def _alone(place: Path, *, of: Path) -> Iterator[None]:
-    """Hold a file or folder against other processes, and remove what one that was killed left of a file.
+    """Lock a file or folder, and remove unfinished files of killed processes.
 
-    Not inside of a folder that this process fills: it holds that already, and began with an empty one.
+    Nothing is done inside a folder that this process is writing, since it is already locked and started empty.
     """
     if not _open.isdisjoint((place, *place.parents)):
         yield
@@ -369,7 +368,7 @@ def _alone(place: Path, *, of: Path) -> Iterator[None]:
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
-    """Tells one version of a file that is replaced as a whole from the next; `None` if there is none."""
+    """Identifies the version of a file that is only replaced as a whole; `None` if there is none."""
     with suppress(OSError):
         found = path.stat()
         return found.st_ino, found.st_mtime_ns
@@ -377,13 +376,13 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def _swap_in(partial: Path, folder: Path, job: str) -> None:
-    """Move the finished folder to its place; into it, file by file, where the place itself cannot be renamed."""
+    """Move the finished folder to its place, or its files one by one if the place itself cannot be renamed."""
     is_fixed = folder.is_dir() and (os.path.ismount(folder) or folder.samefile(Path.cwd()))
     if not is_fixed and _read_note(folder) is None:
         move_folder(partial, folder)
         return
     old = Manifest.load(folder)
-    _write_note(folder, job)  # from here on the same job may begin again, wherever it is called from
+    _write_note(folder, job)  # from here on the same kind of job may start again
     if old is not None:
         (folder / MANIFEST).unlink()
         for name in old.files:
@@ -395,7 +394,7 @@ def _swap_in(partial: Path, folder: Path, job: str) -> None:
 
 
 def _remove_file(folder: Path, name: str) -> None:
-    """Remove a file, and the folders around it that are empty then."""
+    """Remove a file and the folders that become empty."""
     (folder / name).unlink(missing_ok=True)
     with suppress(OSError):
         for parent in PurePosixPath(name).parents[:-1]:
@@ -403,7 +402,7 @@ def _remove_file(folder: Path, name: str) -> None:
 
 
 def _open_permissions(folder: Path) -> None:
-    """Give all files the permissions of a new file: safetensors writes 0600, which nobody else could read."""
+    """Give all files default permissions, since safetensors writes files that only their owner can read (0600)."""
     probe = folder / f".permissions{PARTIAL}"
     probe.touch()
     mode = probe.stat().st_mode & 0o7777
@@ -416,7 +415,7 @@ def _open_permissions(folder: Path) -> None:
 
 @contextmanager
 def _made_parents(folder: Path) -> Iterator[None]:
-    """Make the parents of a folder; those that are empty afterwards, because nothing came of it, go again."""
+    """Create the parents of a folder; those that are empty after the block are removed again."""
     missing = [parent for parent in folder.parents if not parent.exists()]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -428,10 +427,10 @@ def _made_parents(folder: Path) -> Iterator[None]:
 
 
 def absolute_folder(folder: str | Path) -> Path:
-    """Where a folder is, whatever the working folder will be; a link to a folder stands for that folder.
+    """Absolute path of a folder, with links resolved.
 
     Raises:
-        ValueError: For `~`, which shells leave as it is in `--output=~/x`: a folder of that name is never meant.
+        ValueError: If it starts with `~`, which shells do not expand in `--output=~/x`.
     """
     if Path(folder).parts[:1] == ("~",):
         raise ValueError(f"expected a folder to write to, got {folder}, with a literal ~; write the full path")
@@ -441,7 +440,7 @@ def absolute_folder(folder: str | Path) -> Path:
 
 @contextmanager
 def _tidied(folder: Path) -> Iterator[None]:
-    """Before a refusal, remove what a process that was killed after it had finished left next to the folder."""
+    """Before an error, remove files next to the folder that were left by a process killed after finishing it."""
     try:
         yield
     except FileExistsError:

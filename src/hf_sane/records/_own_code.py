@@ -1,4 +1,4 @@
-"""Code of the user: a class or function in a file or package that was named."""
+"""Code of the user: a class or function from a file or package."""
 
 import importlib
 import importlib.util
@@ -11,16 +11,16 @@ from hf_sane.records._errors import did_you_mean
 
 
 def load_named(place: str, *, example: str) -> Callable[..., Any]:
-    """Import and run the user's code; return the class or function that the text names.
+    """Import a class or function of the user, which runs its module.
 
     Args:
         place: `my_file.py:name` or `my_package.my_file:name`, the latter also relative to the working folder.
-        example: Name of the kind that is expected, for messages: `MyModule`.
+        example: Example of a name for messages, such as `MyModule`.
 
     Raises:
         ValueError: If the text has no `:`, or the file does not define the name.
-        FileNotFoundError: If there is no such file.
-        ImportError: If there is no such package.
+        FileNotFoundError: If the file does not exist.
+        ImportError: If the package does not exist.
         TypeError: If the name is neither a class nor a function.
     """
     home, colon, name = place.rpartition(":")
@@ -45,7 +45,7 @@ def _import_file(path: Path) -> Any:
     assert spec is not None  # the name ends with .py
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)  # where dataclasses and pickles look for it
+    sys.modules.setdefault(path.stem, module)  # dataclasses and pickles look it up there
     spec.loader.exec_module(module)
     return module
 

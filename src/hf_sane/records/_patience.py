@@ -10,32 +10,32 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFound
 from hf_sane.records._errors import shorten
 
 TRIES = 4
-FIRST_WAIT = 1.0  # seconds, doubled from try to try where the Hub does not say how long
+FIRST_WAIT = 1.0  # seconds, doubled with each attempt if the Hub does not specify a time
 LONGEST_WAIT = 60.0
-PASSING = (408, 429, 500, 502, 503, 504)  # statuses that may be another one the next time
+PASSING = (408, 429, 500, 502, 503, 504)  # statuses of errors that may be temporary
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
 class HubBusyError(ConnectionError):
-    """The Hub answers with an error that may pass: too many requests, or a fault of the server."""
+    """The Hub repeatedly returned a temporary error: too many requests, or a fault of the server."""
 
 
 def patiently(call: Callable[Arguments, Result], *arguments: Arguments.args, **settings: Arguments.kwargs) -> Result:
-    """Call a function that asks the Hub, and repeat the call if the next attempt may succeed.
+    """Call a function that sends requests to the Hub, and repeat the call after temporary errors.
 
-    `huggingface_hub` repeats listings and downloads, but not single requests (`model_info`), and its errors tell users
-    to check their connection. Here, the wait is the one that the Hub asks for (`Retry-After`).
+    `huggingface_hub` repeats listings and downloads, but not single requests (`model_info`), and its errors advise
+    users to check their connection. Here, waiting times follow the Hub's `Retry-After` header.
 
     Args:
-        call: Asks the Hub.
-        arguments: Arguments of `call`.
-        settings: Settings of `call`, by name.
+        call: Function that sends requests to the Hub.
+        arguments: Positional arguments of `call`.
+        settings: Keyword arguments of `call`.
 
     Raises:
-        HubBusyError: With the Hub's status, when it has answered so too often.
-        ConnectionError: If it cannot be reached.
+        HubBusyError: If the Hub returns temporary errors too often.
+        ConnectionError: If the Hub cannot be reached.
     """
     wait = FIRST_WAIT
     for attempt in range(1, TRIES + 1):
@@ -43,18 +43,18 @@ def patiently(call: Callable[Arguments, Result], *arguments: Arguments.args, **s
             return call(*arguments, **settings)
         except HfHubHTTPError as error:
             answer, was_tried = error, False
-        except HTTPError as error:  # no answer at all, in the words of a socket
+        except HTTPError as error:  # no response; the message is that of the socket
             raise ConnectionError(
                 f"the Hub cannot be reached ({shorten(error)}); check the connection, then try again"
             ) from error
-        except OSError as error:  # of a download, or of Transformers and Datasets, which put it into their own words
+        except OSError as error:  # raised by downloads, Transformers and Datasets, which wrap the original error
             found = _hub_answer(error)
             if found is None or isinstance(error, HubBusyError):
                 raise
-            # Of what makes up a download, the client tries the file again, but not the question for the commit.
+            # The client repeats the download of a file, but not the request for its commit.
             answer, was_tried = found, found.response.request.method == "HEAD"
             if answer.response.status_code not in PASSING and not isinstance(error, LocalEntryNotFoundError):
-                raise  # in which Transformers says what to do
+                raise  # Transformers' message contains a remedy
         status = answer.response.status_code
         if status not in PASSING:
             raise answer
@@ -67,7 +67,7 @@ def patiently(call: Callable[Arguments, Result], *arguments: Arguments.args, **s
 
 
 def _hub_answer(error: BaseException) -> HfHubHTTPError | None:
-    """The response of the Hub that caused an error, if there is one."""
+    """Response of the Hub that caused an error, if any."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, HfHubHTTPError):

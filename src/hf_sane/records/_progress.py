@@ -1,6 +1,6 @@
-"""Progress of long work: a bar with the rate and the remaining time, on a terminal and after two seconds.
+"""Progress bars with rate and remaining time, shown on a terminal after two seconds.
 
-Whatever may last that long is counted here, so that one switch, [`quietly`], silences all of it.
+All long work uses them, so that [`quietly`] can disable every bar.
 """
 
 import logging
@@ -13,19 +13,19 @@ from typing import TypeVar
 from tqdm import tqdm
 
 DELAY = 2.0  # seconds before a bar is shown
-SCALED = ("token", "weight", "B")  # units that come in thousands
+SCALED = ("token", "weight", "B")  # units of large numbers
 
 _is_quiet: ContextVar[bool] = ContextVar("is_quiet", default=False)
 Item = TypeVar("Item")
 
 
 class Bar(tqdm):
-    """A bar of progress."""
+    """A progress bar."""
 
 
 @contextmanager
 def quietly(is_quiet: bool = True) -> Iterator[None]:
-    """Show no progress in the block, of downloads neither; with `False`, leave it as it is."""
+    """Hide progress bars in the block, including those of downloads; `False` changes nothing."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     token = _is_quiet.set(is_quiet or _is_quiet.get())
@@ -41,16 +41,16 @@ def quietly(is_quiet: bool = True) -> Iterator[None]:
 
 
 def progress(*, total: float | None = None, desc: str, unit: str = "it", initial: int = 0, wanted: bool = True) -> Bar:
-    """A bar to be updated by hand, in a `with` statement.
+    """A progress bar that the caller updates, for a `with` statement.
 
     Args:
-        total: Number of steps, if it is known.
-        desc: What is being done.
-        unit: What a step is.
-        initial: Steps that were done before.
-        wanted: Whether to show it at all.
+        total: Number of steps, if known.
+        desc: Description of the work.
+        unit: Name of a step.
+        initial: Number of steps that are already done.
+        wanted: Whether to show the bar.
     """
-    is_hidden = True if _is_quiet.get() or not wanted else None  # None: unless standard error is no terminal
+    is_hidden = True if _is_quiet.get() or not wanted else None  # None: only if standard error is a terminal
     return Bar(
         total=total,
         desc=desc,
@@ -65,7 +65,7 @@ def progress(*, total: float | None = None, desc: str, unit: str = "it", initial
 
 
 def tracked(items: Iterable[Item], *, desc: str, unit: str = "it", wanted: bool = True) -> Iterator[Item]:
-    """The items, with a bar that moves on as each is done."""
+    """The items, with a progress bar."""
     total = len(items) if isinstance(items, Sized) else None
     with progress(total=total, desc=desc, unit=unit, wanted=wanted) as bar:
         for item in items:
@@ -75,7 +75,7 @@ def tracked(items: Iterable[Item], *, desc: str, unit: str = "it", wanted: bool 
 
 @contextmanager
 def keeping_warnings(kept: list[str]) -> Iterator[None]:
-    """Put what this library warns of in the block into a list, instead of showing it."""
+    """Collect warnings of this library within the block in a list instead of showing them."""
     logger, keeper = logging.getLogger("hf_sane"), logging.Handler(logging.WARNING)
     keeper.emit = lambda record: kept.append(record.getMessage())  # type: ignore[method-assign]
     was_shown, logger.propagate = logger.propagate, False
@@ -88,6 +88,6 @@ def keeping_warnings(kept: list[str]) -> Iterator[None]:
 
 
 def announce(text: str) -> None:
-    """Say on standard error that a stage begins, above the bars."""
+    """Print the beginning of a stage on standard error, above the bars."""
     if not _is_quiet.get():
         Bar.write(text, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Registries of methods, which other code can extend: samplers, poolings, formats, token layouts, ..."""
+"""Registries that plug-ins can extend: samplers, poolings, formats, token layouts, ..."""
 
 from collections.abc import Iterator
 from importlib.metadata import entry_points
@@ -6,12 +6,12 @@ from typing import Generic, TypeVar
 
 from hf_sane.records._errors import did_you_mean
 
-PLUGINS = "hf_sane.plugins"  # the group of entry points
+PLUGINS = "hf_sane.plugins"  # group of entry points
 Entry = TypeVar("Entry")
 
 
 class Registry(Generic[Entry]):
-    """All entries of one kind by name, in the order of registration.
+    """Entries of one kind by name, in order of registration.
 
     Args:
         kind: Name of an entry in messages, such as `"sampler"`.
@@ -25,18 +25,14 @@ class Registry(Generic[Entry]):
         """Register an entry.
 
         Raises:
-            ValueError: If there is one of that name.
+            ValueError: If the name is taken.
         """
         if name in self._entries:
             raise ValueError(f"there is a {self._kind} {name!r} already; choose another name")
         self._entries[name] = entry
 
     def find(self, name: str) -> Entry:
-        """The entry of a name.
-
-        Raises:
-            ValueError: If there is none.
-        """
+        """The entry of a name; a `ValueError` if there is none."""
         if not isinstance(name, str) or name not in self._entries:
             meant = did_you_mean(name, self._entries)
             raise ValueError(f"expected a {self._kind}, one of {', '.join(self)}, got {name!r}{meant}")
@@ -53,10 +49,10 @@ class Registry(Generic[Entry]):
 
 
 def load_plugins() -> None:
-    """Import all installed plug-ins, so that what they register can be named on the command line.
+    """Import all installed plug-ins, so that their entries are available on the command line.
 
-    A plug-in is a module that calls functions such as `register_sampler` when it is imported; an entry point of the
-    group `hf_sane.plugins` names it.
+    A plug-in is a module with an entry point in the group `hf_sane.plugins` that calls functions such as
+    `register_sampler` when it is imported.
     """
     for point in entry_points(group=PLUGINS):
         point.load()

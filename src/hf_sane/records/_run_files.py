@@ -1,4 +1,4 @@
-"""Run files: the settings of a command as YAML, left beside its output; `--config run.yaml` repeats it."""
+"""Run files: the settings of a command as YAML next to its output, which `--config run.yaml` repeats."""
 
 import json
 import math
@@ -21,8 +21,8 @@ from hf_sane.records._settings import as_arguments
 from hf_sane.records._sources import check_path
 
 RUN_FILE = "run.yaml"
-REPORT = "report.html"  # the page beside it
-SUFFIXES = (".yaml", ".yml", ".json")  # of run files; names of zoos do not end so
+REPORT = "report.html"  # HTML report in the same folder
+SUFFIXES = (".yaml", ".yml", ".json")  # endings of run files, which names of zoos do not have
 WHAT = "a run file (YAML with `verb` and `settings`)"
 REMEDY = f"compare it with the {RUN_FILE} that the verb leaves beside its output"
 PLAIN = (str, int, float, bool, NoneType)
@@ -30,11 +30,11 @@ PLAIN = (str, int, float, bool, NoneType)
 
 @dataclass
 class RunFile:
-    """The run file of the command that is running.
+    """Run file of the running command.
 
     Attributes:
         text: Its content.
-        home: The output that it is for: the first one that is written.
+        home: Its output, the first one that is written.
     """
 
     text: str
@@ -46,7 +46,7 @@ _current: ContextVar[RunFile | None] = ContextVar("run_file", default=None)
 
 @contextmanager
 def leaving_run_file(verb: str, settings: Any) -> Iterator[None]:
-    """Leave a run file beside the output that the block writes first, if it writes any."""
+    """Write a run file next to the first output of the block, if any."""
     token = _current.set(RunFile(run_file_text(verb, settings)))
     try:
         yield
@@ -55,14 +55,14 @@ def leaving_run_file(verb: str, settings: Any) -> Iterator[None]:
 
 
 def claim_run_file(home: Path) -> None:
-    """Say that an output begins; the first one gets the run file."""
+    """Register a new output; the first one gets the run file."""
     found = _current.get()
     if found is not None and found.home is None:
         found.home = home
 
 
 def write_run_file(home: Path, folder: Path) -> None:
-    """Write the run file into a folder, if it is for the output `home`."""
+    """Write the run file into a folder, if it belongs to the output `home`."""
     found = _current.get()
     if found is not None and found.home == home:
         with write_atomically(folder / RUN_FILE) as partial:
@@ -70,32 +70,32 @@ def write_run_file(home: Path, folder: Path) -> None:
 
 
 def run_file_text(verb: str, settings: Any) -> str:
-    """All settings of a run but those that are unknown; paths as they were given, without access tokens."""
+    """All settings of a run that are set, without access tokens; paths are as given."""
     kept = {e.name for e in fields(settings) if not (e.metadata.get("only_python") or e.metadata.get("once"))}
     known = {name: value for name, value in as_arguments(settings).items() if name in kept and value is not None}
     lines = [f"  {name}: {_written(value)}" for name, value in known.items()]
-    head = f"# Repeat this run with: {verb} --config {RUN_FILE} (further options take the place of what is here)"
+    head = f"# Repeat this run with: {verb} --config {RUN_FILE} (other options override these settings)"
     return redact_tokens("\n".join([head, f"verb: {_written(verb)}", "settings:", *lines, ""]))
 
 
 def _written(value: Any) -> str:
-    """A value as JSON, which is YAML that no reader takes for something else; YAML has numbers that JSON lacks."""
+    """A value as JSON, which is unambiguous YAML, except for numbers that JSON lacks."""
     if isinstance(value, float) and not math.isfinite(value):
         return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
     return json.dumps(value, ensure_ascii=False)
 
 
 def read_run_file(path: str | Path, verb: str, settings: type) -> dict[str, Any]:
-    """Read the settings of a run file, each of the type of its field.
+    """Read the settings of a run file, converted to the types of their fields.
 
     Args:
         path: The file.
-        verb: The verb that shall run, as in `verb`.
-        settings: Its settings dataclass.
+        verb: Verb to run, which must be that of the file.
+        settings: Settings dataclass of the verb.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        InvalidFileError: If it is no run file, is of another verb, or a setting is unknown or of another type.
+        FileNotFoundError: If the file does not exist.
+        InvalidFileError: If it is not a run file or of another verb, or a setting is unknown or has the wrong type.
     """
     check_path(Path(path), remedy=f"--config takes the {RUN_FILE} beside an output")
     with reading(path, expected=WHAT, remedy=REMEDY, also=(yaml.YAMLError,)):
@@ -122,7 +122,7 @@ def _typed(entry: Entry, declared: Field) -> Any:
 
 
 def _plain_type(kind: Any) -> Any:
-    """What a run file can hold for a type: texts for paths and objects, which are named."""
+    """Type in a run file for the type of a field: text for paths and objects, which are given by name."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return Union[tuple(_plain_type(part) for part in parts)]  # noqa: UP007
@@ -134,12 +134,12 @@ def _plain_type(kind: Any) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 for what 1.1 takes for something else: `no` is a text, `1e-3` a number, and no field may be twice."""
+    """YAML 1.2 where it differs from 1.1: `no` is a text and `1e-3` a number. Repeated fields are errors."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [self.construct_object(key, deep=True) for key, _ in node.value]
         if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"the field {twice[0]!r} is there twice")
+            raise ValueError(f"the field {twice[0]!r} is repeated")
         return super().construct_mapping(node, deep=deep)
 
 

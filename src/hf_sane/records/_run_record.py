@@ -26,7 +26,7 @@ from hf_sane.records._outputs import output_file
 from hf_sane.records._redaction import hide_folders_in, redact_tokens
 
 PACKAGE = Path(__file__).parents[1]
-RECORD = "run.json"  # its name in an output folder
+RECORD = "run.json"  # file name in an output folder
 RUN_RECORD = FileKind.json_with("a run record", "command")
 PACKAGES = (
     "hf_sane",
@@ -46,25 +46,25 @@ PACKAGES = (
 
 @dataclass(kw_only=True)
 class RunRecord:
-    """A run and its results: saved with every output, read by cards and reports.
+    """A run and its results, which is saved with every output and used by cards and reports.
 
-    Make it with [`RunRecord.start`] when the work begins, complete it with [`finish`], then [`save`] it. What is not
-    known is `None` and stays out of the file.
+    Create it with [`RunRecord.start`] before the work, complete it with [`finish`], and [`save`] it. Unknown fields
+    are `None` and are not saved.
 
     Attributes:
-        command: The command line, as a shell would take it.
+        command: The command line in shell syntax.
         seed: Seed of the run.
-        commit: Git commit of the library's code; `None` when it was not installed from a repository.
+        commit: Git commit of the library's code; `None` if it was not installed from a repository.
         has_uncommitted_changes: Whether tracked files, or new files of the package, differ from `commit`.
         hardware: Processor, cores, memory, threads, GPUs.
-        versions: Python, and the packages that decide the result.
+        versions: Versions of Python and of packages that affect the result.
         allocator: See [`allocator_state`].
         started_at: UTC, ISO 8601.
         seconds: Wall time of the work.
         peak_rss_bytes: Largest resident memory of the process.
-        data: What was used: zoo, images, splits and their sizes.
+        data: Data that were used: zoo, images, splits and their sizes.
         arguments: The resolved settings.
-        results: What was measured. Non-finite numbers are saved as null: JSON has no other word for them.
+        results: Measurements. Non-finite numbers are saved as null, since JSON cannot represent them.
     """
 
     command: str
@@ -93,13 +93,13 @@ class RunRecord:
         arguments: Mapping[str, Any] | None = None,
         data: Mapping[str, Any] | None = None,
     ) -> "RunRecord":
-        """Note everything that is known before the work begins, and start the clock.
+        """Record all facts that are known before the work, and start the clock.
 
         Args:
             seed: Seed of the run.
-            command: Program and its arguments; those of this process when `None`.
+            command: Program and its arguments; by default those of this process.
             arguments: Resolved settings.
-            data: What will be used.
+            data: Data that will be used.
         """
         commit, has_uncommitted_changes = read_commit(PACKAGE)
         return cls(
@@ -116,11 +116,11 @@ class RunRecord:
         )
 
     def finish(self, results: Mapping[str, Any], *, data: Mapping[str, Any] | None = None) -> "RunRecord":
-        """Stop the clock and add what was measured.
+        """Stop the clock and add the results.
 
         Args:
-            results: Added to `results`.
-            data: Added to `data`.
+            results: Measurements to add to `results`.
+            data: Facts to add to `data`.
 
         Returns:
             `self`.
@@ -133,20 +133,20 @@ class RunRecord:
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """What the file holds: unknown facts are left out, numbers of NumPy and PyTorch become Python's.
+        """Content of the file, without unknown facts and with numbers of NumPy and PyTorch converted to Python's.
 
         Raises:
-            TypeError: For a value that JSON cannot hold; the message names its place.
+            TypeError: If a value cannot be converted to JSON; the message has its location.
         """
         known = {name: value for name, value in asdict(self).items() if value is not None and value != {}}
         return {name: _plain(value, name) for name, value in known.items()}
 
     def without_folders(self) -> "RunRecord":
-        """The record for publication, without folders of this machine."""
+        """The record for publication, without local folders."""
         return RunRecord(**hide_folders_in(self.to_dict()))
 
     def save(self, path: str | Path) -> Path:
-        """Write the record as JSON; an interrupted write leaves the file as it was.
+        """Write the record as JSON; an interrupted write does not change an existing file.
 
         Returns:
             `path`.
@@ -164,31 +164,31 @@ class RunRecord:
         """Read a record.
 
         Raises:
-            FileNotFoundError: If there is no such file.
-            InvalidFileError: If it is not the JSON of a run record.
+            FileNotFoundError: If the file does not exist.
+            InvalidFileError: If it is not a run record.
         """
         document = read_document(path, expected="a run record (a JSON object)", remedy="run the command again")
         return cls(**document.fields_of(cls))
 
 
 def read_commit(folder: Path) -> tuple[str | None, bool | None]:
-    """Commit of the code in `folder` and whether it has been changed since.
+    """Commit of the code in `folder`, and whether the code has been changed since.
 
     Returns:
-        `(None, None)` without git, outside a repository, and where the repository does not track `folder` (a package
-        installed into an environment that lies inside some other project).
+        `(None, None)` without git, outside a repository, and if the repository does not track `folder` (a package in
+        an environment inside another project).
     """
     if shutil.which("git") is None or not _git(folder, "ls-files", "--", "."):
         return None, None
     prefix = (_git(folder, "rev-parse", "--show-prefix") or "").strip()
     changes = (_git(folder, "status", "--porcelain", "--", ":/") or "").splitlines()
-    # A new file elsewhere in the repository is an output; inside the package it is code.
+    # A new file inside the package is code, anywhere else it is output.
     relevant = [line for line in changes if not line.startswith("??") or line[3:].strip('"').startswith(prefix)]
     return (_git(folder, "rev-parse", "HEAD") or "").strip() or None, bool(relevant)
 
 
 def read_hardware() -> dict[str, Any]:
-    """Processor, vector instructions, cores, memory, PyTorch threads and GPUs; unknown facts are left out."""
+    """Processor, vector instructions, cores, memory, PyTorch threads and GPUs, as far as known."""
     found: dict[str, Any] = {
         "cpu": _cpu_model(),
         "vector_instructions": torch.backends.cpu.get_cpu_capability(),
@@ -204,7 +204,7 @@ def read_hardware() -> dict[str, Any]:
 
 
 def read_versions() -> dict[str, str]:
-    """Versions of Python, the system, and those of `PACKAGES` that are installed."""
+    """Versions of Python, the system, and installed packages among `PACKAGES`."""
     found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.release()}"}
     for name in PACKAGES:
         try:
@@ -215,7 +215,7 @@ def read_versions() -> dict[str, str]:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """Output of a git command; `None` when it fails."""
+    """Output of a git command; `None` if it fails."""
     ran = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
     return ran.stdout if ran.returncode == 0 else None
 
@@ -236,7 +236,7 @@ def _memory_bytes() -> int | None:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """Convert to what JSON holds; `where` names the place in errors."""
+    """Convert a value to JSON types; `where` is its location for errors."""
     if isinstance(value, np.generic | np.ndarray | torch.Tensor):
         value = value.tolist()
     if isinstance(value, Mapping):

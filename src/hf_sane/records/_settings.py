@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from hf_sane.records._errors import did_you_mean
 
-# What flags and numbers are instances of, and what messages call them.
+# Types of flags and numbers, and their names in messages.
 NUMBERS: dict[Any, tuple[type, str]] = {
     bool: (bool, "True or False"),
     int: (Integral, "a whole number"),
@@ -36,19 +36,18 @@ def setting(
     """Declare a field of a settings dataclass. On the command line, `num_models` becomes `--num-models`.
 
     Args:
-        help_text: What the field means, in a sentence: its documentation and its `--help`.
-        default: Value if it is left out; without it, and without `factory`, the field is required.
-        factory: Makes the default, for lists and dictionaries.
-        option: Spelling of the option, if it is not the name of the field.
+        help_text: Meaning of the field in a sentence, for its documentation and `--help`.
+        default: Default value; without it and without `factory`, the field is required.
+        factory: Function that creates the default, for lists and dictionaries.
+        option: Spelling of the option, if it differs from the name of the field.
         short: Short spelling of the option, such as `"-o"`.
-        formerly: Older spellings of the option (`"--output_dir"`). They work for one version and say what to use
-            instead.
-        positional: Whether the field is an argument without a name on the command line.
-        split: Whether the values of a list may be given as one, separated by commas. Not for paths.
-        opposite: Spelling that switches a flag off, such as `"--public"`; by default `--no-` and the name.
+        formerly: Former spellings of the option (`"--output_dir"`), which work for one version with a note.
+        positional: Whether the field is a positional argument on the command line.
+        split: Whether a list may be given as one text, separated by commas. Not for paths.
+        opposite: Option that switches a flag off, such as `"--public"`; by default `--no-` and the name.
         only_python: Whether the field has no option.
-        once: Whether it is about one call alone, so that a run file does not repeat it.
-        least: Smallest number that the field, or an item of it, can be; for [`check_numbers`].
+        once: Whether the field concerns a single call, so that it is not part of run files.
+        least: Smallest allowed number, also for the items of a list; see [`check_numbers`].
     """
     older = (formerly,) if isinstance(formerly, str) else formerly
     metadata = {
@@ -69,14 +68,14 @@ def setting(
 
 
 def check_numbers(settings: Any, *, unlimited: Collection[str] = ()) -> None:
-    """Refuse numbers that no field can mean; NaN among them, which slips through most comparisons.
+    """Check that numbers are finite and in range; most comparisons would not detect NaN.
 
     Args:
         settings: A dataclass.
         unlimited: Fields that may be infinite.
 
     Raises:
-        ValueError: For a number that is not finite, or smaller than the field's `least`.
+        ValueError: If a number is not finite, or smaller than the field's `least`.
     """
     for entry in fields(settings):
         value, least = getattr(settings, entry.name), entry.metadata.get("least", 0)
@@ -88,9 +87,9 @@ def check_numbers(settings: Any, *, unlimited: Collection[str] = ()) -> None:
 
 
 class _Fitting(type):
-    """Values take the form that the fields expect before the settings are made; others are refused.
+    """Converts values to the types of the fields before the settings are created, or raises an error.
 
-    A field is known by its name and by that of its option, so that Python and the command line share one spelling.
+    A field can be given by its name or the name of its option, so that Python and the command line share one spelling.
     """
 
     def __call__(cls, **given: Any) -> Any:
@@ -107,10 +106,10 @@ class _Fitting(type):
 
 
 def _fitted(name: str, kind: Any, value: Any) -> Any:
-    """A value of the type of a field: one value becomes a list of one, text a path; numbers and choices are checked.
+    """Convert a value to the type of a field: a single value to a list, text to a path; check numbers and choices.
 
     Raises:
-        TypeError: If a number or a flag is expected, and it is neither.
+        TypeError: If it is not a number or flag as expected.
         ValueError: If it is not among the choices.
     """
     kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
@@ -138,18 +137,18 @@ def _fitted(name: str, kind: Any, value: Any) -> Any:
 
 
 def _class_of(kind: Any) -> type:
-    """What values of a type are instances of."""
+    """Classes that values of a type are instances of."""
     return str if get_origin(kind) is Literal else get_origin(kind) or kind
 
 
 def as_list(value: Any) -> list[Any]:
-    """Values as a list; what is not a collection (a text, a path, a module, a mapping) becomes its only item."""
+    """Values as a list; a value that is not a collection (a text, path, module or mapping) becomes its only item."""
     return list(value) if isinstance(value, list | tuple | range | Set | Iterator) else [value]
 
 
 @dataclass(kw_only=True)
 class CheckedSettings(metaclass=_Fitting):
-    """Settings whose values are checked when they are made; a list may be given as its only value."""
+    """Base class of settings that check their values on creation; a list may be given as a single value."""
 
     def __post_init__(self) -> None:
         check_numbers(self)

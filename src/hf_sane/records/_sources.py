@@ -1,4 +1,4 @@
-"""Sources: decides whether a name is a path on this machine or a repository on the Hub."""
+"""Sources, which are local paths or repositories on the Hub."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
 
 RepoType = Literal["model", "dataset"]
-# Names that end so are files, here or nowhere. Repositories may have dots in their names.
+# Endings of names that can only be local files. Names of repositories may contain dots, too.
 FILE_SUFFIXES = (
     *(".safetensors", ".json", ".bin", ".pt", ".pth", ".th", ".ckpt", ".pkl", ".pickle", ".tar", ".gz", ".zip"),
     *(".gguf", ".onnx", ".h5", ".hdf5", ".keras", ".npz", ".npy", ".pb", ".msgpack", ".parquet"),
 )
-ASK_SECONDS = 5.0  # until the Hub must have said whether it has a repository
+ASK_SECONDS = 5.0  # time limit for the request whether a repository exists
 TOKEN_HINT = "if it is private or gated, log in with an account that may read it (hf auth login)"
 
 
@@ -47,21 +47,21 @@ class HubRepo:
 
 
 def parse_source(source: str | Path, *, revision: str | None = None) -> Path | HubRepo:
-    """Decide whether a source is a path or a repository, without asking the Hub.
+    """Decide whether a source is a path or a repository, without requests to the Hub.
 
-    What exists is a path, whatever it looks like. Of the rest, a repository is what can be an id of one, `owner/name`
-    or `owner/name@revision`; a `Path`, and what starts with `.`, `~` or `/`, holds a backslash or more than one slash,
-    or ends like a file, is a path that is missing.
+    Any existing path is a path. Otherwise, `owner/name` and `owner/name@revision` are repositories. A `Path`, and a
+    text that starts with `.`, `~` or `/`, contains a backslash or several slashes, or ends like a file name, is a
+    missing path.
 
     Args:
-        source: As users write it; `~` is their home.
-        revision: Branch, tag or commit, in place of `@revision`.
+        source: Text of the user; `~` is expanded to the home folder.
+        revision: Branch, tag or commit, instead of `@revision`.
 
     Returns:
-        A path, which may be missing, or a repository, which may not exist.
+        A path or a repository, which need not exist.
 
     Raises:
-        ValueError: For an empty name, or two revisions that differ.
+        ValueError: If the name is empty, or two revisions differ.
     """
     text = str(source)
     if not text:
@@ -77,15 +77,15 @@ def parse_source(source: str | Path, *, revision: str | None = None) -> Path | H
 
 
 def parse_repo(text: str, *, revision: str | None = None) -> HubRepo:
-    """Parse the id of a repository that is pushed to or pulled from.
+    """Parse the id of a repository to push to or pull from.
 
     Args:
         text: `owner/name` or `owner/name@revision`.
-        revision: Branch, tag or commit, in place of `@revision`.
+        revision: Branch, tag or commit, instead of `@revision`.
 
     Raises:
-        HFValidationError: If it cannot be the id of a repository; a `ValueError`.
-        ValueError: For two different revisions, or an empty one after `@`.
+        HFValidationError: If it is not a valid repository id; a `ValueError`.
+        ValueError: If two revisions differ, or the one after `@` is empty.
     """
     repo_id, at, named = text.partition("@")
     validate_repo_id(repo_id)
@@ -99,21 +99,21 @@ def parse_repo(text: str, *, revision: str | None = None) -> HubRepo:
 def find_source(
     source: str | Path, *, revision: str | None = None, repo_type: RepoType = "model", api: HfApi | None = None
 ) -> Path | HubRepo:
-    """Find out where a source is: on this machine, or on the Hub, which is asked once.
+    """Find a source locally or, with one request, on the Hub.
 
     Args:
-        source: As in [`parse_source`].
+        source: See [`parse_source`].
         revision: Branch, tag or commit of a repository.
         repo_type: Type of a repository.
-        api: Client to ask with.
+        api: Client to use.
 
     Returns:
-        A path that exists, or a repository that does (or lies in the cache, where the Hub cannot be reached).
+        An existing path, or a repository that exists (or is in the cache if the Hub cannot be reached).
 
     Raises:
-        FileNotFoundError: If it is neither, with what was tried.
+        FileNotFoundError: If it is neither; the message has the path and the address that were tried.
         ConnectionError: If it is not a path, and the Hub cannot be reached.
-        ValueError: As in [`parse_source`].
+        ValueError: See [`parse_source`].
     """
     found = parse_source(source, revision=revision)
     if isinstance(found, Path):
@@ -131,7 +131,7 @@ def find_source(
             lambda: client.repo_info(found.repo_id, revision=found.revision, repo_type=repo_type, timeout=ASK_SECONDS),
         )
     except GatedRepoError:
-        pass  # some of its files may be open to everyone
+        pass  # some of its files may be public
     except RevisionNotFoundError as error:
         raise FileNotFoundError(
             f"{found.repo_id} has no branch, tag or commit {found.revision!r} on the Hub ({tried})"
@@ -142,18 +142,14 @@ def find_source(
             f"no such file or folder, and no such {kind}repository on the Hub: {tried}; {TOKEN_HINT}"
         ) from error
     except HfHubHTTPError:
-        pass  # busy, or out of order: whoever reads the files tries more than once, and says what is the matter
+        pass  # busy or out of order: reading the files repeats the request and reports the error
     except (HTTPError, OSError) as error:
         _explain_silence(error, found, repo_type, tried)
     return found
 
 
 def check_path(path: Path, *, remedy: str = "give an existing path") -> Path:
-    """A path that exists.
-
-    Raises:
-        FileNotFoundError: If it does not, with the whole path that was tried and what to do.
-    """
+    """An existing path; a `FileNotFoundError` with the absolute path and a remedy if it does not exist."""
     if not _exists(path):
         raise FileNotFoundError(f"no such file or folder: {path} (tried {path.absolute()}); {remedy}")
     return path
@@ -162,10 +158,10 @@ def check_path(path: Path, *, remedy: str = "give an existing path") -> Path:
 def pretrained_arguments(
     source: str | Path, *, revision: str | None = None, subfolder: str | None = None
 ) -> tuple[str, dict[str, Any]]:
-    """Arguments of `from_pretrained` of Transformers for a source, or a folder in it: its name, keyword arguments.
+    """Name and keyword arguments of a source, or a subfolder of one, for `from_pretrained` of Transformers.
 
     Raises:
-        FileNotFoundError, ConnectionError, ValueError: As in [`find_source`].
+        FileNotFoundError, ConnectionError, ValueError: See [`find_source`].
     """
     found = find_source(source, revision=revision)
     if isinstance(found, Path):
@@ -181,26 +177,26 @@ def source_name(source: str | Path) -> str:
 
 
 def hub_id(name: str | Path | None) -> str | None:
-    """The id of a repository, without its revision; `None` for paths, existing or not, and for nothing.
+    """Id of a repository without its revision; `None` for `None` and for paths, existing or not.
 
-    Cards link to repositories, never to a path of this machine.
+    Cards link to repositories, never to local paths.
     """
     found = parse_source(name) if name else None
     return found.repo_id if isinstance(found, HubRepo) else None
 
 
 def _folder_of(repo: HubRepo) -> str | None:
-    """The folder on this machine that a name without revision begins with: it means something that is not in there."""
+    """Local folder that a name without revision starts with, which suggests a missing path inside it."""
     owner, slash, _ = repo.repo_id.partition("/")
     return owner if slash and repo.revision is None and Path(owner).is_dir() else None
 
 
 def within(seconds: float, ask: Callable[[], object]) -> None:
-    """Ask the Hub; time limits of requests begin after the name of its host is found, which may take half a minute.
+    """Send a request to the Hub with a time limit that includes resolving its host name, which may take 30 seconds.
 
     Raises:
-        TimeoutError: If there is no answer in time.
-        Exception: What `ask` raises.
+        TimeoutError: If there is no response in time.
+        Exception: Any exception of `ask`.
     """
     answers: Queue[Exception | None] = Queue()
 
@@ -222,7 +218,7 @@ def within(seconds: float, ask: Callable[[], object]) -> None:
 
 
 def _explain_silence(error: Exception, repo: HubRepo, repo_type: RepoType, tried: str) -> None:
-    """Raise an error about a Hub that does not answer, unless the repository is in the cache."""
+    """Raise an error that the Hub cannot be reached, unless the repository is in the cache."""
     name = repo_folder_name(repo_id=repo.repo_id, repo_type=repo_type)
     if (Path(constants.HF_HUB_CACHE) / name / "snapshots").is_dir():
         return
@@ -241,14 +237,14 @@ def _as_path(text: str) -> Path:
     path = Path(text)
     try:
         return path.expanduser()
-    except RuntimeError:  # ~nobody
+    except RuntimeError:  # no such user, as in ~nobody
         return path
 
 
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):  # not a valid file name
         return False
 
 

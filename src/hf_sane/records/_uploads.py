@@ -1,4 +1,4 @@
-"""Uploads to the Hub: files are listed and checked before anything is sent, and uploaded in one commit."""
+"""Uploads to the Hub in one commit; all files are listed and checked before anything is sent."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from hf_sane.records._redaction import holds_token
 from hf_sane.records._run_files import REPORT, RUN_FILE
 
 TEXT_SUFFIXES = (".md", ".json", ".py", ".txt", ".yaml", ".csv")
-LOCAL = (MANIFEST, RUN_FILE, REPORT)  # what folders have for those who work there
+LOCAL = (MANIFEST, RUN_FILE, REPORT)  # files for local use
 PICKLES = (*PICKLE_SUFFIXES, ".joblib")
 
 
@@ -25,11 +25,11 @@ class RepoFile:
     """A file of a repository.
 
     Attributes:
-        path: Inside the repository, with forward slashes.
-        num_bytes: Its size.
-        content: Where its content is, or the content itself; `None` for a file that is still on the Hub.
-        digest: What the Hub knows it by: SHA-256 of a large file, git's hash (SHA-1) of another one; `None` for a file
-            that is not on the Hub.
+        path: Path inside the repository, with forward slashes.
+        num_bytes: Size in bytes.
+        content: Path of the content, or the content itself; `None` for a file that is only on the Hub.
+        digest: Digest on the Hub, which is SHA-256 for large files and git's hash (SHA-1) for others; `None` for a
+            file that is not on the Hub.
     """
 
     path: str
@@ -40,13 +40,13 @@ class RepoFile:
 
 @dataclass(frozen=True)
 class Upload:
-    """One commit that has not happened yet.
+    """A planned commit.
 
     Attributes:
         repo_id: Repository on the Hub.
         repo_type: `"model"` or `"dataset"`.
-        files: What it adds or replaces.
-        deleted: Paths it removes.
+        files: Files to add or replace.
+        deleted: Paths to remove.
         title: Title of the commit.
     """
 
@@ -58,24 +58,24 @@ class Upload:
 
     @property
     def num_bytes(self) -> int:
-        """All files together."""
+        """Total size of the files."""
         return sum(file.num_bytes for file in self.files)
 
     def push(self, api: HfApi | None = None, *, private: bool | None = None, revision: str | None = None) -> str:
-        """Make the repository if it is missing, and commit.
+        """Create the repository if it is missing, and commit.
 
-        Large files go first, one by one; they become visible with the commit alone. A broken connection therefore
-        leaves the repository as it was, and pushing again sends only what the Hub does not have yet.
+        Large files are uploaded first, but only become visible with the commit. A broken connection therefore does not
+        change the repository, and pushing again uploads only missing files.
 
         Args:
             api: Client to use, for another endpoint or token.
-            private: Whether a new repository is private; the account's default if `None`.
-            revision: Branch, made if missing; the default branch if `None`.
+            private: Whether a new repository is private; by default as set in the account.
+            revision: Branch, created if missing; by default the main one.
 
         Returns:
-            Address of the commit.
+            URL of the commit.
         """
-        with explaining(lambda: f"{self.repo_id} holds all of the upload or nothing of it; {again('continue')}"):
+        with explaining(lambda: f"{self.repo_id} contains the whole upload or no part; {again('continue')}"):
             return self._commit(api or HfApi(), private, revision)
 
     def _commit(self, api: HfApi, private: bool | None, revision: str | None) -> str:
@@ -100,15 +100,15 @@ class Upload:
 
 
 def folder_files(folder: Path, *, prefix: str = "") -> tuple[RepoFile, ...]:
-    """All files below a folder but hidden ones (such as `.cache`), manifests and run files, sorted by path.
+    """All files in a folder except hidden ones (such as `.cache`), manifests and run files, sorted by path.
 
     Args:
         folder: Folder to list.
-        prefix: Folder in the repository that they go to.
+        prefix: Target folder in the repository.
 
     Raises:
-        NotADirectoryError: If there is no such folder.
-        ValueError: If a file is a pickle, is a link that leads out of the folder, or holds an access token.
+        NotADirectoryError: If the folder does not exist.
+        ValueError: If a file is a pickle, a link to a place outside the folder, or contains an access token.
     """
     if not folder.is_dir():
         raise NotADirectoryError(f"expected a folder to push, got {folder}; save the artefact there first")
@@ -135,7 +135,7 @@ def folder_files(folder: Path, *, prefix: str = "") -> tuple[RepoFile, ...]:
 
 
 def with_texts(files: Sequence[RepoFile], texts: Mapping[str, str]) -> tuple[RepoFile, ...]:
-    """The files, some of them with another text (new ones are added), sorted by path; nothing on disk changes."""
+    """The files with some texts replaced or added, sorted by path; nothing on disk changes."""
     made = {path: text.encode("utf-8") for path, text in texts.items()}
     kept = [file for file in files if file.path not in made]
     return tuple(
@@ -144,11 +144,7 @@ def with_texts(files: Sequence[RepoFile], texts: Mapping[str, str]) -> tuple[Rep
 
 
 def require_files(folder: Path, names: Sequence[str], *, what: str) -> None:
-    """Refuse a folder that lacks files; sharded weights count as `model.safetensors`.
-
-    Raises:
-        ValueError: Naming what is missing.
-    """
+    """Raise a `ValueError` if files are missing in a folder; sharded weights count as `model.safetensors`."""
     present = {path.name.removesuffix(".index.json") for path in folder.iterdir()} if folder.is_dir() else set()
     if missing := [name for name in names if name not in present]:
         raise ValueError(
