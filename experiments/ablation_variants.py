@@ -1,4 +1,4 @@
-"""The studies of `paper_ablations.py`: tables of variants, each of which changes one setting of the base."""
+"""Studies of `paper_ablations.py`: tables of variants, each of which changes one setting of the base."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,26 +16,25 @@ BASE_TRAINING: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of a study: what differs from the base setting.
+    """One row of a study, given by its differences from the base.
 
     Attributes:
-        title: What tables call it.
+        title: Name in tables.
         model: Fields of `SANEConfig`.
         training: Fields of `PretrainSettings`.
         aligned: Whether networks are aligned, in training and afterwards.
-        tokens: `(token_layout, token_dim)` that the zoos are cut into; `None`: a token per row, as long as the
-            longest.
-        window: Tokens of a training window; a share of the network's if it is at most 1.
-        batch_factor: Windows per step, times that of the base: shorter windows are given more, so that all see as many
-            tokens.
-        inference: As `window`, after training; the training window when `None`.
-        halo: Context tokens on each side, after training.
-        trained_as: The variant whose autoencoder it uses.
-        zoos: What the autoencoder is trained on; the first is tested. Samples come from the zoo of seeds, or of
+        tokens: `(token_layout, token_dim)` of the zoos; by default one token per row, as long as the longest row.
+        window: Tokens of a training window; numbers up to 1 are a share of the network's tokens.
+        batch_factor: Factor of the base's number of windows per step, larger for shorter windows, so that all variants
+            are trained on the same number of tokens.
+        inference: Window after training, in the units of `window`; by default the training window.
+        halo: Context tokens on each side after training.
+        trained_as: Variant whose autoencoder is used.
+        zoos: Training zoos of the autoencoder; the first one is tested. Samples come from the zoo of seeds, or of
             ResNets.
-        runs: Training runs of the hyper-parameter zoo, if not the base's.
-        step_factor: Optimizer steps, times those of the base.
-        condition: Batch-norm conditioning of what is decoded: `"reset"`, `"keep"` (the old statistics fade out) or
+        runs: Number of training runs of the hyper-parameter zoo; by default that of the base.
+        step_factor: Factor of the base's number of optimizer steps.
+        condition: Batch-norm conditioning of decoded networks: `"reset"`, `"keep"` (the old statistics fade out) or
             `None`.
     """
 

@@ -1,13 +1,13 @@
 """Measure the effect of design choices on small zoos of scikit-learn digits, offline (docs/results/ablations.md).
 
     python experiments/paper_ablations.py --folder ../ablations --records runs/paper/ablations --seeds 0 1
-    python experiments/paper_ablations.py ... --studies base windows --seeds 0        # some of them
+    python experiments/paper_ablations.py ... --studies base windows --seeds 0        # selected studies
 
 Three zoos are built first: networks that differ in their seed (for sampling), in their hyper-parameters (for probing),
 and small ResNets. A study is a table of variants (ablation_variants.py), each of which changes one setting of `base`
-and is trained for the same number of optimizer steps. Finished zoos, autoencoders and variants are kept. Budgets are
-small on purpose (a variant takes less than a minute on one thread): they rank choices, but do not show what SANE can
-reach.
+and is trained for the same number of optimizer steps. Finished zoos, autoencoders and variants are reused. Budgets
+are small on purpose (a variant takes less than a minute on one thread): they rank choices, but do not show the best
+results of SANE.
 """
 
 import argparse
@@ -47,23 +47,23 @@ BANDWIDTHS = [0.1, 0.2, 0.3, 0.45]
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything; one flag each. A record holds results of one set of sizes.
+    """Sizes of the experiments, each with an option. All results of a record have the same sizes.
 
     Attributes:
         seed_runs: Runs of the zoo of seeds.
-        hyper_runs: Runs of the zoo of hyper-parameters. 1,000 of them train, 60 validate, 100 test; a few more
-            diverge.
+        hyper_runs: Runs of the zoo of hyper-parameters: 1,000 for training, 60 for validation, 100 for testing, and
+            spare ones for those that diverge.
         resnet_runs: Runs of the zoo of ResNets.
         zoo_epochs: Epochs of every run.
-        train_limit: Images that they are trained on.
-        base_runs: Training runs of the hyper-parameter zoo that autoencoders see, but for the study of scale.
-        probe_runs: Training runs that probes are fitted on, in every study.
+        train_limit: Number of training images.
+        base_runs: Training runs of the hyper-parameter zoo for autoencoders, except in the study of scale.
+        probe_runs: Training runs for probes, in every study.
         steps: Optimizer steps of every autoencoder.
         batch_size: Windows per step, of whole networks.
         hidden_size: Width of the autoencoders.
         num_layers: Blocks of encoder and decoder each.
-        num_candidates: Networks drawn for subsampling.
-        num_kept: Networks kept of each method.
+        num_candidates: Number of networks to draw for subsampling.
+        num_kept: Number of networks to keep of each method.
         conditioning_batches: Batches of batch-norm conditioning.
     """
 
@@ -84,7 +84,7 @@ class Sizes:
 
 
 def recipes(sizes: Sizes) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Name of each zoo: recipe and settings. Few updates ask for larger learning rates than the recipes have."""
+    """Recipe and settings of each zoo. Few updates need larger learning rates than those of the recipes."""
     last = sizes.zoo_epochs
     common = {
         "epochs": last,
@@ -116,7 +116,7 @@ def recipes(sizes: Sizes) -> dict[str, tuple[str, dict[str, Any]]]:
 
 
 def build_zoos(folder: Path, data: ImageData, sizes: Sizes, studies: Sequence[str]) -> dict[str, Zoo]:
-    """The zoos of some studies, built unless they are there."""
+    """The zoos of some studies, which are built if they are missing."""
     zoos = {}
     for name, (recipe, settings) in recipes(sizes).items():
         is_needed = "batchnorm" in studies if name == "resnet" else set(studies) != {"batchnorm"}
@@ -127,7 +127,7 @@ def build_zoos(folder: Path, data: ImageData, sizes: Sizes, studies: Sequence[st
 
 
 def first_runs(split: ZooSplit, count: int) -> ZooSplit:
-    """The networks of the first `count` runs; runs were drawn in random order.
+    """Networks of the first `count` runs, which are in random order.
 
     Raises:
         ValueError: If there are fewer.
@@ -139,7 +139,7 @@ def first_runs(split: ZooSplit, count: int) -> ZooSplit:
 
 
 def without_alignment(zoo: Zoo) -> Zoo:
-    """The zoo with identity permutations: its aligned view shows the networks as they were trained."""
+    """The zoo with identity permutations, so that its aligned view has the networks as they were trained."""
     assert zoo.alignment is not None
     identity = {
         key: {axis: torch.arange(index.shape[1]).expand_as(index).clone() for axis, index in axes.items()}
@@ -149,12 +149,12 @@ def without_alignment(zoo: Zoo) -> Zoo:
 
 
 def with_training_runs(zoo: Zoo, count: int) -> Zoo:
-    """The zoo with its first training runs only."""
+    """The zoo with only its first training runs."""
     return dataclasses.replace(zoo, splits={**zoo.splits, "train": first_runs(zoo.splits["train"], count)})
 
 
 def shown_zoos(variant: Variant, zoos: Mapping[str, Zoo], folder: Path, sizes: Sizes) -> dict[str, Zoo]:
-    """The zoos as a variant sees them: cut into its tokens, aligned or not."""
+    """The zoos of a variant, in its tokens, aligned or not."""
     found = {name: zoo for name, zoo in zoos.items() if (name == "resnet") == ("resnet" in variant.zoos)}
     if variant.tokens is not None:
         kind, size = variant.tokens
@@ -170,12 +170,12 @@ def shown_zoos(variant: Variant, zoos: Mapping[str, Zoo], folder: Path, sizes: S
 
 
 def tokens_of(share: float, num_tokens: int) -> int:
-    """Tokens of a window that is given as a share of the network, or in tokens."""
+    """Number of tokens of a window that is given as a share of the network or in tokens."""
     return round(share * num_tokens) if share <= 1 else int(share)
 
 
 def autoencoder(variant: Variant, zoos: Mapping[str, Zoo], folder: Path, sizes: Sizes, seed: int) -> SANE:
-    """The autoencoder of a variant and seed, trained unless it is there."""
+    """The autoencoder of a variant and seed, which is trained if it is missing."""
     if not (folder / "model").is_dir():
         chosen = {name: zoos[name] for name in variant.zoos}
         if "hyper" in chosen:
@@ -193,7 +193,7 @@ def autoencoder(variant: Variant, zoos: Mapping[str, Zoo], folder: Path, sizes: 
         settings = {
             "batch_size": sizes.batch_size * variant.batch_factor,
             "max_steps": sizes.steps * variant.step_factor,
-            "resume": True,  # an interrupted run starts anew
+            "resume": True,  # interrupted runs start again
             **BASE_TRAINING,
             **variant.training,
         }
@@ -203,7 +203,7 @@ def autoencoder(variant: Variant, zoos: Mapping[str, Zoo], folder: Path, sizes: 
 
 
 def sample(compared: ComparisonResult) -> dict[str, Any]:
-    """Test accuracy without fine-tuning and distance to the nearest training network, by method."""
+    """Test accuracy without fine-tuning and distance to the nearest training network of each method."""
     found = compared.to_dict()
     distances = {name: found[name] for name in ("nearest_training_distance", "pairwise_distance")}
     return {"accuracy": compared.test_accuracy(), **distances, "bandwidth": found["bandwidth"]}
@@ -290,13 +290,13 @@ def run_study(name: str, seed: int, zoos: Mapping[str, Zoo], data: ImageData, op
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, build the zoos, then seed after seed and study after study."""
+    """Parse the options, build the zoos, and run the studies for each seed."""
     parser = ScriptParser(__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="folder for zoos and autoencoders")
     parser.add_argument("--records", type=Path, required=True, help="folder for the run records")
     parser.add_argument("--studies", nargs="+", choices=sorted(STUDIES), default=list(STUDIES), metavar="NAME")
     variants = [key for study in STUDIES.values() for key in study]
-    parser.add_argument("--variants", nargs="+", choices=variants, metavar="NAME", help="some of those of the studies")
+    parser.add_argument("--variants", nargs="+", choices=variants, metavar="NAME", help="names of studies, by default all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     for entry in dataclasses.fields(Sizes):
         parser.add_argument(f"--{entry.name.replace('_', '-')}", type=int, default=entry.default)

@@ -35,19 +35,19 @@ from hf_sane.zoo._alignment import aligned_tokens
 from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo._facts import read_facts
 
-tables = importlib.import_module("paper_tables")  # the script beside this one
+tables = importlib.import_module("paper_tables")  # the script next to this one
 
 LICENSE = "mit"
-# What a card is made of, of an autoencoder and of a sampled network.
+# Files that the cards of an autoencoder and of a sampled network are rendered from.
 CARD_FACTS = {
     "sane": ("config.json", "preprocessor_config.json", RECORD),
     "sampled": ("config.json", "provenance.json", RECORD),
 }
-NUM_CANDIDATES = 100  # of the sampled network
+NUM_CANDIDATES = 100  # folder of the sampled network
 
 
 def best_seed(family: str, work: Path, records: Path) -> int:
-    """The seed whose autoencoder reconstructs validation networks best.
+    """Seed of the autoencoder with the best reconstruction of validation networks.
 
     Raises:
         FileNotFoundError: If no seed of the family has an autoencoder and a record.
@@ -67,7 +67,7 @@ def best_seed(family: str, work: Path, records: Path) -> int:
 
 
 def bandwidth_of(family: str, seed: int, records: Path) -> float:
-    """The bandwidth that the family's record chose on validation images.
+    """Bandwidth of the family's record, selected on validation images.
 
     Raises:
         ValueError: If nothing has been sampled yet.
@@ -83,17 +83,17 @@ def bandwidth_of(family: str, seed: int, records: Path) -> float:
 
 
 def sane_title(family: str) -> str:
-    """Headline of an autoencoder."""
+    """Heading of an autoencoder's card."""
     return f"SANE, {family}"
 
 
 def network_title(provenance: Provenance) -> str:
-    """Headline of a sampled network."""
+    """Heading of a sampled network's card."""
     return f"Sampled network, {provenance.zoo}"
 
 
 def render_cards(folder: Path) -> dict[Path, str]:
-    """The cards of all models of `folder`, from the files of `CARD_FACTS` alone: weights are not needed."""
+    """Cards of all models in `folder`, rendered from the files of `CARD_FACTS` without weights."""
     cards = {}
     for sane in sorted(folder.glob("sane-*")):
         family = sane.name.removeprefix("sane-")
@@ -118,13 +118,13 @@ def render_cards(folder: Path) -> dict[Path, str]:
 
 
 def card_results(own: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
-    """What the card shows: validation R2 of the run, and the family's results on test networks."""
+    """Results on the card: validation R2 of the run, and the family's results on test networks."""
     probes = {f"probe R2, {zoo}": tables.short_table(table) for zoo, table in results.get("probe", {}).items()}
     return {**own, "reconstruction of test networks": results.get("reconstruction", {}), **probes}
 
 
 def save_family(family: str, seed: int, options: argparse.Namespace) -> Path:
-    """The autoencoder of a family and seed, with the results of the family in its record and on its card."""
+    """Save the autoencoder of a family and seed, with the results of the family in its record and on its card."""
     model, extractor = load_sane(options.work / f"{family}_{seed}" / "model")
     own = RunRecord.load(options.work / f"{family}_{seed}" / "model" / RECORD)
     found = RunRecord.load(options.records / f"{family}_{seed}.json")
@@ -144,7 +144,7 @@ def save_family(family: str, seed: int, options: argparse.Namespace) -> Path:
 def save_sample(
     family: Any, seed: int, bandwidth: float, sane: Path, target: Path, options: argparse.Namespace
 ) -> None:
-    """Draw networks around the anchors, as the record of the family did, and save the best on validation images."""
+    """Sample networks as in the record of the family, and save the best one on validation images."""
     record = RunRecord.start(seed=seed, arguments={"sane": sane.name, "num_candidates": NUM_CANDIDATES})
     zoo = tables.open_zoo(family.sampled, family.token_dim, options.zoos, options.work)
     opened, train = tables.open_sane(sane), zoo.splits["train"]
@@ -184,9 +184,9 @@ def save_sample(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, then one family after the other."""
+    """Parse the options, and save the models of each family."""
     parser = tables.parser_of_places(__doc__)
-    parser.add_argument("--output", type=Path, required=True, help="receives a folder per family")
+    parser.add_argument("--output", type=Path, required=True, help="folder for one subfolder per family")
     parser.add_argument("--families", nargs="+", choices=sorted(tables.FAMILIES), default=list(tables.FAMILIES))
     options = parser.parse_args(argv)
     tune_allocator()
@@ -194,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_may_write(options.output / f"sane-{name}", SANE, replace=True)
         check_may_write(options.output / f"sampled-{name}", NETWORK, replace=True)
         seed = best_seed(name, options.work, options.records)
-        bandwidth = bandwidth_of(name, seed, options.records)  # before anything is saved
+        bandwidth = bandwidth_of(name, seed, options.records)  # raises an error before anything is saved
         sane = save_family(name, seed, options)
         network = options.output / f"sampled-{name}"
         save_sample(tables.FAMILIES[name], seed, bandwidth, sane, network, options)

@@ -1,12 +1,12 @@
-"""Rate against function: what networks still do after a code of few latents and few bits, one record per zoo.
+"""Rate against function: accuracy and agreement of networks encoded with few latents and bits; one record per zoo.
 
     python experiments/paper_rates.py --zoos ../zoos --images ../shared/data/images --work ../rates \
         --records runs/paper/rates --plot docs/results/rates.png
-    python experiments/paper_rates.py ... --families usps_seed --epochs 100     # one of them, trained for longer
+    python experiments/paper_rates.py ... --families usps_seed --epochs 100     # one zoo, longer training
 
-The linear code, SANE and rounding of weights: latents per weight from 1 to 1/16, each of 8 and of 4 bits; weights of 1
-to 8 bits. A SANE is trained for every rate. Which tokens share the components of the linear code is chosen on
-validation networks. With 30 epochs, a zoo of 100 CNN-s takes about half an hour on one CPU core.
+Compares the linear code and SANE (1 to 1/16 latents per weight, with 8 and 4 bits) with rounding of weights (1 to 8
+bits). A SANE is trained for every rate. The grouping of the linear code is selected on validation networks. With 30
+epochs, a zoo of 100 CNN-s takes about half an hour on one CPU core.
 """
 
 import argparse
@@ -46,7 +46,7 @@ STYLES: dict[str, dict[str, Any]] = {
 
 
 def train_sane(zoo: Zoo, images: Path, latent_dim: int, folder: Path, options: argparse.Namespace) -> SANE:
-    """A SANE with that many latents per token; windows hold whole networks. A finished run is taken as it is."""
+    """A SANE with a number of latents per token and windows of whole networks; a finished run is reused."""
     layout = zoo.splits["train"].layout(0)
     return pretrain(
         zoo,
@@ -72,7 +72,7 @@ def train_sane(zoo: Zoo, images: Path, latent_dim: int, folder: Path, options: a
 
 
 def run_family(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """All codes of one zoo; read from its record if it is there."""
+    """Results of all codes for one zoo, which are read from its record if it exists."""
     path = options.records / f"{name}_{options.seed}.json"
     if path.exists():
         return RunRecord.load(path).results
@@ -137,7 +137,7 @@ def draw(families: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, then one zoo after the other."""
+    """Parse the options, and measure each zoo."""
     parser = ScriptParser(__doc__)
     parser.add_argument("--zoos", type=Path, required=True, help="folder of paper_zoos.py")
     parser.add_argument("--images", type=Path, required=True, help="folder with the .npz files")
@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--hidden-size", type=int, default=128)
     parser.add_argument("--behavior-weight", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plot", type=Path, help="PNG of all records that are there")
+    parser.add_argument("--plot", type=Path, help="PNG file for all existing records")
     options = parser.parse_args(argv)
     tune_allocator()
     if options.plot is not None:

@@ -2,10 +2,10 @@
 
     python experiments/paper_tables.py --zoos ../zoos --images ../shared/data/images --work ../sane \
         --records runs/paper
-    python experiments/paper_tables.py ... --families usps --seeds 0          # one of them
+    python experiments/paper_tables.py ... --families usps --seeds 0          # one family and seed
 
 A family is the seed zoo (for sampling) and the hyper-parameter zoo (for probing) of one dataset and architecture; one
-SANE is trained on both. Finished autoencoders and finished parts of the record are kept. With five epochs of
+SANE is trained on both. Finished autoencoders and finished parts of the record are reused. With five epochs of
 fine-tuning, a CNN-s family takes about ten minutes per seed on two CPU cores; CNN-l and ResNet-20 take twice as long.
 """
 
@@ -47,26 +47,26 @@ from hf_sane.zoo._mixing import mix_zoos
 REPORTED_EPOCHS = (0, 1, 5, 25)
 PROBED = ("probe", "spectra", "ranks")  # parts of a record
 PROPERTIES = ("test_accuracy", "epoch", "generalization_gap")
-# 1,600 images. With the 200 batches of the released code, hundreds of candidates would take most of the time of
-# ResNets.
+# 1,600 images. With the 200 batches of the released code, conditioning hundreds of candidates would take most of the
+# time for ResNets.
 CONDITIONING_BATCHES = 50
 SMALL_MODEL = {"hidden_size": 96, "num_hidden_layers": 3, "latent_dim": 64, "latent_noise": 0.1}
 
 
 @dataclass(frozen=True)
 class Family:
-    """What one autoencoder is trained on.
+    """Zoos and settings of one autoencoder.
 
     Attributes:
-        sampled: Zoo that anchors come from.
+        sampled: Zoo of the anchors.
         probed: Zoos whose properties are predicted.
         images: File of the images.
-        token_dim: Scalars per token. A divisor of the longest row: little is padding, and the latents of a token can
-            hold it.
+        token_dim: Scalars per token: a divisor of the longest row, which causes little padding and is small enough for
+            the latents of a token.
         model: Fields of `SANEConfig`.
         behavior_weight: Share of the behavioural loss; its windows hold whole networks.
         condition: Whether batch norm is conditioned.
-        num_epochs: Windows per training network.
+        num_epochs: Number of windows per training network.
     """
 
     sampled: str
@@ -98,7 +98,7 @@ FAMILIES = {
 
 
 def open_zoo(part: str, token_dim: int, zoos: Path, work: Path) -> Zoo:
-    """A zoo, aligned, in tokens of that size: cut once and kept in the working folder."""
+    """An aligned zoo in tokens of a size, which is created once in the working folder."""
     folder, config = work / "zoos", f"{part}_{token_dim}"
     if not (folder / FILE_NAME).exists() or config not in read_facts(folder):
         mix_zoos({part: Zoo.load(zoos, part)}, folder, config=config, token_dim=token_dim)
@@ -106,7 +106,7 @@ def open_zoo(part: str, token_dim: int, zoos: Path, work: Path) -> Zoo:
 
 
 def open_sane(folder: Path) -> SANE:
-    """The autoencoder of a folder."""
+    """Load the autoencoder of a folder."""
     if not folder.is_dir():
         raise FileNotFoundError(
             f"expected an autoencoder in {folder}; run paper_tables.py for its family and seed with the same --work "
@@ -116,7 +116,7 @@ def open_sane(folder: Path) -> SANE:
 
 
 def pretrain_family(family: Family, zoos: dict[str, Zoo], images: Path, folder: Path, seed: int, epochs: int) -> Path:
-    """Folder of the autoencoder of one family and seed, trained unless it is there."""
+    """Folder of the autoencoder of one family and seed, which is trained if it is missing."""
     layout = zoos[family.sampled].splits["train"].layout(0)
     model = dict(family.model)
     if "window_size" not in model:  # whole networks
@@ -131,7 +131,7 @@ def pretrain_family(family: Family, zoos: dict[str, Zoo], images: Path, folder: 
         batch_size=64,
         behavior_weight=family.behavior_weight,
         behavior_data=str(images / family.images) if family.behavior_weight else None,
-        behavior_models=16,  # with more, running the networks would take as long as all of SANE
+        behavior_models=16,  # with more images, running the networks would take as long as the rest of the step
         behavior_images=32,
         eval_every_epochs=0,
         checkpoint_every_steps=500,
@@ -143,9 +143,9 @@ def pretrain_family(family: Family, zoos: dict[str, Zoo], images: Path, folder: 
 
 
 def probe_family(sane: SANE, zoos: Mapping[str, Zoo], parts: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The parts of a record that probes make, those asked for: `{part: {zoo: table}}`.
+    """Requested parts of a record that are results of probes: `{part: {zoo: table}}`.
 
-    Spectra of the weights stand apart, since they need no autoencoder; probes of ranks take all features.
+    Spectra of the weights are a separate part, since they need no autoencoder; rank probes use all features.
     """
     tables: dict[str, dict[str, Any]] = {part: {} for part in parts}
     for name, zoo in zoos.items():
@@ -159,19 +159,19 @@ def probe_family(sane: SANE, zoos: Mapping[str, Zoo], parts: Sequence[str]) -> d
 
 
 def short_table(details: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, float]]:
-    """R2 on test networks of the rows that cards show."""
+    """R2 on test networks, of the rows on cards."""
     rows = ("weights", "layer_statistics", "sane_mean", "sane_best")
     return {name: {row: found[row]["r2"] for row in rows} for name, found in details.items()}
 
 
 def judge_of(data: ImageData, *, condition: bool) -> Judge:
-    """Scores on validation images, after batch-norm conditioning where the family has batch norm."""
+    """Judge on validation images, with batch-norm conditioning if the family has batch norm."""
     images = data.train_images if condition else None
     return Judge.of_images(*data.split("validation"), conditioning_images=images, num_batches=CONDITIONING_BATCHES)
 
 
 def soup_of(anchors: StackedNetworks, data: ImageData) -> StackedNetworks:
-    """The greedy soup of the anchors, aligned, chosen on validation images: one network."""
+    """Greedy soup of the aligned anchors, selected on validation images."""
     states = open_ingredients([anchors.state_dict(index) for index in range(anchors.num_models)])
     mixer = CheckpointMixer(anchors.model(0), align_ingredients(states, permutation_spec(anchors.config)))
     greedy_soup(mixer, ImageScore(*data.split("validation")))
@@ -179,7 +179,7 @@ def soup_of(anchors: StackedNetworks, data: ImageData) -> StackedNetworks:
 
 
 def mean_agreement(networks: StackedNetworks, images: Tensor) -> float | None:
-    """Share of images on which two of the networks predict the same class, over all pairs."""
+    """Share of images on which two networks predict the same class, averaged over all pairs."""
     count = networks.num_models
     with torch.no_grad():
         predicted = torch.cat([networks.logits(part).argmax(-1) for part in images.split(250)], dim=1)
@@ -197,7 +197,7 @@ def sample_family(
     condition: bool,
     epochs: int,
 ) -> dict[str, Any]:
-    """Accuracy of every method before and after fine-tuning, and how new and how different its networks are."""
+    """Accuracy of every method before and after fine-tuning, and novelty and diversity of its networks."""
     judge = judge_of(data, condition=condition)
     compared = compare_samplers(zoo, sane, data, judge=judge, **settings)
     methods, distances = compared.methods, compared.to_dict()
@@ -221,7 +221,7 @@ def sample_family(
 
 
 def run_family(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Everything about one family and seed; the record is written after each part."""
+    """Run all parts for one family and seed; the record is written after each part."""
     family, path = FAMILIES[name], options.records / f"{name}_{seed}.json"
     record = RunRecord.start(seed=seed, arguments={"family": name, "images": family.images})
     results: dict[str, Any] = RunRecord.load(path).results if path.exists() else {}
@@ -235,7 +235,7 @@ def run_family(name: str, seed: int, options: argparse.Namespace) -> dict[str, A
 
     def keep(part: str, value: Any) -> None:
         results[part] = value
-        # Parts of one record may come from several calls.
+        # Parts of a record may come from several calls.
         results.setdefault("parts", {})[part] = {"commit": record.commit, "finished_at": datetime.now(UTC).isoformat()}
         counts = {key: {split: len(part) for split, part in zoo.splits.items()} for key, zoo in zoos.items()}
         record.finish(results, data={"networks": counts, "split": "by training run"}).save(path)
@@ -263,7 +263,7 @@ def run_family(name: str, seed: int, options: argparse.Namespace) -> dict[str, A
 
 
 def parser_of_places(description: str | None) -> argparse.ArgumentParser:
-    """A parser of the folders that the scripts of these tables share."""
+    """Parser of the folders, shared by several scripts."""
     parser = ScriptParser(description)
     parser.add_argument("--zoos", type=Path, required=True, help="folder that paper_zoos.py wrote")
     parser.add_argument("--images", type=Path, required=True, help="folder with the .npz files")
@@ -273,7 +273,7 @@ def parser_of_places(description: str | None) -> argparse.ArgumentParser:
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    """Seeds, and how much is sampled and fine-tuned with each."""
+    """Add options for seeds and the amounts of sampling and fine-tuning."""
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--finetune-epochs", type=int, default=25)
     parser.add_argument("--num-candidates", type=int, default=200)
@@ -281,10 +281,10 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, then one family and seed after the other."""
+    """Parse the options, and run each family and seed."""
     parser = parser_of_places(__doc__)
     parser.add_argument("--families", nargs="+", choices=sorted(FAMILIES), default=list(FAMILIES), metavar="NAME")
-    parser.add_argument("--epochs", type=int, help="of pre-training; those of the family if left out")
+    parser.add_argument("--epochs", type=int, help="epochs of pre-training; by default those of the family")
     add_sampling_arguments(parser)
     options = parser.parse_args(argv)
     tune_allocator()

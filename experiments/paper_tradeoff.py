@@ -2,10 +2,10 @@
 
     python experiments/paper_tradeoff.py --zoos ../zoos --images ../shared/data/images --work ../sane \
         --records runs/paper/tradeoff
-    python experiments/paper_tradeoff.py ... --families usps --seeds 0          # one of them
+    python experiments/paper_tradeoff.py ... --families usps --seeds 0          # one family and seed
     python experiments/paper_tradeoff.py ... --plot docs/results/tradeoff.png   # draw all existing records
 
-Run it after `paper_tables.py`, whose autoencoders it takes from `--work`. That script shows one bandwidth per family,
+Run it after `paper_tables.py`, whose autoencoders it loads from `--work`. That script uses one bandwidth per family,
 chosen on validation images; this one measures every bandwidth, and compares it with noise on anchors at the same
 distance and with the same selection. Nothing is fine-tuned, so a family of CNN-s takes two to three minutes per seed
 on one CPU core.
@@ -31,13 +31,13 @@ from hf_sane.records._run_record import RunRecord
 from hf_sane.workflows.compare import compare_samplers
 from hf_sane.zoo._facts import read_facts
 
-tables = importlib.import_module("paper_tables")  # the script beside this one
+tables = importlib.import_module("paper_tables")  # the script next to this one
 page = importlib.import_module("results.paper")
 
 BANDWIDTHS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6)
-REFERENCES = ("anchors", "reconstructed_anchors")  # whatever the bandwidth
+REFERENCES = ("anchors", "reconstructed_anchors")  # for every bandwidth
 METHODS = {name: page.METHODS[name] for name in page.SELECTED_METHODS}
-DRAWN: Mapping[str, tuple[str, dict[str, str]]] = {  # colours of Okabe and Ito, which colour-blind people tell apart
+DRAWN: Mapping[str, tuple[str, dict[str, str]]] = {  # colour-blind safe colours of Okabe and Ito
     "sane_subsampled": ("sampled with SANE, subsampling", {"color": "#0072B2", "marker": "o"}),
     "sane_bootstrapped": (
         "sampled with SANE, bootstrapping",
@@ -48,7 +48,7 @@ DRAWN: Mapping[str, tuple[str, dict[str, str]]] = {  # colours of Okabe and Ito,
 
 
 def run_family(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Results of one family and seed, kept in its record; read from there if they are there."""
+    """Results of one family and seed, which are read from its record if it exists."""
     family, path = tables.FAMILIES[name], options.records / f"{name}_{seed}.json"
     if path.exists():
         return RunRecord.load(path).results
@@ -119,13 +119,13 @@ def draw(families: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Non
 
 
 def load_runs(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Results of every family that has some, by seed."""
+    """Results by family and seed, for families with records."""
     found = {name: [record["results"] for record in page.load_runs(folder, name)] for name in tables.FAMILIES}
     return {name: runs for name, runs in found.items() if runs}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, then one family and seed after the other."""
+    """Parse the options, and measure each family and seed."""
     parser = tables.parser_of_places(__doc__)
     parser.add_argument(
         "--families", nargs="+", choices=sorted(tables.FAMILIES), default=list(tables.FAMILIES), metavar="NAME"
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--num-candidates", type=int, default=100)
     parser.add_argument("--num-kept", type=int, default=5)
-    parser.add_argument("--plot", type=Path, help="PNG of all records that are there")
+    parser.add_argument("--plot", type=Path, help="PNG file for all existing records")
     options = parser.parse_args(argv)
     tune_allocator()
     if options.plot is not None:

@@ -2,9 +2,9 @@
 
     python experiments/paper_transfer.py --zoos ../zoos --images ../shared/data/images --work ../sane \
         --records runs/paper/transfer
-    python experiments/paper_transfer.py ... --studies usps_few_3 --seeds 0          # one of them
+    python experiments/paper_transfer.py ... --studies usps_few_3 --seeds 0          # one study and seed
 
-Run it after `paper_tables.py`, whose autoencoder of the source family it takes from `--work`. There are two kinds of
+Run it after `paper_tables.py`, whose autoencoder of the source family it loads from `--work`. There are two kinds of
 studies: with anchors of the source, fine-tuned on the target (`mnist_to_usps`); and with few anchors of the target,
 trained for two epochs (`usps_few_3`). The results are part of docs/results/zoos.md.
 """
@@ -21,21 +21,21 @@ from hf_sane.records._failures import run_script
 from hf_sane.records._run_record import RunRecord
 from hf_sane.zoo._facts import read_facts
 
-tables = importlib.import_module("paper_tables")  # the script beside this one
+tables = importlib.import_module("paper_tables")  # the script next to this one
 
 PROMPT_EPOCH = 2
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is sampled for which data.
+    """One study of sampling for a target dataset.
 
     Attributes:
-        source: Family whose autoencoder is used.
-        anchors: Zoo that anchors come from.
-        target: Zoo whose images the networks are chosen, trained and tested on.
-        num_anchors: The best so many; the best 30 % when `None`.
-        epoch: Of the anchors; their last when `None`.
+        source: Family of the autoencoder.
+        anchors: Zoo of the anchors.
+        target: Zoo whose images are used to select, train and test the networks.
+        num_anchors: Number of best networks to use as anchors; by default the best 30 %.
+        epoch: Epoch of the anchors; by default their last one.
     """
 
     source: str
@@ -57,7 +57,7 @@ STUDIES = {
 
 
 def run_study(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Results of one study and seed, kept in its record; read from there if they are there."""
+    """Results of one study and seed, which are read from its record if it exists."""
     study, path = STUDIES[name], options.records / f"{name}_{seed}.json"
     if path.exists():
         return RunRecord.load(path).results
@@ -72,7 +72,7 @@ def run_study(name: str, seed: int, options: argparse.Namespace) -> dict[str, An
         "seed": seed,
         "num_anchors": study.num_anchors,
         "anchor_epoch": study.epoch,
-        # One anchor has no spread: the bandwidth is a share of the spread over all its latents.
+        # A single anchor has no spread, so the bandwidth is relative to the spread of all its latents.
         "unit": "latent_std" if study.num_anchors == 1 else "anchor_std",
         "num_candidates": options.num_candidates,
         "num_kept": options.num_kept,
@@ -86,7 +86,7 @@ def run_study(name: str, seed: int, options: argparse.Namespace) -> dict[str, An
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, then one study and seed after the other."""
+    """Parse the options, and run each study and seed."""
     parser = tables.parser_of_places(__doc__)
     parser.add_argument("--studies", nargs="+", choices=sorted(STUDIES), default=list(STUDIES), metavar="NAME")
     tables.add_sampling_arguments(parser)

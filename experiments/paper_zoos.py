@@ -1,11 +1,11 @@
-"""Build the zoos of docs/results/zoos.md one after the other; finished ones are kept, interrupted ones resumed.
+"""Build the zoos of docs/results/zoos.md; finished ones are kept, interrupted ones are resumed.
 
     python experiments/paper_zoos.py --images ../shared/data/images --output ../zoos --records runs/paper/zoos
-    python experiments/paper_zoos.py --images ... --output ... --zoos mnist_seed usps_seed      # some of them
+    python experiments/paper_zoos.py --images ... --output ... --zoos mnist_seed usps_seed      # selected zoos
 
 The folder `--images` contains mnist.npz, fashion_mnist_20k.npz, usps16.npz and cifar10_jpeg.npz. All zoos are written
 to one folder, from which `load_dataset(folder, "mnist_seed")` and `Zoo.load(folder, config="mnist_seed")` read them.
-Each has a run record. The last zoo, `mixed`, joins the zoos of both CNNs.
+Each has a run record. The last zoo, `mixed`, combines the zoos of both CNNs.
 
 On two CPU cores the zoos of 520 networks take about 15 minutes each, the others 5 (CNN-s) to 16 (CNN-l, ResNet-20);
 memory stays below 3 GB.
@@ -25,8 +25,8 @@ from hf_sane.zoo._mixing import mix_zoos
 from hf_sane.zoo.building._build import build_zoo
 from hf_sane.zoo.building._settings import RECIPES, ZooSettings
 
-# Eight epochs over 2,000 images: sized so that two CPU cores build all nine zoos in an hour and a half. Many short
-# runs say more about weights than few long ones.
+# Eight epochs over 2,000 images, so that two CPU cores build all nine zoos in an hour and a half. Many short runs are
+# more informative about weights than few long ones.
 COMMON: dict[str, Any] = {
     "train_limit": 2000,
     "validation_limit": 500,
@@ -44,11 +44,11 @@ MIXED_TOKEN_DIM = 73  # half of the longest row of CNN-l; the longest of CNN-s t
 
 
 def recipes() -> dict[str, tuple[str, dict[str, Any]]]:
-    """Name of each zoo: recipe and settings, `images` being the name of a file."""
+    """Recipe and settings of each zoo, where `images` is a file name."""
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     for kind, recipe in KINDS.items():
         for data, images in GREY.items():
-            # MNIST has the two large ones; USPS has 16x16 pixels, which the three convolutions of CNN-s would use up.
+            # MNIST has the two large ones; the 16x16 pixels of USPS are too few for the three convolutions of CNN-s.
             sizes = {"num_models": 520, "group_size": 130} if data == "mnist" else {"num_models": 160}
             settings = {"images": images, "architecture": "cnn_s", **sizes}
             found[f"{data}_{kind}"] = recipe, {**COMMON, **settings, "image_size": 28}
@@ -68,7 +68,7 @@ def recipes() -> dict[str, tuple[str, dict[str, Any]]]:
 
 
 def build(name: str, recipe: str, settings: dict[str, Any], images: Path, output_dir: Path) -> tuple[Zoo, RunRecord]:
-    """One zoo and the record of its build; the record of a finished build says so in its seconds."""
+    """Build one zoo with its record; the record of a finished build keeps its seconds."""
     record = RunRecord.start(seed=0)
     arguments = ZooSettings(
         **{**RECIPES[recipe], **settings, "images": str(images / settings["images"]), "name": name}
@@ -80,7 +80,7 @@ def build(name: str, recipe: str, settings: dict[str, Any], images: Path, output
 
 
 def mix(output_dir: Path) -> tuple[Zoo, RunRecord]:
-    """The zoos of both CNNs as one, and its record.
+    """Combine the zoos of both CNNs, with a record.
 
     Raises:
         FileNotFoundError: If one of them is missing.
@@ -107,7 +107,7 @@ def mix(output_dir: Path) -> tuple[Zoo, RunRecord]:
 
 
 def report(name: str, zoo: Zoo, record: RunRecord, folder: Path | None) -> None:
-    """Print what the zoo holds, and keep its record."""
+    """Print a summary of the zoo, and save its record."""
     for split, row in zoo.facts.splits.items():
         accuracy = row["test_accuracy"]
         print(f"{name:16} {split:11} {row['runs']:4} runs, mean final accuracy {accuracy:.3f}", flush=True)
@@ -116,15 +116,15 @@ def report(name: str, zoo: Zoo, record: RunRecord, folder: Path | None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, build, record."""
+    """Parse the options, build the zoos, and save their records."""
     known = recipes()
     parser = ScriptParser(__doc__)
     parser.add_argument("--images", type=Path, required=True, help="folder with the .npz files")
     parser.add_argument("--output", type=Path, required=True, help="folder of the zoos")
     parser.add_argument("--records", type=Path, help="folder of their run records")
     parser.add_argument("--zoos", nargs="+", choices=sorted([*known, MIXED]), default=[*known, MIXED], metavar="NAME")
-    parser.add_argument("--num-models", type=int, help="runs per zoo, for a quick look")
-    parser.add_argument("--epochs", type=int, help="epochs, all of them kept, for a quick look")
+    parser.add_argument("--num-models", type=int, help="runs per zoo, for a quick trial")
+    parser.add_argument("--epochs", type=int, help="epochs, all of which are kept, for a quick trial")
     options = parser.parse_args(argv)
     tune_allocator()
     changed: dict[str, Any] = {}

@@ -1,10 +1,10 @@
-"""Make the SANE and the networks that `hf-sane start` samples around: CNNs for colour images of 32 pixels.
+"""Create the SANE and the anchors of `hf-sane start`: CNNs for colour images of 32 x 32 pixels.
 
     python experiments/small_images.py --images ../shared/data/images/cifar10_jpeg.npz --work ../small_images \
         --output src/hf_sane/pretrained/small_images
 
 A zoo of 24 CNNs is trained on 4,000 images, and the autoencoder on four checkpoints of 19 of them; the best ten of
-these are the anchors. About twelve minutes on one core. Stages whose results are in `--work` are not repeated.
+these are the anchors. It takes about twelve minutes on one core. Stages with results in `--work` are not repeated.
 """
 
 from collections.abc import Sequence
@@ -68,7 +68,7 @@ def pretrain(zoo: Zoo, work: Path) -> hf_sane.SANE:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, run the stages that are missing, save the autoencoder with its anchors."""
+    """Parse the options, run the missing stages, and save the autoencoder with its anchors."""
     parser = ScriptParser(__doc__)
     parser.add_argument("--images", type=Path, required=True, help="file cifar10_jpeg.npz")
     parser.add_argument("--work", type=Path, required=True, help="folder of the zoo and of the pre-training run")

@@ -3,10 +3,10 @@
 python experiments/update_cards.py --demo demo_output   # after `make demo`: copy its configurations, render the cards
 python experiments/update_cards.py --zoos ../zoos       # after experiments/paper_zoos.py: the same for its zoos
 python experiments/update_cards.py --models ../models   # after experiments/paper_models.py: the same for its models
-python experiments/update_cards.py                      # render again from model_cards/ and the demo's record
+python experiments/update_cards.py                      # render from model_cards/ and the demo's record
 python experiments/update_cards.py --check              # exit 1 if a card differs from its record
 
-It also renews the manifests of pretrained/: run it after changing a file there.
+It also updates the manifests of pretrained/; run it after changing a file there.
 """
 
 import importlib
@@ -33,11 +33,11 @@ from hf_sane.workflows.demo.settings import NETWORK_TITLE, SANE_TITLE
 from hf_sane.zoo._cards import zoo_card
 from hf_sane.zoo._facts import FILE_NAME, read_facts
 
-models = importlib.import_module("paper_models")  # the script beside this one
+models = importlib.import_module("paper_models")  # the script next to this one
 
 ROOT = Path(__file__).parents[1]
 PAPER_ZOOS, PAPER_MODELS = "paper_zoos", "paper_models"
-# What a card of the demo is made of: the files of each artefact that are kept beside its card.
+# Files of each artefact of the demo that its card is rendered from; they are kept next to the card.
 CARD_FACTS = {
     "sane": ("config.json", "preprocessor_config.json"),
     "sampled/network_0": ("config.json", "provenance.json"),
@@ -46,12 +46,12 @@ CARD_FACTS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Render or compare; returns the exit code."""
+    """Render or compare the cards; returns the exit code."""
     parser = ScriptParser(__doc__)
-    parser.add_argument("--demo", type=Path, help="folder that `make demo` wrote")
-    parser.add_argument("--zoos", type=Path, help="folder that experiments/paper_zoos.py wrote")
-    parser.add_argument("--models", type=Path, help="folder that experiments/paper_models.py wrote")
-    parser.add_argument("--check", action="store_true", help="compare, write nothing")
+    parser.add_argument("--demo", type=Path, help="output folder of `make demo`")
+    parser.add_argument("--zoos", type=Path, help="output folder of experiments/paper_zoos.py")
+    parser.add_argument("--models", type=Path, help="output folder of experiments/paper_models.py")
+    parser.add_argument("--check", action="store_true", help="only compare, without writing")
     options = parser.parse_args(argv)
     cards = ROOT / "model_cards"
     if options.demo is not None:
@@ -80,14 +80,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def network_record(record: RunRecord, index: int) -> RunRecord:
-    """The demo's record with the results of one of its subsampled networks: test accuracy over fine-tuning epochs."""
+    """The demo's record with the results of one subsampled network: test accuracy after each epoch of fine-tuning."""
     curves: list[list[float]] = record.results["sampling"]["finetuning_curves"]["sane_subsampled"]
     accuracy = {f"after {epoch} epochs": networks[index] for epoch, networks in enumerate(curves) if epoch}
     return replace(record, results={"test_accuracy": curves[0][index], "test_accuracy_fine_tuned": accuracy})
 
 
 def record_from_report(report: Mapping[str, Any]) -> RunRecord:
-    """The run record inside a `report.json`, whose results stand at the top level."""
+    """The run record in a `report.json`, which has the results at its top level."""
     names = {entry.name for entry in fields(RunRecord)} - {"results"}
     return RunRecord(
         **{name: value for name, value in report.items() if name in names},
@@ -99,11 +99,11 @@ def render_demo_cards(folder: Path, report: Mapping[str, Any]) -> dict[str, str]
     """Render the cards of the autoencoder, the first sampled network and the zoos.
 
     Args:
-        folder: Of the demo, or anything that holds the files of `CARD_FACTS`.
+        folder: Folder of the demo, or any folder with the files of `CARD_FACTS`.
         report: Content of its `report.json`.
 
     Returns:
-        Text of each `README.md`, by the artefact's folder.
+        Text of each `README.md` by folder.
     """
     record = record_from_report(report)
     network_config = load_config(folder / "sampled/network_0")
@@ -125,7 +125,7 @@ def render_demo_cards(folder: Path, report: Mapping[str, Any]) -> dict[str, str]
 
 
 def renew_manifests(models_folder: Path, *, check: bool) -> list[Path]:
-    """List the files of committed models anew: git is the one who knows that a change of them was meant."""
+    """Rewrite the manifests of committed models, where changes are tracked by git."""
     stale = []
     for kind, job in (("sane", SANE), ("sampled", NETWORK)):
         for folder in sorted(models_folder.glob(f"{kind}-*")):
@@ -140,13 +140,13 @@ def renew_manifests(models_folder: Path, *, check: bool) -> list[Path]:
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy a file; an interrupted copy leaves what was there."""
+    """Copy a file atomically."""
     with write_atomically(target) as partial:
         shutil.copyfile(source, partial)
 
 
 def take_models(source: Path, target: Path) -> None:
-    """Copy what the cards of autoencoders and sampled networks are made of."""
+    """Copy the files that the cards of autoencoders and sampled networks are rendered from."""
     for kind, names in models.CARD_FACTS.items():
         for folder in sorted(source.glob(f"{kind}-*")):
             for name in names:

@@ -1,4 +1,4 @@
-"""Write the results of run records into README.md and docs/results, so that no figure is typed by hand.
+"""Write the results of run records into README.md and docs/results, so that no number is typed by hand.
 
 python experiments/update_results.py            # after `make demo` and the benchmarks; seconds
 python experiments/update_results.py --check    # exit 1 if a page differs from its record
@@ -60,7 +60,7 @@ PAGES = (
 
 
 def wrapped(block: str) -> str:
-    """`block` with its paragraphs wrapped; tables, headings and pictures stay on their lines."""
+    """Wrap the paragraphs of `block`, but not its tables, headings and pictures."""
     lines = []
     for line in block.split("\n"):
         long = len(line) > LINE_LENGTH and not line.startswith(("|", "#", "!"))
@@ -69,7 +69,7 @@ def wrapped(block: str) -> str:
 
 
 def replaced(text: str, page: str, name: str, block: str) -> str:
-    """Replace the text between the markers `name` of a page by `block`."""
+    """Replace the text between the markers `name` of a page with `block`."""
     pattern = re.compile(rf"(<!-- {name}:start -->).*?(<!-- {name}:end -->)", flags=re.DOTALL)
     if not pattern.search(text):
         raise ValueError(f"{page} lacks the markers <!-- {name}:start --> and <!-- {name}:end -->")
@@ -77,7 +77,7 @@ def replaced(text: str, page: str, name: str, block: str) -> str:
 
 
 def pages() -> dict[Path, str]:
-    """Every page with results, rendered from the records."""
+    """All pages with results, rendered from the records."""
     texts: dict[Path, str] = {}
     for module in PAGES:
         text = texts.get(ROOT / module.PAGE) or (ROOT / module.PAGE).read_text(encoding="utf-8")
@@ -88,9 +88,9 @@ def pages() -> dict[Path, str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write the pages, or with `--check` only compare them."""
+    """Write the pages, or only compare them with `--check`."""
     parser = ScriptParser(__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a page is out of date")
+    parser.add_argument("--check", action="store_true", help="only compare; exit with 1 if a page is out of date")
     arguments = parser.parse_args(argv)
     outdated = {page: text for page, text in pages().items() if page.read_text(encoding="utf-8") != text}
     for page, text in outdated.items():

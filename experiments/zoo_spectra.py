@@ -1,10 +1,10 @@
-"""Spectra over a zoo: alpha through the training of one run, and summaries against test accuracy over all runs.
+"""Spectra of a zoo: alpha during the training of one run, and summaries against test accuracy over all runs.
 
     python experiments/zoo_spectra.py --zoo my_zoo --output my_zoo_spectra
     python experiments/zoo_spectra.py --zoo my_zoo --run-id 00017 --min-values 20 --output my_zoo_spectra
 
-Networks of all splits are taken, each run at its last epoch: nothing is fitted, so nothing is held out. Writes
-`training.png`, `correlation.png` and the run record `run.json`. About a tenth of a second per network on one CPU core.
+The last epoch of every run is used, in all splits: nothing is fitted, so nothing is held out. Writes `training.png`,
+`correlation.png` and the run record `run.json`. It takes a tenth of a second per network on one CPU core.
 """
 
 from collections.abc import Sequence
@@ -34,15 +34,15 @@ def best_run(splits: dict[str, ZooSplit]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Parse, analyse, draw, report."""
+    """Parse the options, analyse the zoo, draw and report."""
     parser = ScriptParser(__doc__)
     parser.add_argument("--zoo", required=True, help="zoo folder or Hub dataset id")
-    parser.add_argument("--zoo-config", dest="config", help="which zoo, if there are several")
-    parser.add_argument("--run-id", help="whose training to follow; the best on validation images if left out")
+    parser.add_argument("--zoo-config", dest="config", help="name of the zoo, if there are several")
+    parser.add_argument("--run-id", help="run to show the training of; by default the best one on validation images")
     parser.add_argument("--conv", default="flatten", choices=["flatten", "slices", "pooled"])
-    parser.add_argument("--min-values", type=int, default=50, help="eigenvalues a layer must have for alpha")
+    parser.add_argument("--min-values", type=int, default=50, help="least number of eigenvalues of a layer for alpha")
     parser.add_argument(
-        "--min-tail", type=int, default=2, help="eigenvalues a tail must have; few will do for a trend"
+        "--min-tail", type=int, default=2, help="least number of eigenvalues of a tail; few suffice for a trend"
     )
     parser.add_argument("--output", type=Path, required=True, help="new folder for pictures and run record")
     parser.add_argument("--record", type=Path, help="another place for the run record")

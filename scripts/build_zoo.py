@@ -4,8 +4,8 @@
     python scripts/build_zoo.py --images mnist.npz --architecture cnn_s --num-models 128 --epochs 25 \
         --output runs/mnist
 
-The options are those of `hf-sane zoo build` (`--help` lists them); a hyper-parameter with two values is drawn between
-them. An interrupted build continues when the same command is given again.
+The options are those of `hf-sane zoo build` (`--help` lists them); a hyper-parameter with two values is sampled
+between them. To continue an interrupted build, run the same command again.
 
 Time and memory: 640 networks on scikit-learn's digits, 50 epochs, take about 4 minutes and 1 GB on 2 CPU cores.
 """

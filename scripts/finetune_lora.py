@@ -4,7 +4,7 @@
     python scripts/finetune_lora.py demo_output/sampled/network_0 --base org/sampled-network \
         --output runs/adapter
 
-`--help` lists the options. What is saved is loaded again and compared.
+`--help` lists the options. The saved adapter is loaded again and compared with the network.
 
 Time and memory: 150 steps of a digits CNN take seconds and 0.5 GB on 2 CPU cores.
 """

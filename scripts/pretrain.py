@@ -5,11 +5,11 @@
 
     accelerate launch scripts/pretrain.py --zoo OTHER_ZOO --lora --from org/sane --output runs/adapter
 
-The options are those of `hf-sane pretrain` (`--help` lists them); `--model` passes fields of `SANEConfig` on. Several
+The options are those of `hf-sane pretrain` (`--help` lists them); `--model` sets fields of `SANEConfig`. Several
 processes: `accelerate launch --multi_gpu --num_processes 8 scripts/pretrain.py ...`; two on a CPU:
 `ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 scripts/pretrain.py ...`
-(`accelerate launch --cpu --num_processes 2` silently runs one). `--streaming` reads zoos of any size, from the Hub
-too, without keeping them. An interrupted run continues with `--resume` from its newest checkpoint. `--lora` trains an
+(`accelerate launch --cpu --num_processes 2` silently runs one). `--streaming` reads zoos of any size, also from the
+Hub, without storing them. `--resume` continues an interrupted run from its newest checkpoint. `--lora` trains an
 adapter of a pretrained SANE (docs/how-to/lora.md).
 
 Time and memory: a zoo of 1,000 small networks (52 tokens of 73 scalars), hidden size 128, 3 + 3 layers, 50 epochs

@@ -33,7 +33,7 @@ SAMPLED: dict[str, tuple[str, ...]] = {
     "anchor + noise": ("sampling", "accuracy", "anchor_noise_selected"),
     "distance": ("sampling", "nearest_training_distance", "sane_subsampled"),
 }
-Row = Mapping[str, Any]  # of a record: title, and what was measured by seed
+Row = Mapping[str, Any]  # row of a record: title, and measurements by seed
 
 
 def load(folder: Path, study: str) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def study_block(folder: Path, study: str, base: Row) -> str:
 
 
 def footnote(study: str, rows: Sequence[Row]) -> str:
-    """How many seeds, how long, and where the record is."""
+    """Number of seeds, duration, and link to the record."""
     counts = sorted({len(row["seeds"]) for row in rows})
     seconds = max(max(values(row, ("seconds",))) for row in rows)
     seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
@@ -94,7 +94,7 @@ def footnote(study: str, rows: Sequence[Row]) -> str:
 
 
 def setting_block(folder: Path) -> str:
-    """Sizes, hardware, and what the base's anchors and baselines reach."""
+    """Sizes, hardware, and results of the base's anchors and baselines."""
     record = load(folder, "base")
     base, sizes = record["results"]["base"], record["arguments"]["sizes"]
     counts, hardware = record["data"]["networks"], record["hardware"]
@@ -115,7 +115,7 @@ def setting_block(folder: Path) -> str:
 
 
 def pooling_block(folder: Path) -> str:
-    """Every pooling of the base's latents, beside what needs no autoencoder."""
+    """Every pooling of the base's latents, and features that need no autoencoder."""
     base = load(folder, "base")["results"]["base"]
     first = next(iter(base["seeds"].values()))["probe"]
     names = [name for name in first["epoch"] if name not in ("sane_best", "sane_best_pooling")]
@@ -137,7 +137,7 @@ def pooling_block(folder: Path) -> str:
 
 
 def scale_block(folder: Path) -> str:
-    """The same autoencoder on more and more networks."""
+    """The same autoencoder trained on increasing numbers of networks."""
     variants = load(folder, "scale")["results"]
     rows = [[row["title"], *(spread(row, path) for path in COLUMNS.values())] for row in variants.values()]
     first = next(iter(variants.values()))
@@ -151,7 +151,7 @@ def scale_block(folder: Path) -> str:
 
 
 def batch_norm_block(folder: Path) -> str:
-    """What halo and conditioning do for decoded ResNets."""
+    """Effect of halo and conditioning on decoded ResNets."""
     variants = load(folder, "batchnorm")["results"]
     columns = {"R2": ("r2",), "anchors": ("sampling", "accuracy", "anchors"), **SAMPLED}
     rows = [[row["title"], *(spread(row, path) for path in columns.values())] for row in variants.values()]
@@ -161,7 +161,7 @@ def batch_norm_block(folder: Path) -> str:
 
 
 def blocks(root: Path) -> dict[str, str]:
-    """The page's blocks by marker; a study without a record has none."""
+    """Blocks of the page by marker, for all studies with a record."""
     folder = root / FOLDER
     base = load(folder, "base")["results"]["base"]
     others = {"scale": scale_block, "batchnorm": batch_norm_block}

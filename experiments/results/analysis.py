@@ -1,4 +1,4 @@
-"""docs/results/spectra.md: spectra over a zoo, and spectra as features."""
+"""docs/results/spectra.md: spectra of a zoo, and spectra as features."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def zoo_spectra_block(folder: Path) -> str:
 
 
 def spectral_probe_block(folder: Path) -> str:
-    """R2 on test networks of spectra beside the other features."""
+    """R2 on test networks of spectra and other features."""
     record = json.loads((folder / "spectral_probe.json").read_text(encoding="utf-8"))
     poolings = " or ".join(f"`{name}`" for name in record["arguments"]["poolings"])
     titles = {"weights": "W", "layer_statistics": "s(W)", "spectral_features": "spectra"}

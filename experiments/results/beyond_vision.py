@@ -1,4 +1,4 @@
-"""docs/results/beyond_vision.md: what is read off policies and the networks of ACAS Xu."""
+"""docs/results/beyond_vision.md: properties predicted for policies and the networks of ACAS Xu."""
 
 import json
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _accuracy(result: dict[str, Any] | list[dict[str, Any]]) -> str:
-    """Mean over seeds, the interval of the middle one, and a star where permuted labels rarely do as well."""
+    """Mean over seeds, interval of the median seed, and a star if permuted labels are rarely as good."""
     seeds = sorted(_seeds(result), key=lambda found: found["accuracy"])
     low, high = seeds[len(seeds) // 2]["interval"]
     return f"{fmean(found['accuracy'] for found in seeds):.2f} [{low:.2f}, {high:.2f}]{_star(result)}"
@@ -62,7 +62,7 @@ def _star(result: dict[str, Any] | list[dict[str, Any]]) -> str:
 
 
 def _chance(tasks: dict[str, Any], names: Sequence[str]) -> list[list[str]]:
-    """What can be had without looking: one of the labels, the most frequent one, permuted labels."""
+    """Results of guessing: a random label, the most frequent one, permuted labels."""
     guesses = [f"{1 / len(tasks[name]['labels']):.2f}" for name in names]
     majority = [f"{tasks[name]['features']['statistics']['chance']:.2f}" for name in names]
     rows = [["any label", *guesses], ["most frequent label of the others", *majority]]
@@ -75,7 +75,7 @@ def _chance(tasks: dict[str, Any], names: Sequence[str]) -> list[list[str]]:
 
 
 def accuracy_table(tasks: dict[str, Any], columns: dict[str, str]) -> str:
-    """Features downwards, questions to the right, what guessing gives at the end."""
+    """Features as rows, tasks as columns, and results of guessing at the end."""
     first = tasks[next(iter(columns))]["features"]
     rows = [
         [title, *(_accuracy(tasks[name]["features"][feature]) for name in columns)]
@@ -120,7 +120,7 @@ def number_table(tasks: dict[str, Any]) -> str:
 
 
 def _merged(records: Sequence[dict[str, Any]], population: str) -> tuple[dict[str, Any], list[float]]:
-    """Tasks with the features of all records, seeds behind each other, and R2 of all autoencoders."""
+    """Tasks with the features of all records, in order of seeds, and R2 of all autoencoders."""
     tasks: dict[str, Any] = {}
     errors: list[float] = []
     for record in records:

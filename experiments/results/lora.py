@@ -43,7 +43,7 @@ def adaptation_block(path: Path) -> str:
 
 
 def _recipe(built: dict[str, Any]) -> str:
-    """How the new zoo was trained; one that was cut anew does not say."""
+    """Recipe of the new zoo, if its record has one."""
     if "epochs" not in built:
         return ""
     optimizers, initializations = " and ".join(built["optimizers"]), " and ".join(built["initializations"])

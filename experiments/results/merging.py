@@ -38,7 +38,7 @@ def _spread(values: dict[str, Any], *, signed: bool = False) -> str:
 
 
 def swa_gain_block(folder: Path) -> str:
-    """Accuracy of every way, and the gains, per architecture."""
+    """Accuracy of every method, and gains, for each architecture."""
     record = json.loads((folder / "swa_gain.json").read_text(encoding="utf-8"))
     settings, data = record["arguments"], record["data"]
     parts = []
@@ -59,7 +59,7 @@ def swa_gain_block(folder: Path) -> str:
 
 
 def soup_block(folder: Path) -> str:
-    """Test accuracy of everything that can be made of two, five and ten ingredients."""
+    """Test accuracy of all combinations of two, five and ten ingredients."""
     record = json.loads((folder / "soup_vs_sampling.json").read_text(encoding="utf-8"))
     results, settings = record["results"], record["arguments"]
     columns = [

@@ -1,4 +1,4 @@
-"""docs/results/zoos.md: zoos of `paper_zoos.py`, and what the runs of `paper_tables.py` reached on them."""
+"""docs/results/zoos.md: zoos of `paper_zoos.py`, and results of `paper_tables.py`."""
 
 import json
 import statistics
@@ -47,7 +47,7 @@ FEW = (1, 3, 5)
 FEW_METHODS = ("anchors", "sane_subsampled", "sane_bootstrapped", "anchor_noise_selected", "scratch")
 # Of comparable diversity: the soup is one network.
 RIVALS = ("anchor_noise", "anchor_noise_selected", "anchor_average", "scratch")
-Row = Mapping[str, Any]  # of a probe table: scores by kind of features
+Row = Mapping[str, Any]  # row of a probe table: scores by kind of features
 
 
 def load_runs(folder: Path, family: str) -> list[dict[str, Any]]:
@@ -56,12 +56,12 @@ def load_runs(folder: Path, family: str) -> list[dict[str, Any]]:
 
 
 def present(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Records of the families that have some."""
+    """Records by family, for families with records."""
     return {family: runs for family in FAMILIES if (runs := load_runs(folder, family))}
 
 
 def spread(values: Iterable[float], digits: int = 3) -> str:
-    """Mean, and standard deviation over seeds where there are several."""
+    """Mean and, for several seeds, standard deviation."""
     numbers = list(values)
     mean = f"{statistics.mean(numbers):.{digits}f}"
     return f"{mean} ± {statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else mean
@@ -90,7 +90,7 @@ def zoos_block(folder: Path) -> str:
 
 
 def minutes(seconds: float) -> str:
-    """Whole minutes, as far as there are any."""
+    """Minutes of zoos as whole numbers, if known."""
     return f"{seconds / 60:.0f}" if seconds >= 30 else "<1"
 
 
@@ -140,7 +140,7 @@ def probed(folder: Path, part: str) -> dict[str, list[Row]]:
 
 
 def is_won(rows: Sequence[Row], metric: str, rivals: Sequence[str] = ("layer_statistics",)) -> bool:
-    """Whether SANE's best pooling is above all rivals in the mean over seeds."""
+    """Whether SANE's best pooling exceeds all rivals in the mean over seeds."""
     return all(_mean_score(rows, "sane_best", metric) > _mean_score(rows, kind, metric) for kind in rivals)
 
 
@@ -149,7 +149,7 @@ def _mean_score(rows: Sequence[Row], kind: str, metric: str) -> float:
 
 
 def cells_won(cells: Mapping[str, Sequence[Row]], metric: str, rivals: Sequence[str] = ("layer_statistics",)) -> int:
-    """Number of cells in which SANE's best pooling is above all rivals."""
+    """Number of cells in which SANE's best pooling exceeds all rivals."""
     return sum(is_won(rows, metric, rivals) for rows in cells.values())
 
 
@@ -172,7 +172,7 @@ def _probe_row(results: Mapping[str, Any], part: str, zoo: str, name: str) -> Ro
 
 
 def _best_profile(row: Row) -> dict[str, Any]:
-    """The weights' own profile, with or without spectra, chosen as SANE's poolings are."""
+    """Profile of the original weights, with or without spectra, selected like SANE's poolings."""
     rivals = [row[kind] for kind in ("weight_profile", "weight_distribution") if kind in row]
     best: dict[str, Any] = max(rivals, key=lambda found: found["validation_r2"])
     return best
@@ -198,7 +198,7 @@ def reconstruction_block(folder: Path) -> str:
 
 
 def sampling_table(runs: Sequence[dict[str, Any]]) -> str:
-    """Accuracy of every method at the reported epochs, and how different its networks are."""
+    """Accuracy of every method at the reported epochs, and diversity of its networks."""
     found = sampled(runs)
     epochs = sorted({epoch for methods in found for epoch in methods["anchors"]["accuracy"]}, key=int)
     rows = []
@@ -218,7 +218,7 @@ def sampling_table(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def goals(runs: Sequence[dict[str, Any]]) -> str:
-    """What the goals of sampling came to, in words that follow from the record."""
+    """Whether the goals of sampling were reached, in sentences generated from the record."""
     found = sampled(runs)
 
     def mean(name: str, epoch: str) -> float:
@@ -256,13 +256,13 @@ def sampling_block(folder: Path) -> str:
 
 
 def bandwidths_of(runs: Sequence[dict[str, Any]]) -> str:
-    """The bandwidth, or those of all seeds where they differ."""
+    """The bandwidth, or those of all seeds if they differ."""
     found = [str(run["results"]["sampling"]["bandwidth"]) for run in runs]
     return found[0] if len(set(found)) == 1 else ", ".join(found)
 
 
 def seeds_of(runs: Sequence[dict[str, Any]]) -> str:
-    """How many seeds there are, and what fewer of them reached."""
+    """Number of seeds, also of methods with fewer."""
     curves = [methods["anchors"]["accuracy"] for methods in sampled(runs)]
     epochs = sorted({epoch for curve in curves for epoch in curve}, key=int)
     fewer = {epoch: count for epoch in epochs if (count := sum(epoch in curve for curve in curves)) < len(curves)}
@@ -271,12 +271,12 @@ def seeds_of(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def rounds_of(facts: Mapping[str, Any]) -> str:
-    """What each round of bootstrapping reached, with the first seed."""
+    """Validation accuracy after each round of bootstrapping, for the first seed."""
     return ", ".join(f"{accuracy:.3f}" for accuracy in facts["bootstrap_validation_accuracy"])
 
 
 def tradeoff_block(folder: Path) -> str:
-    """Accuracy before fine-tuning at every bandwidth, and where the anchors are reached."""
+    """Accuracy before fine-tuning at every bandwidth, and bandwidths that reach the anchors."""
     rows, words, wins = [], [], 0
     for family, title in FAMILIES.items():
         if not (runs := load_runs(folder / "tradeoff", family)):
@@ -317,7 +317,7 @@ def tradeoff_block(folder: Path) -> str:
 
 
 def transfer_block(folder: Path) -> str:
-    """Anchors of another data set, and few anchors of the target: one table per target."""
+    """Results with anchors of another dataset, and with few anchors of the target; one table per target."""
     parts = []
     for target, title in TARGETS.items():
         far = load_runs(folder / "transfer", f"mnist_to_{target}")
@@ -351,7 +351,7 @@ def few_table(studies: Mapping[int, Sequence[dict[str, Any]]]) -> str:
 
 
 def sampled(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What sampling gave: a part of a family's results, all of a transfer study's."""
+    """Results of sampling: a part of a family's record, the whole record of a transfer study."""
     found = [run["results"].get("sampling", run["results"]) for run in runs]
     return [part["methods"] for part in found if "methods" in part]
 

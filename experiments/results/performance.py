@@ -1,7 +1,7 @@
-"""docs/results/performance.md: every claim about speed, its target, and what was measured on which processor.
+"""docs/results/performance.md: every claim about speed, its target, and results by processor.
 
-Records in runs/benchmarks/ are those of one kind of processor; each further kind has a folder of its own beside them,
-written by `make benchmarks BENCHMARKS_OUT=runs/benchmarks/avx2`.
+Records in runs/benchmarks/ are from one kind of processor; each other kind has a subfolder, written by
+`make benchmarks BENCHMARKS_OUT=runs/benchmarks/avx2`.
 """
 
 import json
@@ -20,13 +20,13 @@ class Claim:
     """A figure of docs/results/performance.md and its target.
 
     Attributes:
-        work: What was measured.
-        record: Name of the file with the record.
-        places: Keys that lead to the number in the record's results; several places give the worst of them.
-        target: Bound, which has to hold on every kind of processor; `None` for seconds, which depend on the machine.
+        work: Description of the measurement.
+        record: File name of the record.
+        places: Keys of the number in the record's results; of several numbers, the worst is shown.
+        target: Bound for every kind of processor; `None` for seconds, which depend on the machine.
         unit: `"x"` for a ratio, `"%"` for a share, `"s"` for seconds, `"GB"` for bytes.
         at_most: Whether smaller is better.
-        left_out: Name under which the record says why it has no such number.
+        left_out: Field of the record with the reason for a missing number.
     """
 
     work: str
@@ -38,7 +38,7 @@ class Claim:
     left_out: str | None = None
 
     def row(self, folder: Path, kinds: Sequence[str]) -> list[str]:
-        """Table row: benchmark, target, and what was measured on each kind of processor."""
+        """Table row: benchmark, target, and results for each kind of processor."""
         if self.target is None:
             bound = "none"
         else:
@@ -46,7 +46,7 @@ class Claim:
         return [self.work, bound, *(self.measured(folder, kind) for kind in kinds)]
 
     def measured(self, folder: Path, kind: str) -> str:
-        """The number of a kind of processor and whether it reaches the target, with a link to the record."""
+        """The number for a kind of processor and whether it reaches the target, with a link to the record."""
         path = folder / kind / self.record
         if not path.exists():
             return "not measured"
@@ -227,7 +227,7 @@ CLAIMS = (
 
 
 def performance_block(folder: Path) -> str:
-    """The table of docs/results/performance.md, which processors it is from, and what limits the pre-training step."""
+    """The table of the page, its processors, and the shares of the pre-training step."""
     kinds = ["", *sorted(path.name for path in folder.iterdir() if path.is_dir())]
     steps = [json.loads((folder / kind / "pretraining_step.json").read_text(encoding="utf-8")) for kind in kinds]
     names = [step["results"]["cpu_capability"] for step in steps]

@@ -49,7 +49,7 @@ def curve(
 
 
 def best_so_far(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Steps of the best value that so many bits buy."""
+    """Best value up to each number of bits, as a step function."""
     steps: list[tuple[float, float]] = []
     for bits, found in sorted(points):
         steps.append((bits, max(found, steps[-1][1]) if steps else found))
@@ -57,7 +57,7 @@ def best_so_far(points: Sequence[tuple[float, float]]) -> list[tuple[float, floa
 
 
 def areas(results: Mapping[str, Any], code: str, measured: str) -> tuple[float, float, float]:
-    """Area under the steps, and its 95 % bootstrap interval over test networks."""
+    """Area under the step function, and its 95 % bootstrap interval over test networks."""
     count = len(results["original_accuracy"])
     chance = results["chance"]
     floor = chance if measured == "agreement" else chance * count / sum(results["original_accuracy"])

@@ -1,4 +1,4 @@
-"""README.md: the main results in one table, and what the demo measured."""
+"""README.md: the main results in one table, and the results of the demo."""
 
 import json
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ def _record(path: Path) -> dict[str, Any]:
 
 
 def results_block(runs: Path, demo: Mapping[str, Any]) -> str:
-    """One line per question that a visitor asks, with the page or the record of the answer."""
+    """One row per question of a visitor, with the answer and a link to its page or record."""
     sampled, probe = demo["sampling"]["epoch_0"], demo["probe_details"]["test_accuracy"]
     cells = paper.probed(runs / "paper", "probe")
     large = _record(runs / "benchmarks/lazy_large.json")["results"]["networks"]["large"]

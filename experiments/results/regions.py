@@ -45,7 +45,7 @@ def spaces_block(results: dict[str, Any], settings: dict[str, Any]) -> str:
 
 
 def interiors_block(results: dict[str, Any], settings: dict[str, Any]) -> str:
-    """Points inside regions beside corners and outside."""
+    """Points inside regions, at their corners and outside."""
     titles = {"independent": "independent", "independent_aligned": "independent, aligned", "fine_tuned": "fine-tuned"}
     rows = []
     for population, title in titles.items():

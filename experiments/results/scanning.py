@@ -1,4 +1,4 @@
-"""docs/results/scanning.md: what each budget of a scan gets wrong, and a scan of 6.7 billion weights."""
+"""docs/results/scanning.md: errors of scans by budget, and a scan of 6.7 billion weights."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from hf_sane.cards._tables import markdown_table
 
 PAGE = "docs/results/scanning.md"
-SECONDS, MEMORY, WHOLE_MEMORY = 30.0, 0.5e9, 1e9  # targets for 6.7 billion weights: of 1 %, and of everything
+SECONDS, MEMORY, WHOLE_MEMORY = 30.0, 0.5e9, 1e9  # targets for 6.7 billion weights: for 1 % and for all
 
 
 def _record(folder: Path, name: str) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Cards of models and zoos: one engine, a template for each kind, tables, and the escaping of their content."""
+"""Cards of models and zoos: rendering with one template for each kind, and tables."""

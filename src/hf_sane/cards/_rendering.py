@@ -1,9 +1,9 @@
 """Rendering of the cards of models and zoos (README.md) from templates.
 
-A kind of card is a template in `templates/` and a function that collects its facts. Whatever a template shows is
-escaped, unless this library wrote it: see [`markdown_text`][hf_sane.records._escaping.markdown_text] and `Markup`. So
-a name of a stranger can neither break a card nor add to it, and a template need not think of that. Blanks around a
-value go, too: those that matter belong outside of `{{ }}`.
+Each kind of card has a template in `templates/` and a function that collects its facts. All values in a template are
+escaped, except `Markup` from this library; see [`markdown_text`][hf_sane.records._escaping.markdown_text]. Untrusted
+names can therefore not break or extend a card, without any care in the template. Spaces around a value are removed;
+write required ones outside of `{{ }}`.
 """
 
 import re
@@ -23,8 +23,8 @@ from hf_sane.records._escaping import Markup, markdown_code, markdown_text, pyth
 from hf_sane.records._redaction import hide_folders_in
 from hf_sane.records._run_record import RunRecord
 
-HERE = "."  # what the code of a card loads from while its folder is at home
-# The calls that load from there, an adapter onto a model among them, and what a card says about them.
+HERE = "."  # source in the code of a card before its folder is pushed
+# Calls that load from this folder, also an adapter onto a model, and the note about them.
 LOADS_FROM_HERE = re.compile(r'(from_pretrained\((?:\w+, )?)"\."')
 LOCAL_NOTE = "Inside this folder:\n\n"
 
@@ -34,8 +34,8 @@ def render(template: str, metadata: CardData | None = None, **facts: Any) -> str
 
     Args:
         template: File in `templates/`.
-        metadata: Becomes the front matter.
-        **facts: What the template names; a name that is missing is an error.
+        metadata: Content of the front matter.
+        **facts: Variables of the template; a missing one is an error.
     """
     front_matter = None if metadata is None else Markup(metadata.to_yaml())
     return _environment().get_template(template).render(metadata=front_matter, **facts)
@@ -46,9 +46,9 @@ def render_model_card(template: str, metadata: CardData, record: RunRecord, **fa
 
     Args:
         template: File in `templates/`.
-        metadata: Becomes the front matter.
-        record: Record of the run that made the model. Folders of this machine are left out.
-        **facts: What else the template names.
+        metadata: Content of the front matter.
+        record: Record of the run that created the model; local folders are omitted.
+        **facts: Further variables of the template.
     """
     shown = hide_folders_in(record.to_dict())
     hardware = shown.get("hardware", {})
@@ -64,11 +64,11 @@ def render_model_card(template: str, metadata: CardData, record: RunRecord, **fa
 
 
 def address_card(text: str, repo_id: str, *, subfolder: str | None = None) -> str:
-    """Let the code of a card load from the Hub in place of the folder that it is in.
+    """Make the code of a card load from the Hub instead of the folder of the card.
 
     Args:
         text: Text of the card.
-        repo_id: Repository that the card is published in.
+        repo_id: Repository of the card.
         subfolder: Folder of the artefact inside the repository.
     """
     validate_repo_id(repo_id)
@@ -77,12 +77,12 @@ def address_card(text: str, repo_id: str, *, subfolder: str | None = None) -> st
 
 
 def render_page(template: str, *, script: str, **facts: Any) -> str:
-    """Fill a template of a page in HTML; whatever it shows is escaped, unless it is `jinja2`'s own `Markup`.
+    """Fill a template of an HTML page; all values are escaped, except `jinja2`'s own `Markup`.
 
     Args:
         template: File in `templates/`.
-        script: File in `templates/` with the only program that the page may run.
-        **facts: What else the template names.
+        script: File in `templates/` with the only script that the page may run.
+        **facts: Further variables of the template.
     """
     loader = PackageLoader("hf_sane", "cards/templates")
     pages = Environment(
@@ -97,9 +97,9 @@ def render_page(template: str, *, script: str, **facts: Any) -> str:
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("hf_sane", "cards/templates"),
-        finalize=markdown_text,  # of all that `{{ }}` shows
+        finalize=markdown_text,  # applied to every value in `{{ }}`
         undefined=StrictUndefined,
-        autoescape=False,  # that would be HTML's
+        autoescape=False,  # which would escape for HTML
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -115,5 +115,5 @@ def _environment() -> Environment:
 
 
 def _listed(values: Iterable[object]) -> Markup:
-    """Values with commas between them; the `join` of templates would lose what is escaped already."""
+    """Values separated by commas; the `join` filter would escape values again."""
     return Markup(", ".join(map(markdown_text, values)))

@@ -1,6 +1,6 @@
-"""Facts as Markdown tables, for cards: nested results become a few readable tables instead of a list of dotted names.
+"""Facts as Markdown tables for cards; nested results become a few readable tables instead of a list of dotted names.
 
-Names and values are escaped: they may be words of strangers.
+Names and values are escaped, since they may be untrusted.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,24 +11,24 @@ from hf_sane.records._escaping import Markup, markdown_text
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False) -> Markup:
-    """A pipe table; `|` inside a cell is escaped, and columns of numbers (all but the first) are set to the right."""
+    """A Markdown table; `|` inside cells is escaped, and columns of numbers (all but the first) are right-aligned."""
     rule = ["---", *(["---:" if numbers else "---"] * (len(header) - 1))]
     lines = [header, rule, *rows]
     return Markup("\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines))
 
 
 def fact_table(facts: Mapping[str, Any]) -> Markup:
-    """Nested facts as one table of dotted names and values; empty without facts."""
+    """Nested facts as a table of dotted names and values; empty without facts."""
     rows = [[_words(name), fact_text(value)] for name, value in _flat(facts) if is_known(value)]
     return markdown_table(["", ""], rows) if rows else Markup()
 
 
 def result_tables(results: Mapping[str, Any]) -> Markup:
-    """Results of a run record, for readers.
+    """Results of a run record as tables.
 
-    Plain values share one table. A mapping of plain values becomes rows of it under its name. A mapping of such
-    mappings becomes a table of its own, the longer side downwards; inner mappings that share no name with the others
-    follow as tables of their own. What is nested deeper, or is a list of lists, is detail: it stays in the record.
+    Plain values share one table. A mapping of plain values becomes rows of this table under its name. A mapping of
+    such mappings becomes a separate table, with the longer side as rows; inner mappings that share no names with the
+    others get tables of their own. More deeply nested values and lists of lists are omitted as details.
 
     Args:
         results: `{name: value}`; names in snake case.
@@ -53,11 +53,11 @@ def result_tables(results: Mapping[str, Any]) -> Markup:
 
 
 def fact_text(value: Any, text: Callable[[Any], str] = markdown_text) -> str:
-    """A value as a reader would write it: four significant digits, thousands separated, a dash for `None`.
+    """A value in readable form: four significant digits, thousands separators, a dash for `None`.
 
     Args:
         value: A scalar, a text, or a list of them.
-        text: Makes other people's texts harmless where the value is shown: in Markdown, on a terminal.
+        text: Function that escapes untrusted texts for Markdown or a terminal.
     """
     if value is None:
         return "-"
@@ -73,12 +73,12 @@ def fact_text(value: Any, text: Callable[[Any], str] = markdown_text) -> str:
 
 
 def is_known(value: Any) -> bool:
-    """Whether there is anything to say; zero and False are something, what is not finite is nothing."""
+    """Whether a value is known; zero and False are, numbers that are not finite are not."""
     return value is not None and value != "" and value != [] and not (isinstance(value, float) and not isfinite(value))
 
 
 def _columns(mapping: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The inner mappings, without values that are not cells; a mapping without any cell is left out."""
+    """Inner mappings with only those values that fit into cells; mappings without such values are omitted."""
     columns = {
         name: {key: cell for key, cell in inner.items() if _is_cell(cell)}
         for name, inner in mapping.items()
