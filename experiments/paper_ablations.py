@@ -296,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--records", type=Path, required=True, help="folder for the run records")
     parser.add_argument("--studies", nargs="+", choices=sorted(STUDIES), default=list(STUDIES), metavar="NAME")
     variants = [key for study in STUDIES.values() for key in study]
-    parser.add_argument("--variants", nargs="+", choices=variants, metavar="NAME", help="names of studies, by default all")
+    parser.add_argument("--variants", nargs="+", choices=variants, metavar="NAME", help="names; by default all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     for entry in dataclasses.fields(Sizes):
         parser.add_argument(f"--{entry.name.replace('_', '-')}", type=int, default=entry.default)

@@ -42,7 +42,7 @@ def load(folder: Path, study: str) -> dict[str, Any]:
 
 
 def values(row: Row, path: Sequence[str]) -> list[float]:
-    """What was measured, seed by seed."""
+    """Measurements of all seeds."""
     found = []
     for measured in row["seeds"].values():
         value: Any = measured

@@ -1,8 +1,8 @@
 """Neural-network weights as a data modality: zoos of trained networks, SANE autoencoders, probing and sampling.
 
-The names below are loaded when they are first used. Importing the library also tells Transformers' Auto classes the
-names of SANE and of the networks of zoos, so that `AutoModel.from_pretrained` reads a SANE folder; neither
-Transformers nor PyTorch is loaded for that.
+The names below are loaded on first use. Importing the library also registers SANE and the networks of zoos with
+Transformers' Auto classes, so that `AutoModel.from_pretrained` reads a SANE folder, without loading Transformers or
+PyTorch.
 """
 
 from importlib import import_module
@@ -72,7 +72,7 @@ _HOMES = {
     "start": "workflows.start",
 }
 
-# Used less often: configurations, and further workflows. `dir(hf_sane)` lists them, `import *` does not.
+# Less frequently used configurations and workflows; `dir(hf_sane)` lists them, `import *` does not import them.
 _ALSO = {
     "SANEConfig": "models.configuration_sane",
     "CIFARResNetConfig": "architectures.configuration_zoo",

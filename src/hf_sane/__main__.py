@@ -5,5 +5,5 @@ import sys
 from hf_sane.cli.app import main
 
 if __name__ == "__main__":
-    sys.argv[0] = "hf-sane"  # what records, and messages that name a command, call it
+    sys.argv[0] = "hf-sane"  # name of the program in records and messages
     main()

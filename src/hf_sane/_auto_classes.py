@@ -1,10 +1,10 @@
 """Registration of SANE and zoo networks with Transformers' Auto classes and pipelines, without importing either.
 
-`import hf_sane` calls [`register_auto_classes`], which must cost nothing: PyTorch and Transformers take seconds to
-load, and who imports this library may never ask an Auto class. So each module of Transformers that keeps a register
-learns about our classes when it is loaded itself (a post-import hook, PEP 369), and learns their names only: a class
-is loaded when it is looked up. Nothing of this library or of PyTorch is imported while Transformers is still being
-imported, which could end in half-initialised modules or, with several threads, in a deadlock.
+`import hf_sane` calls [`register_auto_classes`], which must be fast: PyTorch and Transformers take seconds to load,
+and many programs that import this library never use an Auto class. Names of our classes are therefore registered when
+the modules of Transformers with registers are loaded (a post-import hook, PEP 369); a class itself is loaded when it
+is looked up. Neither this library nor PyTorch is imported while Transformers is being imported, which could result in
+half-initialised modules or, with several threads, in a deadlock.
 """
 
 import sys
@@ -19,7 +19,7 @@ TASK = "weight-feature-extraction"
 
 
 class _Place(NamedTuple):
-    """Where a class is: it stands for the class until somebody looks it up."""
+    """Location of a class, which replaces the class in a register until it is looked up."""
 
     module: str
     name: str
@@ -28,8 +28,8 @@ class _Place(NamedTuple):
         return getattr(import_module(f"hf_sane.{self.module}"), self.name)
 
 
-# Model type to configuration; configuration to model, feature extractor or image processor. `model_type` is repeated
-# here because the classes that have it are not loaded yet (tests compare).
+# Model types to configurations; configurations to models, feature extractors or image processors. `model_type` is
+# repeated here because the classes that define it are not loaded yet (tests compare them).
 CONFIGS = {
     "sane": _Place("models.configuration_sane", "SANEConfig"),
     "sane_linear": _Place("models.configuration_linear", "LinearCodeConfig"),
@@ -52,7 +52,7 @@ PIPELINE = "hf_sane.hub._pipeline.WeightFeatureExtractionPipeline"
 
 
 class _Lookup(dict[Any, Any]):
-    """A register of classes in which a [`_Place`] becomes the class there when it is looked up."""
+    """A register of classes, where a [`_Place`] is replaced by its class when it is looked up."""
 
     def __getitem__(self, key: Any) -> Any:
         value = super().__getitem__(key)
@@ -60,7 +60,7 @@ class _Lookup(dict[Any, Any]):
             value = self[key] = value.load()
         return value
 
-    def __iter__(self) -> Iterator[Any]:  # without an own one, dict(register) would copy places
+    def __iter__(self) -> Iterator[Any]:  # the inherited `dict(register)` would copy places
         return super().__iter__()
 
     def get(self, key: Any, default: Any = None) -> Any:
@@ -77,7 +77,7 @@ class _Lookup(dict[Any, Any]):
 
 
 def _add(register: Any, entries: dict[Any, _Place]) -> None:
-    """Add to what a lazy mapping of Transformers holds besides its own classes; nothing that is there is replaced."""
+    """Add to the extra content of a lazy mapping of Transformers, without replacing existing entries."""
     content = register._extra_content
     if not isinstance(content, _Lookup):
         register._extra_content = content = _Lookup(content)
@@ -86,7 +86,7 @@ def _add(register: Any, entries: dict[Any, _Place]) -> None:
 
 
 def _by_config(entries: dict[str, _Place]) -> dict[Any, _Place]:
-    # Configurations import no more of Transformers than the module that this is called for has loaded already.
+    # Configurations only import parts of Transformers that the calling module has loaded already.
     return {CONFIGS[model_type].load(): place for model_type, place in entries.items()}
 
 
@@ -122,7 +122,7 @@ _REGISTERS: dict[str, Callable[[ModuleType], None]] = {
 
 
 class _AfterImport(Loader):
-    """Loads a module as its own loader does, and registers our classes there."""
+    """Loads a module with its own loader, and registers our classes in it."""
 
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
@@ -132,13 +132,13 @@ class _AfterImport(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         assert module.__spec__ is not None
-        module.__loader__ = module.__spec__.loader = self.loader  # for `inspect` and `importlib.resources`
+        module.__loader__ = module.__spec__.loader = self.loader  # used by `inspect` and `importlib.resources`
         self.loader.exec_module(module)
         _REGISTERS[module.__name__](module)
 
 
 class _Finder(MetaPathFinder):
-    """Finds the modules that keep a register where the other finders do, and has them loaded by [`_AfterImport`]."""
+    """Finds the modules with registers through the other finders, and loads them with [`_AfterImport`]."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -154,12 +154,12 @@ class _Finder(MetaPathFinder):
 
 
 def register_auto_classes() -> None:
-    """Let the Auto classes of configurations, models, feature extractors and image processors find our classes.
+    """Register our classes with the Auto classes, and the task `weight-feature-extraction` with `pipeline`.
 
-    And `pipeline` the task `weight-feature-extraction`. `import hf_sane` calls it. Calling it again changes nothing.
+    `import hf_sane` calls it; further calls change nothing.
     """
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
     for name, register in _REGISTERS.items():
         if name in sys.modules:
-            register(import_module(name))  # waits for a thread that is importing it
+            register(import_module(name))  # waits for another thread that is importing it

@@ -7,11 +7,11 @@ from typing import Any
 
 
 def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The `__getattr__` and `__dir__` (PEP 562) of a package that exports names of its modules.
+    """Create `__getattr__` and `__dir__` (PEP 562) for a package that exports names of its modules.
 
     Args:
-        package: Its `__name__`.
-        homes: Each name, and the module in the package that defines it.
+        package: `__name__` of the package.
+        homes: Name of the module in the package that defines each name.
     """
 
     def get(name: str) -> Any:
