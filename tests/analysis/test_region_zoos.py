@@ -30,12 +30,15 @@ def other_zoo(digits, tmp_path_factory):
 
 def test_every_run_once_with_its_labels(tiny_zoo, other_zoo):
     found = zoo_networks(
-        [tiny_zoo, other_zoo], columns=["optimizer"], groups={"task": {"digits": "seen", "inverted": "new"}}
+        [tiny_zoo, other_zoo],
+        columns=["optimizer", "learning_rate"],
+        groups={"task": {"digits": "seen", "inverted": "new"}},
     )
     assert found.labels["data_set"] == ["digits"] * 12 + ["inverted"] * 4
     assert found.labels["task"] == ["seen"] * 12 + ["new"] * 4
     finals = [split.final_epochs() for zoo in (tiny_zoo, other_zoo) for split in zoo.splits.values()]
     assert found.labels["optimizer"] == [str(name) for split in finals for name in split.column("optimizer")]
+    assert found.labels["learning_rate"][-1] == "0.01"  # as it was set, in spite of single precision
     assert len(set(found.runs)) == 16
     position = 0
     for split in finals:

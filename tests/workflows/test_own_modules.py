@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import PyTorchModelHubMixin
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -54,7 +55,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "two_heads.py").write_text(CODE)
     make = load_module(str(folder / "two_heads.py") + ":TwoHeads")
     data = load_images("digits", train_limit=200)
-    lines = ["net,test_acc,lr"]
+    lines = ["net,test_acc,lr,parity"]
     (folder / "nets").mkdir()
     for index in range(COUNT):
         torch.manual_seed(index)
@@ -66,7 +67,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
             optimizer.step()
         images, labels = data.split("test")
         accuracy = (network(images)[0].argmax(1) == labels).float().mean().item()
-        lines.append(f"net{index},{accuracy},0.02")
+        lines.append(f"net{index},{accuracy},0.02,{'odd' if index % 2 else 'even'}")
         save_file(network.state_dict(), folder / "nets" / f"net{index}.safetensors")
     (folder / "runs.csv").write_text("\n".join(lines))
     return folder
@@ -125,6 +126,28 @@ def test_its_zoo_is_aligned_by_traced_symmetries(own, zoo):
     assert spec.generators.keys() == architecture.permutations.generators.keys()
 
 
+def test_regions_need_its_code_to_run_networks_only(own, zoo, tmp_path):
+    """The symmetries of a zoo that was aligned once are those that it stores."""
+    with pytest.raises(ValueError, match=r"unknown .*or map the networks as they are \(--no-align\)"):
+        hf_sane.map_regions(zoo, label="parity", plots=False)
+    register(own)
+    hf_sane.align_zoo(Zoo.load(zoo)).save(tmp_path / "aligned")
+    _modules._REGISTERED.clear()
+    options = {"label": "parity", "plots": False}
+
+    def distances() -> list[float]:
+        found = hf_sane.map_regions(tmp_path / "aligned", **options).record.results
+        table = found["weights"]["parity"]["distances"]["table"]
+        return [value for row in table.values() for value in row.values()]
+
+    mapped = distances()
+    register(own)
+    assert mapped == pytest.approx(distances())
+    _modules._REGISTERED.clear()
+    with pytest.raises(ValueError, match=r"the architecture of the networks is unknown; pass its code"):
+        hf_sane.map_regions(tmp_path / "aligned", **options, num_points=2, evaluate=lambda network: 0.0)
+
+
 def test_probes_know_its_properties(zoo, sane):
     table = hf_sane.probe(zoo, sane, poolings=["mean"]).table
     assert list(table) == ["test_accuracy"]  # neither epochs nor gaps are known
@@ -159,6 +182,12 @@ def test_zoos_without_alignment_and_accuracies_are_compared_and_reconstructed(ow
     accuracy = train.networks().evaluate(*compared.data.split("validation"))[1]
     best = sorted(range(len(train)), key=lambda index: -accuracy[index])[:2]
     assert compared.anchors == tuple(train.run_ids[index] for index in best)
+    curves = compared.finetune(1)
+    assert [len(found) for found in curves["anchors"]] == [2, 2]  # before and after the epoch, two networks
+    assert compared.notes == [
+        "the zoo does not record how its networks were trained; fine-tuned with optimizer adam, learning_rate 0.001, "
+        "weight_decay 0.0"
+    ]
     rebuilt = hf_sane.reconstruct(zoo, sane, "digits", linear=False).record.results["reconstruction"]
     found = next(iter(rebuilt.values()))
     test = Zoo.load(zoo).splits["test"]
@@ -198,7 +227,12 @@ def test_the_command_line_takes_the_module(own, zoo, sane, tmp_path, hf_sane_com
         *("--output", tmp_path / "out", "--json"),
     )
     assert json.loads(found.stdout)
-    assert (tmp_path / "out/network_0/model.safetensors").is_file()
+    folder = tmp_path / "out/network_0"
+    assert json.loads((folder / "config.json").read_text())["width"] == 8
+    assert "network = TwoHeads(width=8)" in (folder / "README.md").read_text()
+    hub_class = type("TwoHeads", (load_module(f"{own / 'two_heads.py'}:TwoHeads").func, PyTorchModelHubMixin), {})
+    loaded = hub_class.from_pretrained(folder).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in load_file(folder / "model.safetensors").items())
 
 
 def test_bare_state_dicts_are_averaged_with_the_module(own, tmp_path, hf_sane_command):

@@ -30,7 +30,7 @@ class LabelledNetworks:
     """Networks of one architecture, with labels of what they were trained for.
 
     Attributes:
-        config: Architecture, as a configuration or module.
+        config: Architecture, as a configuration or module; `None` if it is unknown and networks cannot be run.
         tensors: `{name: [M, *shape]}`.
         aliases: Main name of each tied tensor, by its other names; tied tensors count once.
         trace: Function that finds the permutation symmetries; by default those of `config` are used.
@@ -39,13 +39,21 @@ class LabelledNetworks:
         starts: Initialisation (scheme and seed) of every network; an empty string, or an empty list, if unknown.
     """
 
-    config: ZooConfig | nn.Module
+    config: ZooConfig | nn.Module | None
     tensors: dict[str, Tensor]
     labels: dict[str, list[str]]
     runs: list[str]
     starts: Sequence[str] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
     trace: Callable[[], PermutationSpec] | None = None
+
+    @property
+    def _known_config(self) -> ZooConfig | nn.Module:
+        if self.config is None:
+            raise ValueError(
+                "the architecture of the networks is unknown; pass its code (--module my_file.py:MyModule)"
+            )
+        return self.config
 
     @property
     def distinct(self) -> dict[str, Tensor]:
@@ -72,7 +80,7 @@ class LabelledNetworks:
             ValueError: If the symmetries of the module are unknown.
         """
         try:
-            found = architecture_permutations(self.config) if self.trace is None else self.trace()
+            found = self.trace() if self.trace is not None else architecture_permutations(self._known_config)
         except ValueError as error:
             raise ValueError(f"{error}; or map the networks as they are (--no-align)") from error
         if found is None:
@@ -93,7 +101,7 @@ class LabelledNetworks:
         """The networks at points `[K, P]` of weight space."""
         template = {name: tensor[0] for name, tensor in self.distinct.items()}
         found = unflatten_networks(points, template)
-        return StackedNetworks(self.config, found | {name: found[kept] for name, kept in self.aliases.items()})
+        return StackedNetworks(self._known_config, found | {name: found[kept] for name, kept in self.aliases.items()})
 
     def accuracy(
         self,
@@ -166,7 +174,7 @@ def zoo_networks(
         names = _data_sets(zoo, part)
         labels[DATA_SET] += names
         for column in columns:
-            labels[column] += [str(value) for value in part.column(column).tolist()]
+            labels[column] += list(map(str, part.column(column)))  # .tolist() would turn .003 into .003000000026077
         for level, group in (groups or {}).items():
             if missing := sorted(set(names) - group.keys()):
                 raise ValueError(f"level {level!r} has no label for the data sets {missing}; it has {sorted(group)}")
@@ -176,7 +184,7 @@ def zoo_networks(
             f"{scheme}/{seed}" if isinstance(seed, int) else ""
             for scheme, seed in zip(part.column("initialization").tolist(), part.column("seed").tolist(), strict=True)
         ]
-    layout, config = parts[0][2].select(slice(0, 1)).layout_and_config()
+    layout, config = parts[0][2].whole_layout(0), parts[0][2].find_config(0)
     stacks = [layout.complete(part.stacked_tensors()) for _, _, part in parts]
     tensors = {name: torch.cat([stack[name] for stack in stacks]) for name in stacks[0]}
     _, zoo, part = parts[0]

@@ -23,7 +23,7 @@ from hf_sane.records._escaping import Markup, markdown_text, single_lines
 from hf_sane.records._redaction import hide_folders, hide_folders_in
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._sources import hub_id, parse_repo
-from hf_sane.sampling._export import Provenance
+from hf_sane.sampling._export import Provenance, module_arguments
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 
 LIBRARY = "hf_sane"
@@ -435,7 +435,9 @@ def _network_code(config: PreTrainedConfig | None, record: RunRecord, *, with_co
 
 def _module_code(network: nn.Module, record: RunRecord) -> dict[str, Any]:
     """Facts for the code that loads a user's own module."""
-    return {"code": "module", "class_name": type(network).__name__, "standardised": _standardised(record)}
+    arguments = ", ".join(f"{name}={value!r}" for name, value in module_arguments(network).items())
+    facts = {"class_name": type(network).__name__, "arguments": arguments, "standardised": _standardised(record)}
+    return {"code": "module", **facts}
 
 
 def _describe_module(network: nn.Module) -> dict[str, Any]:

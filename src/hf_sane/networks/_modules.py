@@ -4,7 +4,7 @@ import copy
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from typing import Any
 
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 EXAMPLES = 4  # number of inputs with which symmetries are verified
 LISTED = 5  # tensors to name in a message
+JSON_VALUES = (str, int, float, bool, list, dict, type(None))
 Shapes = frozenset[tuple[str, tuple[int, ...]]]
 _REGISTERED: dict[Shapes, "ModuleArchitecture"] = {}
 
@@ -42,12 +43,14 @@ class ModuleArchitecture:
         make: Function that makes a newly initialised network.
         structure: A network whose structure is used, but not its weights.
         example_inputs: Inputs with which symmetries are traced; `None` disables tracing.
+        arguments: Keyword arguments of the class, as far as they are known and JSON supports them.
     """
 
     name: str
     make: Callable[[], nn.Module]
     structure: nn.Module
     example_inputs: tuple[Any, ...] | Mapping[str, Any] | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def permutations(self) -> PermutationSpec:
@@ -112,7 +115,7 @@ def register_architecture(
 
     ```python
     hf_sane.register_architecture(MyCNN, torch.zeros(1, 1, 28, 28))
-    hf_sane.register_architecture(lambda: MyCNN(width=32), torch.zeros(1, 1, 28, 28), name="MyCNN")
+    hf_sane.register_architecture(functools.partial(MyCNN, width=32), torch.zeros(1, 1, 28, 28))
     ```
 
     Args:
@@ -137,7 +140,9 @@ def register_architecture(
         raise ValueError(f"expected a module with weights, got {type(made).__name__} without weights")
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
     make = _reset_copies(made) if isinstance(module, nn.Module) else module
-    found = ModuleArchitecture(name or type(made).__name__, make, made.eval(), inputs)
+    given = module.keywords if isinstance(module, partial) else {}
+    arguments = {key: value for key, value in given.items() if isinstance(value, JSON_VALUES)}
+    found = ModuleArchitecture(name or type(made).__name__, make, made.eval(), inputs, arguments)
     _REGISTERED[shapes] = found
     return found
 
@@ -209,8 +214,7 @@ def load_module(place: str, arguments: Mapping[str, Any] | None = None) -> Calla
     Raises:
         ValueError, FileNotFoundError, ImportError, TypeError: As in [`load_named`].
     """
-    maker, given = load_named(place, example="MyModule"), dict(arguments or {})
-    return lambda: maker(**given)
+    return partial(load_named(place, example="MyModule"), **dict(arguments or {}))
 
 
 def _layout_shapes(layout: Layout) -> Shapes:

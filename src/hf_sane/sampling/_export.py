@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_sane.core._kde import BandwidthRule, SamplingMode
+from hf_sane.networks._modules import find_architecture
 from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.records._documents import read_document
 from hf_sane.records._outputs import check_finished, output_folder
@@ -122,7 +123,8 @@ def save_module(partial: Path, model: nn.Module) -> None:
 
     Args:
         partial: Folder from [`output_folder`].
-        model: A Transformers model, or any module, which `MyModule().load_state_dict(load_file(...))` restores.
+        model: A Transformers model, or any module, which `MyModule().load_state_dict(load_file(...))` restores, and
+            `MyModule.from_pretrained(...)`, if it is a `PyTorchModelHubMixin`.
     """
     save = getattr(model, "save_pretrained", None)
     if callable(save):
@@ -132,8 +134,14 @@ def save_module(partial: Path, model: nn.Module) -> None:
         tensors = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
         save_file(tensors, partial / WEIGHTS)
     if not (partial / CONFIG).is_file():
-        named = {"architectures": [type(model).__name__], "library_name": "pytorch"}
+        named = {"architectures": [type(model).__name__], "library_name": "pytorch", **module_arguments(model)}
         (partial / CONFIG).write_text(json.dumps(named, indent=2) + "\n", encoding="utf-8")
+
+
+def module_arguments(model: nn.Module) -> dict[str, Any]:
+    """Keyword arguments with which the class of a registered module makes networks of this shape."""
+    known = find_architecture(model)
+    return {} if known is None else dict(known.arguments)
 
 
 def check_saved(model: nn.Module, folder: Path) -> nn.Module:

@@ -19,6 +19,7 @@ from hf_sane.sampling._diversity import DISTANCES, measure_distances
 from hf_sane.sampling._export import Provenance
 from hf_sane.sampling._generation import NetworkCodec
 from hf_sane.sampling._selection import Judge
+from hf_sane.workflows.finetune import usual_recipe
 from hf_sane.workflows.networks import open_images
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sample import SampleResult
@@ -127,9 +128,15 @@ class ComparisonResult(Result):
 
         Args:
             epochs: Passes over the training images.
-            recipe: Learning rate, weight decay and optimizer; by default those of the zoo.
+            recipe: Learning rate, weight decay and optimizer; by default those of the zoo, or of [`finetune`] if the
+                zoo was imported and does not record them.
         """
-        recipe = self.zoo.facts.training_recipe if recipe is None else recipe
+        if recipe is None:
+            is_known = "optimizers" in self.zoo.facts.arguments
+            recipe = self.zoo.facts.training_recipe if is_known else usual_recipe()
+            if not is_known:
+                shown = ", ".join(f"{name} {value}" for name, value in recipe.items())
+                self.notes.append(f"the zoo does not record how its networks were trained; fine-tuned with {shown}")
         self.curves = finetune_all(self.methods, self.data, recipe, epochs=epochs, seed=self.settings.seed)
         means = {
             f"epoch_{epoch}": {name: sum(found[epoch]) / len(found[epoch]) for name, found in self.curves.items()}

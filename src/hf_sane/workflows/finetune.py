@@ -1,7 +1,7 @@
 """Fine-tune networks on images or texts and compare them with networks trained from scratch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -118,6 +118,12 @@ def finetune(
     if isinstance(networks, NetworksResult):
         known |= {"networks": networks.modules(), "tokenizer": networks.tokenizer}
     return run_finetune(FinetuneSettings(**{**known, **options}))
+
+
+def usual_recipe() -> dict[str, Any]:
+    """Optimizer, learning rate and weight decay by default."""
+    known = {entry.name: entry.default for entry in fields(FinetuneSettings)}
+    return {name: known[name] for name in ("optimizer", "learning_rate", "weight_decay")}
 
 
 def run_finetune(settings: FinetuneSettings) -> FinetuneResult:

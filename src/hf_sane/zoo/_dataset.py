@@ -150,15 +150,20 @@ class ZooSplit:
             ValueError: If the network was imported and its architecture is neither registered nor part of
                 Transformers.
         """
+        if (found := self.find_config(index)) is None:
+            raise ValueError(
+                f"the architecture of {self.run_ids[index]!r} is unknown to this library and to Transformers (only "
+                "its weights are stored); pass its code: hf_sane.register_architecture(MyModule, example_inputs), or "
+                "--module my_file.py:MyModule"
+            )
+        return found
+
+    def find_config(self, index: int) -> ZooConfig | nn.Module | None:
+        """The configuration from [`config`]; `None` if the architecture is unknown."""
         if (config := self.known_config(index)) is not None:
             return config
-        if (found := self._architecture(index)) is not None:
-            return found.structure
-        raise ValueError(
-            f"the architecture of {self.run_ids[index]!r} is unknown to this library and to Transformers (only "
-            "its weights are stored); pass its code: hf_sane.register_architecture(MyModule, example_inputs), or "
-            "--module my_file.py:MyModule"
-        )
+        found = self._architecture(index)
+        return None if found is None else found.structure
 
     def _architecture(self, index: int) -> ModuleArchitecture | None:
         """The registered architecture of an imported network, or that of its class of Transformers."""
@@ -166,7 +171,7 @@ class ZooSplit:
         settings = self.facts.architectures[self.table.column("architecture")[self.rows[index]]]
         return find_architecture(layout) or transformers_architecture(settings["config"], layout)
 
-    def _whole_layout(self, index: int) -> Layout:
+    def whole_layout(self, index: int) -> Layout:
         """The layout with names of tied tensors that files omit, if the architecture is known."""
         layout = self.layout(index)
         found = None if self.known_config(index) is not None else self._architecture(index)
@@ -193,7 +198,7 @@ class ZooSplit:
         """One network in evaluation mode: a Transformers model, or an instance of a registered module."""
         config = self.config(index)
         model: nn.Module = build_model(config) if isinstance(config, ZooConfig) else copy.deepcopy(config)
-        model.load_state_dict(self._whole_layout(index).state_dict(self.tokens(index)))
+        model.load_state_dict(self.whole_layout(index).state_dict(self.tokens(index)))
         return model.eval()
 
     def layout_and_config(self) -> tuple[Layout, ZooConfig | nn.Module]:
@@ -205,7 +210,7 @@ class ZooSplit:
         self.require_one("layout", "architecture")
         if self.known_config(0) is not None:
             self.require_one("activation")
-        return self._whole_layout(0), self.config(0)
+        return self.whole_layout(0), self.config(0)
 
     def networks(self) -> StackedNetworks:
         """All networks as one stack, to run or train them together.
