@@ -62,7 +62,7 @@ def test_points_keep_scalar_products():
 def test_adapters_that_cannot_be_compared(adapters):
     with pytest.raises(ValueError, match=r"expected at least two adapters to compare, got \['one'\]"):
         adapter_points({"one": adapters["one"]})
-    with pytest.raises(ValueError, match="have no target module in common; there is nothing to compare"):
+    with pytest.raises(ValueError, match="have no target module in common; pass adapters that share one"):
         adapter_points({"one": adapters["one"], "own": {"own": adapters["two"]["own"]}})
     other = {"linear": (torch.zeros(1, 7), torch.zeros(5, 1))}
     with pytest.raises(

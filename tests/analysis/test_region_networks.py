@@ -88,7 +88,7 @@ def test_stacking_names_what_differs():
 def test_tensors_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"expected tensors \[M, \*shape\] of the same number of networks, got"):
         flatten_networks({"a": torch.zeros(2, 3), "b": torch.zeros(3, 3)})
-    with pytest.raises(ValueError, match=r"expected floating-point tensors, got \['count'\]; there is nothing to"):
+    with pytest.raises(ValueError, match=r"expected floating-point tensors, got \['count'\]; pass tensors of weights"):
         flatten_networks({"count": torch.tensor([1, 2])})
     for wrong in (torch.zeros(2, 4), torch.zeros(3)):
         with pytest.raises(ValueError, match=r"expected points \[K, 3\] for these tensors, got"):

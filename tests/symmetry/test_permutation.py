@@ -159,12 +159,12 @@ def test_occurrences_list_every_place():
     ("axes", "sizes", "message"),
     [
         ({"w": ("a",)}, {}, r"'w' uses axis 'a', which has no size; known: \[\]"),
-        ({"w": ((AxisSlice("a", 0, 2),),)}, {"a": 3}, "must hold every entry of axis 'a' .size 3. at equally"),
+        ({"w": ((AxisSlice("a", 0, 2),),)}, {"a": 3}, "must hold every entry of axis 'a' .size 3. at the same number"),
         ({"w": ((AxisSlice("a", 0, 2), AxisSlice("a", 1, 3)),)}, {"a": 3}, "must hold every entry of axis 'a'"),
         (
             {"w": ((AxisSlice("a", 0, 1, block=2), AxisSlice("a", 1, 3)),)},
             {"a": 3},
-            "at equally many positions",
+            "at the same number of positions",
         ),
         ({"w": ("a",)}, {"a": 3, "b": 2}, r"axes \['b'\] have a size but occur in no tensor"),
     ],

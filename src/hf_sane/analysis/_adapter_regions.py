@@ -22,7 +22,9 @@ def shared_modules(adapters: Mapping[str, Factors]) -> list[str]:
     first, *others = adapters
     shared = [module for module in adapters[first] if all(module in adapters[other] for other in others)]
     if not shared:
-        raise ValueError(f"the adapters {list(adapters)} have no target module in common; there is nothing to compare")
+        raise ValueError(
+            f"the adapters {list(adapters)} have no target module in common; pass adapters that share one"
+        )
     for module in shared:
         shapes = {name: _shape(factors[module]) for name, factors in adapters.items()}
         if len(set(shapes.values())) > 1:

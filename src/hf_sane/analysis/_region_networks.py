@@ -71,7 +71,7 @@ def flatten_networks(tensors: Mapping[str, Tensor]) -> Tensor:
     """
     floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
     if not floating:
-        raise ValueError(f"expected floating-point tensors, got {list(tensors)[:SHOWN]}; there is nothing to compare")
+        raise ValueError(f"expected floating-point tensors, got {list(tensors)[:SHOWN]}; pass tensors of weights")
     counts = {name: len(tensor) for name, tensor in floating.items()}
     if len(set(counts.values())) > 1:
         raise ValueError(f"expected tensors [M, *shape] of the same number of networks, got {counts}")

@@ -63,7 +63,7 @@ VERBS = (
     Verb(
         *("linear", "linear_code", "LinearCodeSettings", "run_fit_linear"),
         *(
-            "Fit a linear code, the yardstick of every SANE.",
+            "Fit a linear code, as a baseline for every SANE.",
             LEARN,
             "--zoo my_zoo --output my_code",
         ),

@@ -219,7 +219,8 @@ def align_ingredients(
         spec: Its permutation symmetries.
         reference: Index of the ingredient that is not permuted.
 
-    Returns: Ingredients whose tensors are aligned while reading.
+    Returns:
+        Ingredients whose tensors are aligned while reading.
 
     Raises:
         IndexError: If there is no such ingredient.

@@ -53,7 +53,8 @@ def reconcile(
         outlines: Outlines of each checkpoint.
         find_ties: Function that returns pairs of names that share a weight; called only if something is missing.
 
-    Returns: For each checkpoint, the stored name by name.
+    Returns:
+        For each checkpoint, the stored names by the common names.
     """
     found = [_unwrapped(outline) for outline in outlines]
     everywhere = set.intersection(*(set(names) for names in found))

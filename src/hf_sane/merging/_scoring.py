@@ -22,7 +22,7 @@ class ImageScore:
         metric: `"accuracy"`, `"cross_entropy"`, or a module of `evaluate` that compares predicted with true classes.
         options: Additional arguments of its `compute`, such as `{"average": "macro"}` for F1.
         higher_is_better: Whether higher values of the metric are better; must be set for losses, since modules do not
-            tell.
+            specify it.
 
     Raises:
         ValueError: If there are no held-out images, or the number of labels differs; also as in [`Metric`].

@@ -82,7 +82,7 @@ class LogitLinearProbe:
         """Fit on training networks, choose the penalty on validation networks; arguments as in [`RidgeProbe.fit`].
 
         Raises:
-            ValueError: As for [`RidgeProbe.fit`], or if all training targets of a property are equal.
+            ValueError: As in [`RidgeProbe.fit`], or if all training targets of a property are equal.
         """
         x, y, valid_x, valid_y = checked_splits(features, targets, validation_features, validation_targets)
         check_choices(valid_y, penalties, names)

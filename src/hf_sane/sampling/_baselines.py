@@ -143,7 +143,7 @@ def anchor_spread(space: WeightSpace, anchor_tokens: Tensor) -> Tensor:
     """Standard deviation of every weight over aligned anchors, `[N, D]`; zero at padding and running statistics.
 
     Raises:
-        ValueError: For fewer than two anchors.
+        ValueError: If there are fewer than two anchors.
     """
     check_raw_tokens(anchor_tokens, space.layout)
     if len(anchor_tokens) < 2:
@@ -177,7 +177,7 @@ def interpolated_anchors(
         `[S, N, D]` raw tokens.
 
     Raises:
-        ValueError: For fewer than two anchors, or a distance that is not positive and finite.
+        ValueError: If there are fewer than two anchors, or the distance is not positive and finite.
     """
     if len(anchor_tokens) < 2 or not 0 < distance < float("inf"):
         raise ValueError(f"expected at least 2 anchors and a distance > 0, got {len(anchor_tokens)} and {distance}")

@@ -92,7 +92,7 @@ class Provenance:
 def export_network(networks: StackedNetworks, index: int, folder: str | Path, *, provenance: Provenance) -> nn.Module:
     """Save one network with `save_pretrained` and its provenance, and verify that it loads again bit by bit.
 
-    For another number of classes, add a new classifier first, see `generation.with_num_labels`.
+    For a different number of classes, add a new classifier first, see `generation.with_num_labels`.
 
     Args:
         networks: Networks of a zoo configuration.

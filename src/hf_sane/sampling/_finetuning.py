@@ -27,7 +27,7 @@ class StepSettings(CheckedSettings):
     """How to fine-tune a network, step by step.
 
     Raises:
-        ValueError: For values out of range.
+        ValueError: If a value is out of range.
     """
 
     steps: int = setting("Number of updates.", default=150, least=1)

@@ -162,7 +162,7 @@ class NetworkCodec:
         return self.networks(self.decode_tokens(latents))
 
     def linear(self, training_tokens: Tensor, grouping: Grouping = "kind") -> Self:
-        """The yardstick: a linear code with as many latents of the same tokens, in place of the autoencoder.
+        """The baseline: a linear code with as many latents of the same tokens, in place of the autoencoder.
 
         Args:
             training_tokens: `[T, N, D]` raw tokens of training networks.
@@ -284,7 +284,7 @@ def sample_from_prior(
 
 
 def with_num_labels(networks: StackedNetworks, num_labels: int, *, seeds: Sequence[int]) -> StackedNetworks:
-    """The same networks with a newly initialised classifier for another number of classes.
+    """The same networks with a newly initialised classifier for a different number of classes.
 
     Args:
         networks: `M` networks of a zoo configuration.
@@ -311,7 +311,7 @@ def with_num_labels(networks: StackedNetworks, num_labels: int, *, seeds: Sequen
 
 
 def for_num_labels(config: ZooConfig, num_labels: int) -> ZooConfig:
-    """The configuration of the same network for another number of classes."""
+    """The configuration of the same network for a different number of classes."""
     settings = {**config.to_dict(), "num_labels": num_labels, "id2label": None, "label2id": None}
     return type(config).from_dict(settings)
 

@@ -156,7 +156,7 @@ def parse_bandwidths(values: str | float | Sequence[str | float]) -> tuple[Bandw
     """Parse bandwidths from numbers, from text such as `"0.1"` or `"0.1,0.2"`, or from the name of a rule.
 
     Raises:
-        ValueError: For anything else.
+        ValueError: If the value is none of these.
     """
     parts = values.split(",") if isinstance(values, str) else [values] if isinstance(values, int | float) else values
     if list(parts) in (["scott"], ["silverman"]):

@@ -109,7 +109,7 @@ class PermutationSpec:
                 if len(counts) != self.sizes[axis] or min(counts) != max(counts):
                     raise ValueError(
                         f"dimension {dim} of {tensor!r} must hold every entry of axis {axis!r} (size "
-                        f"{self.sizes[axis]}) at equally many positions, got {parts}"
+                        f"{self.sizes[axis]}) at the same number of positions, got {parts}"
                     )
         if unused := self.sizes.keys() - {axis for axis, places in self.occurrences.items() if places}:
             raise ValueError(f"axes {sorted(unused)} have a size but occur in no tensor")
@@ -245,7 +245,7 @@ class PermutationSpec:
         """Like [`from_dict`], for content of a file: errors name the file and field.
 
         Raises:
-            InvalidFileError: As there.
+            InvalidFileError: As in [`from_dict`].
         """
         sizes = {axis: entry.whole(at_least=1, at_most=MAX_ENTRIES) for axis, entry in values["sizes"].items()}
         axes = {

@@ -30,7 +30,7 @@ def reading_pretrained(source: str | Path, what: str) -> Iterator[None]:
 
     Raises:
         OSError: If there is no such file, or it cannot be reached.
-        InvalidFileError: For any other exception of Transformers.
+        InvalidFileError: If Transformers raises any other exception.
     """
     with reading(source, expected=what, remedy=REMEDY, also=(StrictDataclassError, SafetensorError, RuntimeError)):
         try:

@@ -173,7 +173,7 @@ def _draw(
     """Two principal components of all embeddings, and the property that colours them.
 
     Raises:
-        UndrawableError: For fewer than four networks, or embeddings of different lengths.
+        UndrawableError: If there are fewer than four networks, or embeddings have different lengths.
         ValueError: If the requested property is unknown or not a number.
     """
     columns = {
@@ -186,7 +186,7 @@ def _draw(
         )
     pooling = next((name for name in poolings if len({len(vector or ()) for vector in columns[name]}) == 1), None)
     if pooling is None:
-        raise UndrawableError("the networks have embeddings of several lengths; --poolings mean gives one length")
+        raise UndrawableError("the networks have embeddings of different lengths; use --poolings mean")
     vectors = torch.tensor(columns[pooling], dtype=torch.float64)
     if len(vectors) < MIN_POINTS or vectors.shape[1] < 2 or not known:
         raise UndrawableError(f"it needs {MIN_POINTS} networks with different properties")

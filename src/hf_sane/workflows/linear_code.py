@@ -1,4 +1,4 @@
-"""Fit a linear code to zoos: principal components of weight tokens, the yardstick of every SANE."""
+"""Fit a linear code to zoos: principal components of weight tokens, as a baseline for every SANE."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

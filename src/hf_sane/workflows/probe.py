@@ -174,7 +174,7 @@ def _features(zoo: Zoo, sane: SANE, settings: ProbeSettings) -> ZooFeatures:
 
 
 def _linear_code(zoo: Zoo, sane: SANE) -> LinearCode:
-    """The yardstick; zoos of several architectures share no order of layers that kinds could be told by."""
+    """Fit the linear code as a baseline, by kind of layer if networks have one layout, otherwise to all tokens."""
     return fit_on_splits(
         [zoo.splits["train"]],
         sane.extractor,

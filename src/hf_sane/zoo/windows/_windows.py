@@ -34,7 +34,7 @@ class WindowSettings(CheckedSettings):
     on both.
 
     Raises:
-        ValueError: For a value out of range.
+        ValueError: If a value is out of range.
     """
 
     batch_size: int = setting("Number of windows per process and forward pass.", default=32)
