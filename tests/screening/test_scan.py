@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from hub_server import Fault
+from jsonschema import Draft4Validator
 from safetensors.torch import save, save_file
 
 import hf_sane
@@ -309,6 +310,10 @@ def test_reports_are_written_and_hold_what_was_found(mixed, tmp_path, hf_sane_co
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert len(report["scans"]) == 14
     sarif = json.loads((tmp_path / "out" / "report.sarif").read_text())
+    # The schema of SchemaStore, as the npm package @microsoft/jest-sarif (MIT) ships it.
+    schema = json.loads((Path(__file__).parent / "sarif-2.1.0-rtm.5.json").read_text())
+    assert list(Draft4Validator(schema).iter_errors(sarif)) == []
+    assert list(Draft4Validator(schema).iter_errors(sarif | {"version": "2.0.0"}))
     results = sarif["runs"][0]["results"]
     uris = {x["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for x in results}
     assert not any(" " in uri for uri in uris)
