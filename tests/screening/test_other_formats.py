@@ -22,10 +22,10 @@ def heavy(*shape: int, seed: int = 0) -> np.ndarray:
 KINDS = {"q8_0": gguf.GGMLQuantizationType.Q8_0, "q4_0": gguf.GGMLQuantizationType.Q4_0}
 
 
-def write_gguf(path, tensors, quantised):
+def write_gguf(path, tensors, quantised, words=2):
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("a small one")
-    writer.add_array("tokenizer.ggml.tokens", ["a", "b"])
+    writer.add_array("tokenizer.ggml.tokens", [f"word {i}" for i in range(words)])
     for name, array in tensors.items():
         writer.add_tensor(name, array)
     for name, (array, kind) in quantised.items():
@@ -104,6 +104,93 @@ def test_the_initialisers_of_an_onnx_file_are_its_tensors(external, tmp_path):
         tensor_statistics(name, torch.from_numpy(x)).row() for name, x in (("weight", weight), ("broken", broken))
     ]
     assert [(x.rule, x.tensors) for x in scan.findings] == [("nan", ("broken",))]
+
+
+def publish(hub, folder, name="org/other"):
+    """Put the files of a folder on the Hub."""
+    hub.storage.add_files("models", name, {path.name: path.read_bytes() for path in folder.iterdir()})
+    return name
+
+
+def test_of_a_gguf_file_on_the_hub_the_header_and_a_sample_are_read(tmp_path, local_hub, monkeypatch):
+    monkeypatch.setattr(_other_formats, "HEADER_STEP", 2**12)  # so that the header does not fit into the first part
+    packed = {f"blk.{i}.up.weight": (heavy(1000, 1024, seed=i), "q8_0") for i in range(3)}
+    write_gguf(tmp_path / "model.gguf", {"output_norm.weight": np.ones(64, np.float16)}, packed, words=1500)
+    size = (tmp_path / "model.gguf").stat().st_size
+    (here,) = hf_sane.scan(tmp_path / "model.gguf", budget="5%").scans
+    (there,) = hf_sane.scan(publish(local_hub, tmp_path), budget="5%").scans
+    assert there.format == here.format == "a GGUF file (llama: 1 F16, 3 Q8_0)"
+    assert there.metadata == here.metadata
+    assert [x.row() for x in there.tensors] == [x.row() for x in here.tensors]
+    assert [x.rule for x in there.findings] == ["licence"]
+    assert here.bytes_read < there.bytes_downloaded == local_hub.sent("gguf$") < 0.2 * size
+    assert len([x for x in local_hub.log if x.path.endswith("gguf")]) > 3
+
+
+def test_the_parts_of_a_gguf_file_on_the_hub_are_one_checkpoint_and_others_are_chosen_by_name(tmp_path, local_hub):
+    for number in (1, 2):
+        write_gguf(tmp_path / f"tiny-Q8_0-0000{number}-of-00002.gguf", {f"{number}.weight": heavy(9, 32)}, {})
+    write_gguf(tmp_path / "tiny-Q4_K_M.gguf", {"w.weight": heavy(5, 32)}, {})
+    name = publish(local_hub, tmp_path)
+    (parts,) = hf_sane.scan(name, variant="q8_0").scans
+    assert [x.name for x in parts.tensors] == ["1.weight", "2.weight"]
+    assert parts.format == "2 files, of which the first is a GGUF file (llama: 1 F32)"
+    (one,) = hf_sane.scan(name, variant="Q4_K_M").scans
+    assert [x.shape for x in one.tensors] == [(5, 32)]
+    for wrong in (None, "Q2_K"):
+        (none,) = hf_sane.scan(name, variant=wrong).scans
+        assert "tiny-Q4_K_M.gguf, tiny-Q8_0-00001-of-00002.gguf; choose one by the end" in none.findings[-1].message
+
+
+@pytest.mark.parametrize("external", [False, True], ids=["inside", "beside"])
+def test_of_an_onnx_file_on_the_hub_a_sample_is_read(external, tmp_path, local_hub):
+    arrays = {f"w{i}": heavy(1000, 1000, seed=i) for i in range(2)} | {
+        "steps": np.array([3, 4]),
+        "half": np.ones(3, "e"),
+    }
+    options = {"save_as_external_data": True, "location": "values", "size_threshold": 99} if external else {}
+    onnx.save(onnx_model(**arrays), tmp_path / "model.onnx", **options)
+    (here,) = hf_sane.scan(tmp_path / "model.onnx", budget="5%").scans
+    (there,) = hf_sane.scan(publish(local_hub, tmp_path), budget="5%").scans
+    assert [x.row() for x in there.tensors] == [x.row() for x in here.tensors]
+    assert {x.name: (x.shape, x.dtype) for x in there.tensors} == {
+        **{f"w{i}": ((1000, 1000), "float32") for i in range(2)},
+        "steps": ((2,), "int64"),
+        "half": ((3,), "float16"),
+    }
+    assert 0 < here.bytes_read < 0.06 * here.num_bytes
+    assert there.bytes_downloaded == local_hub.sent("(onnx|values)$") < here.bytes_read + 4 * 2**16
+
+
+def test_values_in_lists_of_numbers_are_read_too(tmp_path):
+    """Exporters before raw data, and those that write a model by hand."""
+    values = heavy(60, 50)
+    tensors = [
+        helper.make_tensor("floats", TensorProto.FLOAT, values.shape, values.flatten()),
+        helper.make_tensor("doubles", TensorProto.DOUBLE, values.shape, values.flatten()),
+        helper.make_tensor("halves", TensorProto.FLOAT16, values.shape, values.astype("e").flatten()),
+        helper.make_tensor("words", TensorProto.STRING, (1,), [b"a"]),
+    ]
+    model = onnx_model()
+    model.graph.initializer.extend(tensors)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    (scan,) = hf_sane.scan(tmp_path / "model.onnx").scans
+    expected = {"floats": values, "doubles": values.astype("d"), "halves": values.astype("e")}
+    assert {x.name: x.row() for x in scan.tensors} == {
+        name: tensor_statistics(name, torch.from_numpy(x)).row() for name, x in expected.items()
+    }
+    assert scan.skipped["words"] == "1: values of type STRING are not supported"
+
+
+def test_values_outside_the_folder_are_not_read(tmp_path, local_hub):
+    (tmp_path / "secret").write_bytes(bytes(12000))
+    (tmp_path / "repo").mkdir()
+    onnx.save(onnx_model(w=heavy(60, 50)), tmp_path / "repo" / "x.onnx", save_as_external_data=True, location="secret")
+    content = (tmp_path / "repo" / "x.onnx").read_bytes().replace(b"secret", b"../../")
+    (tmp_path / "repo" / "x.onnx").write_bytes(content)
+    for source in (tmp_path / "repo" / "x.onnx", publish(local_hub, tmp_path / "repo")):
+        (scan,) = hf_sane.scan(source).scans
+        assert "expected names of files next to it, got '../../'" in scan.findings[0].message
 
 
 def test_a_damaged_onnx_file_and_one_without_its_values_are_unreadable(tmp_path):

@@ -185,13 +185,17 @@ def test_a_repository_that_is_missing_does_not_stop_the_others(local_hub):
     assert "org/missing" in missing.findings[0].message
 
 
-def test_a_repository_of_other_formats_says_that_nothing_was_read(local_hub):
-    files = {"llama.gguf": b"GGUF" + bytes(40), "README.md": b"---\nlicense: mit\n---\n"}
-    local_hub.storage.add_files("models", "org/gguf", files)
-    (scan,) = hf_sane.scan("org/gguf").scans
-    (found,) = scan.findings
-    assert (found.rule, found.severity) == ("unreadable", "warning")
-    assert "it holds llama.gguf, which cannot be read" in found.message
+@pytest.mark.parametrize(
+    ("name", "told"), [("llama.gguf", "expected a whole GGUF file"), ("model.h5", "model.h5, which")]
+)
+def test_a_repository_of_which_nothing_was_read_says_so(name, told, local_hub):
+    local_hub.storage.add_files(
+        "models", "org/other", {name: b"GGUF" + bytes(40), "README.md": b"---\nlicense: mit\n---\n"}
+    )
+    (scan,) = hf_sane.scan("org/other").scans
+    assert [x.rule for x in scan.findings] == ["unreadable"]
+    assert told in scan.findings[0].message
+    assert kept_bytes() == 0
 
 
 def test_neighbours_are_asked_for_in_one_request():

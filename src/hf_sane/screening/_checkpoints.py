@@ -1,8 +1,8 @@
 """The tensors of a checkpoint as byte ranges of files, on this machine or the Hub, and the files next to them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,7 +15,7 @@ from hf_sane.records._errors import InvalidFileError, shorten
 from hf_sane.records._patience import patiently
 from hf_sane.records._sources import HubRepo, find_source
 from hf_sane.screening._experts import Experts
-from hf_sane.screening._other_formats import OPENERS, Encoding
+from hf_sane.screening._other_formats import BY_SUFFIX, OPENERS, Encoding, OtherFile, choose_other
 from hf_sane.tokenization._byte_ranges import HubFile, LocalFile, RandomAccessFile
 from hf_sane.tokenization._checkpoints import (
     CheckpointSource,
@@ -128,19 +128,7 @@ def open_for_scan(checkpoint: CheckpointSource, *, takes_whole: Callable[[int], 
     surroundings = _around(place) if place.is_dir() else Surroundings()
     found, experts = file_format(path), Experts()
     if found in OPENERS:
-        other = OPENERS[found](path)
-        return OpenCheckpoint(
-            str(place),
-            other.name,
-            ((LocalFile(path), experts.split(other.entries)),) if other.entries else (),
-            whole=other.whole,
-            path=path if other.whole else None,
-            surroundings=surroundings,
-            experts=experts,
-            encodings=other.encodings,
-            metadata=other.metadata,
-            skipped=other.skipped,
-        )
+        return _opened(str(place), [OPENERS[found](LocalFile(path), partial(_beside, path))], surroundings)
     if found.reader in WHOLE:
         tensors = read_weights(path, key=checkpoint.key)
         return OpenCheckpoint(str(place), found.name, whole=tensors, path=path, surroundings=surroundings)
@@ -155,6 +143,21 @@ def open_for_scan(checkpoint: CheckpointSource, *, takes_whole: Callable[[int], 
     return OpenCheckpoint(str(place), found.name, files, surroundings=surroundings, experts=experts)
 
 
+def _opened(source: str, parts: Sequence[OtherFile], surroundings: Surroundings) -> OpenCheckpoint:
+    """A checkpoint in one or several GGUF or ONNX files."""
+    experts = Experts()
+    return OpenCheckpoint(
+        source,
+        parts[0].name if len(parts) == 1 else f"{len(parts)} files, of which the first is {parts[0].name}",
+        tuple((file, experts.split(entries)) for part in parts for file, entries in part.files),
+        surroundings=surroundings,
+        experts=experts,
+        encodings={name: encoding for part in parts for name, encoding in part.encodings.items()},
+        metadata=parts[0].metadata,
+        skipped={name: reason for part in parts for name, reason in part.skipped.items()},
+    )
+
+
 def _open_repository(
     repo: HubRepo, checkpoint: CheckpointSource, takes_whole: Callable[[int], bool]
 ) -> OpenCheckpoint:
@@ -162,24 +165,84 @@ def _open_repository(
     info = patiently(api.model_info, repo.repo_id, revision=repo.revision)
     surroundings = _around_remote(repo, info)
     try:
-        name = find_remote_weights(repo, checkpoint, info)
+        names = _remote_names(repo, checkpoint, info)
     except FileNotFoundError as error:
         return OpenCheckpoint(str(repo), f"not read: {shorten(error, 400)}", surroundings=surroundings)
-    names = [name]
-    if is_index(name):
-        index = Path(patiently(hf_hub_download, repo.repo_id, name, revision=info.sha))
-        names = [(PurePosixPath(name).parent / shard).as_posix() for shard in parse_index(index)]
     remove_old_ranges()
-    files = [HubFile(repo.repo_id, name, info.sha, api, takes_whole=takes_whole, keeps=True) for name in names]
-    experts = Experts()
+    files: list[HubFile] = []
+
+    def open_file(name: str) -> HubFile:
+        files.append(HubFile(repo.repo_id, name, info.sha, api, takes_whole=takes_whole, keeps=True))
+        return files[-1]
+
+    def open_beside(file: str, name: str) -> HubFile:
+        path = (PurePosixPath(file).parent / _below(file, name)).as_posix()
+        if path not in _stored(info):
+            raise _missing(file, name)
+        found = open_file(path)
+        found.read(0, 1)  # which tells its size
+        return found
+
     try:
-        parts = tuple((file, experts.split(fetch_entries(file))) for file in files)
+        if (opener := BY_SUFFIX.get(PurePosixPath(names[0]).suffix)) is not None:
+            others = [opener(open_file(name), partial(open_beside, name)) for name in names]
+            return _opened(str(repo), others, surroundings)
+        experts = Experts()
+        parts = tuple((file, experts.split(fetch_entries(file))) for file in map(open_file, names))
     except InvalidFileError:
         for file in files:
             file.forget()
         raise
     kind = "a safetensors file" if len(names) == 1 else f"{len(names)} safetensors files"
     return OpenCheckpoint(str(repo), kind, parts, surroundings=surroundings, experts=experts)
+
+
+def _remote_names(repo: HubRepo, checkpoint: CheckpointSource, info: ModelInfo) -> list[str]:
+    """The files to read: of safetensors if there are any, otherwise of GGUF or ONNX.
+
+    Raises:
+        FileNotFoundError: If there is none, or the choice is ambiguous.
+    """
+    try:
+        name = find_remote_weights(repo, checkpoint, info)
+    except FileNotFoundError:
+        if names := choose_other(str(repo), _stored(info), checkpoint.subfolder, checkpoint.variant):
+            return names
+        raise
+    if not is_index(name):
+        return [name]
+    index = Path(patiently(hf_hub_download, repo.repo_id, name, revision=info.sha))
+    return [(PurePosixPath(name).parent / shard).as_posix() for shard in parse_index(index)]
+
+
+def _stored(info: ModelInfo) -> list[str]:
+    """Names of all files of a repository."""
+    return sorted(file.rfilename for file in info.siblings or ())
+
+
+def _beside(file: Path, name: str) -> LocalFile:
+    """The file that another one on this machine refers to."""
+    path = file.parent / _below(file, name)
+    if not path.is_file():
+        raise _missing(file, name)
+    return LocalFile(path)
+
+
+def _below(file: str | Path, name: str) -> str:
+    """The name of the file that another one refers to, if it is in the same folder or below.
+
+    Raises:
+        InvalidFileError: If it is elsewhere.
+    """
+    if not name.isprintable() or "\\" in name or PurePosixPath(name).is_absolute() or ".." in name.split("/"):
+        expected = "names of files next to it"
+        raise InvalidFileError(file, expected=expected, got=repr(name), remedy="do not trust this file")
+    return name
+
+
+def _missing(file: str | Path, name: str) -> InvalidFileError:
+    remedy = "download both files, or ask the author for the other one"
+    return InvalidFileError(file, expected=f"the file {name} with its values next to it", got="none", remedy=remedy)
 
 
 def _around(folder: Path) -> Surroundings:
@@ -197,8 +260,7 @@ def _around(folder: Path) -> Surroundings:
 
 
 def _around_remote(repo: HubRepo, info: ModelInfo) -> Surroundings:
-    names = sorted(file.rfilename for file in info.siblings or ())
-    config = None
+    names, config = _stored(info), None
     if CONFIG in names:
         config = Path(patiently(hf_hub_download, repo.repo_id, CONFIG, revision=info.sha))
     return Surroundings(

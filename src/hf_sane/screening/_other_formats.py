@@ -1,19 +1,22 @@
 """Read GGUF and ONNX files with their own packages, which are optional."""
 
+import re
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
 
-from hf_sane.core._types import StateDict
-from hf_sane.records._errors import InvalidFileError, reading
+from hf_sane.records._errors import InvalidFileError, name_some, reading
+from hf_sane.screening._onnx_messages import split_onnx
 from hf_sane.screening._statistics import decode
+from hf_sane.tokenization._byte_ranges import HubFile, LocalFile, MemoryFile, RandomAccessFile
 from hf_sane.tokenization._checkpoints import AGAIN
 from hf_sane.tokenization._formats import GGUF, ONNX, FileFormat
 from hf_sane.tokenization._safetensors_header import TensorEntry
@@ -29,7 +32,29 @@ GGUF_DTYPES = {
     "I32": torch.int32,
     "I64": torch.int64,
 }
+ONNX_DTYPES = {
+    "FLOAT": torch.float32,
+    "FLOAT16": torch.float16,
+    "BFLOAT16": torch.bfloat16,
+    "DOUBLE": torch.float64,
+    "FLOAT8E4M3FN": torch.float8_e4m3fn,
+    "FLOAT8E5M2": torch.float8_e5m2,
+    "COMPLEX64": torch.complex64,
+    "INT8": torch.int8,
+    "INT16": torch.int16,
+    "INT32": torch.int32,
+    "INT64": torch.int64,
+    "UINT8": torch.uint8,
+    "UINT16": torch.uint16,
+    "UINT32": torch.uint32,
+    "UINT64": torch.uint64,
+    "BOOL": torch.bool,
+}
+PART = re.compile(r"-\d{5}-of-\d{5}$")  # of a GGUF file that was split
 MAX_TEXT = 200  # characters of a metadata value
+HEADER_STEP, MAX_HEADER_BYTES = 2**20, 2**28  # first and largest part of a GGUF file that is searched for its header
+
+Beside = Callable[[str], LocalFile | HubFile]  # the file of a name next to another one
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,86 +85,199 @@ class OtherFile:
 
     Attributes:
         name: Name of its format, as a continuation of "it is".
-        entries: Tensors that are read as byte ranges.
+        files: Tensors and their positions, by file.
         encodings: How tensors that are not plain values are stored.
-        whole: Tensors, if the file was read in full.
         metadata: Texts and numbers in the file's metadata, by key.
         skipped: Tensors whose values cannot be read, and why.
     """
 
     name: str
-    entries: dict[str, TensorEntry] = field(default_factory=dict)
+    files: tuple[tuple[RandomAccessFile, dict[str, TensorEntry]], ...]
     encodings: dict[str, Encoding] = field(default_factory=dict)
-    whole: StateDict = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-def open_gguf(path: Path) -> OtherFile:
+def open_gguf(file: LocalFile | HubFile, beside: Beside) -> OtherFile:
     """Read the metadata, and the positions of all tensors.
 
     Raises:
         InvalidFileError: If the file is damaged, or the package `gguf` is missing.
     """
-    _require("gguf", path, GGUF)
+    _require("gguf", file, GGUF)
     import gguf
 
-    with reading(path, expected="a whole GGUF file", remedy=AGAIN, also=(IndexError,)):
-        found = gguf.GGUFReader(path)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        if isinstance(file, LocalFile):
+            with reading(str(file), expected="a whole GGUF file", remedy=AGAIN, also=(IndexError,)):
+                found = gguf.GGUFReader(file.path)
+        else:
+            found = _fetch_gguf(file, Path(folder) / "header.gguf", gguf)
+        if found.byte_order != "I":
+            got, remedy = "a file in the other byte order", "convert it with gguf-convert-endian"
+            raise InvalidFileError(str(file), expected="a little-endian GGUF file", got=got, remedy=remedy)
         metadata = {key: _short(value.contents()) for key, value in found.fields.items() if _is_single(value, gguf)}
+        tensors = [(x.name, x.tensor_type, tuple(map(int, x.shape[::-1])), int(x.data_offset)) for x in found.tensors]
+        sizes = [int(x.n_bytes) for x in found.tensors]
+        del found  # closes the memory map
     entries: dict[str, TensorEntry] = {}
     encodings: dict[str, Encoding] = {}
     skipped: dict[str, str] = {}
-    for tensor in found.tensors:
-        shape, start = tuple(int(length) for length in reversed(tensor.shape)), int(tensor.data_offset)
-        stop = start + int(tensor.n_bytes)
-        if stop > path.stat().st_size:
-            got = f"{path.stat().st_size:,} bytes"
-            raise InvalidFileError(path, expected=f"a file of at least {stop:,} bytes", got=got, remedy=AGAIN)
-        name = tensor.tensor_type.name
-        dtype = GGUF_DTYPES.get(name, torch.float32)  # quantised values become float32
-        if name not in GGUF_DTYPES:
-            if (encoding := _quantisation(tensor.tensor_type, gguf)) is None:
-                skipped[tensor.name] = f"{'x'.join(map(str, shape))}: values of type {name} are not supported"
+    for (tensor, kind, shape, start), size in zip(tensors, sizes, strict=True):
+        _check_end(file, start + size)
+        dtype = GGUF_DTYPES.get(kind.name, torch.float32)  # quantised values become float32
+        if kind.name not in GGUF_DTYPES:
+            if (encoding := _quantisation(kind, gguf)) is None:
+                skipped[tensor] = _unsupported(shape, kind.name)
                 continue
-            encodings[tensor.name] = encoding
-        outline = torch.empty(shape, dtype=dtype, device="meta")
-        entries[tensor.name] = TensorEntry(outline, start, stop)
-    types = ", ".join(f"{count} {name}" for name, count in Counter(x.tensor_type.name for x in found.tensors).items())
+            encodings[tensor] = encoding
+        entries[tensor] = TensorEntry(torch.empty(shape, dtype=dtype, device="meta"), start, start + size)
+    types = ", ".join(f"{count} {name}" for name, count in Counter(kind.name for _, kind, _, _ in tensors).items())
     return OtherFile(
         name=f"{GGUF.name} ({metadata.get('general.architecture', 'unknown architecture')}: {types or 'no tensors'})",
-        entries=entries,
+        files=((file, entries),),
         encodings=encodings,
         metadata=metadata,
         skipped=skipped,
     )
 
 
-def open_onnx(path: Path) -> OtherFile:
-    """Read the initialisers of an ONNX file, including those in external files.
+def _fetch_gguf(file: HubFile, path: Path, gguf: Any) -> Any:
+    """Download as much of a GGUF file as its header takes, into a sparse file of the same size, and open that.
+
+    The length of the header is known only at its end: zeros after the part that was downloaded are taken for entries,
+    but then the header ends after it.
+    """
+    known = 0
+    while True:
+        with path.open("r+b" if known else "wb") as copy:
+            copy.seek(known)
+            known += copy.write(file.read(known, HEADER_STEP * max(1, 4 * (known // HEADER_STEP))))
+            copy.truncate(file.size)
+        is_last = known >= min(file.size, MAX_HEADER_BYTES)
+        try:
+            with reading(str(file), expected="a whole GGUF file", remedy=AGAIN, also=(IndexError,)):
+                found = gguf.GGUFReader(path)
+                if found.data_offset > known:
+                    raise ValueError(f"a header of {found.data_offset:,} bytes")
+                return found
+        except InvalidFileError:
+            if is_last:
+                raise
+
+
+def open_onnx(file: LocalFile | HubFile, beside: Beside) -> OtherFile:
+    """Read the positions of the initialisers of an ONNX file, including those in external files.
+
+    Messages of Protocol Buffers can only be parsed as a whole, so the values of large tensors are taken out before
+    `onnx` parses what is left.
 
     Raises:
-        InvalidFileError: If the file is damaged, or the package `onnx` is missing.
+        InvalidFileError: If a file is damaged or missing, or the package `onnx` is missing.
     """
-    _require("onnx", path, ONNX)
+    _require("onnx", file, ONNX)
     import onnx
     from google.protobuf.message import DecodeError
 
-    with reading(path, expected="a whole ONNX file", remedy=AGAIN, also=(DecodeError, onnx.checker.ValidationError)):
-        model = onnx.load(path)
-        arrays = {x.name: onnx.numpy_helper.to_array(x) for x in model.graph.initializer}
-        metadata = {"producer": f"{model.producer_name} {model.producer_version}".strip()}
-        metadata |= {x.key: _short(x.value) for x in model.metadata_props}
-    return OtherFile(name=ONNX.name, whole={name: _tensor(x) for name, x in arrays.items()}, metadata=metadata)
+    entries: dict[str, TensorEntry] = {}
+    small = bytearray()
+    held: dict[str, TensorEntry] = {}
+    external: dict[str, dict[str, TensorEntry]] = {}
+    others: dict[str, LocalFile | HubFile] = {}
+    skipped: dict[str, str] = {}
+    with reading(str(file), expected="a whole ONNX file", remedy=AGAIN, also=(DecodeError,)):
+        model, tensors = split_onnx(file, onnx)
+        for tensor, values in tensors:
+            shape, kind = tuple(tensor.dims), onnx.TensorProto.DataType.Name(tensor.data_type)
+            if kind not in ONNX_DTYPES:
+                skipped[tensor.name] = _unsupported(shape, kind)
+                continue
+            outline = torch.empty(shape, dtype=ONNX_DTYPES[kind], device="meta")
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                facts = {fact.key: fact.value for fact in tensor.external_data}
+                place, start = facts["location"], int(facts.get("offset", 0))
+                others[place] = others.get(place) or beside(place)
+                _check_end(others[place], start + outline.nbytes)
+                entry = TensorEntry(outline, start, start + int(facts.get("length", outline.nbytes)))
+                external.setdefault(place, {})[tensor.name] = entry
+            elif values is not None:
+                entry = entries[tensor.name] = TensorEntry(outline, *values)
+            else:
+                content = _bytes_of(onnx.numpy_helper.to_array(tensor))
+                entry = held[tensor.name] = TensorEntry(outline, len(small), len(small) + len(content))
+                small += content
+            if entry.stop - entry.start != outline.nbytes:
+                raise ValueError(f"{entry.stop - entry.start:,} bytes for {tensor.name} of shape {list(shape)}")
+    metadata = {"producer": f"{model.producer_name} {model.producer_version}".strip()}
+    metadata |= {x.key: _short(x.value) for x in model.metadata_props}
+    parts = ((others[place], found) for place, found in external.items())
+    return OtherFile(
+        name=ONNX.name,
+        files=((file, entries), *parts, (MemoryFile(bytes(small)), held)),
+        metadata=metadata,
+        skipped=skipped,
+    )
 
 
-OPENERS: Mapping[FileFormat, Callable[[Path], OtherFile]] = {GGUF: open_gguf, ONNX: open_onnx}
+def _bytes_of(array: np.ndarray) -> bytes:
+    return np.ascontiguousarray(array).tobytes()
 
 
-def _require(package: str, path: Path, found: FileFormat) -> None:
+def _unsupported(shape: Iterable[int], kind: str) -> str:
+    return f"{'x'.join(map(str, shape))}: values of type {kind} are not supported"
+
+
+def _check_end(file: LocalFile | HubFile, stop: int) -> None:
+    if stop > file.size:
+        expected, got = f"a file of at least {stop:,} bytes", f"{file.size:,} bytes"
+        raise InvalidFileError(str(file), expected=expected, got=got, remedy=AGAIN)
+
+
+Opener = Callable[[LocalFile | HubFile, Beside], OtherFile]
+OPENERS: Mapping[FileFormat, Opener] = {GGUF: open_gguf, ONNX: open_onnx}
+BY_SUFFIX: Mapping[str, Opener] = {".gguf": open_gguf, ".onnx": open_onnx}
+
+
+def choose_other(where: str, files: Iterable[str], subfolder: str | None, variant: str | None) -> list[str]:
+    """The GGUF or ONNX file of a repository, or the parts of one.
+
+    Args:
+        where: Name of the repository, for messages.
+        files: Paths of its files.
+        subfolder: Subfolder to choose from.
+        variant: End of the name of the file, such as `Q4_K_M`.
+
+    Returns:
+        Some of `files`; nothing if there is none.
+
+    Raises:
+        FileNotFoundError: If there are several to choose from.
+    """
+    folder = PurePosixPath((subfolder or "").strip("/"))
+    groups: dict[str, list[str]] = {}
+    for path in sorted(map(PurePosixPath, files)):
+        if path.parent == folder and path.suffix in BY_SUFFIX:
+            groups.setdefault(PART.sub("", path.stem), []).append(path.as_posix())
+    fitting = [stem for stem in groups if _has_ending(stem, variant)] if variant else list(groups)
+    if not variant and "model" in groups:  # beside model_fp16, model_quantized ...
+        fitting = ["model"]
+    if len(fitting) > 1 or (groups and not fitting):
+        found = name_some([PurePosixPath(group[0]).name for group in groups.values()])
+        raise FileNotFoundError(
+            f"{where} holds {found}; choose one by the end of its name with --variant, such as Q4_K_M or fp16"
+        )
+    return groups[fitting[0]] if fitting else []
+
+
+def _has_ending(stem: str, ending: str) -> bool:
+    start, stem, ending = -len(ending) - 1, stem.casefold(), ending.casefold()
+    return stem == ending or (stem.endswith(ending) and stem[start] in "._-")
+
+
+def _require(package: str, file: LocalFile | HubFile, found: FileFormat) -> None:
     if find_spec(package) is None:
         raise InvalidFileError(
-            path,
+            str(file),
             expected="a supported format",
             got=f"{found.name}, which requires the package {package}",
             remedy=INSTALL,
@@ -167,11 +305,3 @@ def _is_single(value: Any, gguf: Any) -> bool:
 
 def _short(value: Any) -> Any:
     return value[:MAX_TEXT] if isinstance(value, str) else value
-
-
-def _tensor(array: np.ndarray) -> torch.Tensor:
-    """Convert to a tensor; types that torch lacks become float32."""
-    try:
-        return torch.from_numpy(np.array(array))
-    except TypeError:
-        return torch.from_numpy(array.astype(np.float32))

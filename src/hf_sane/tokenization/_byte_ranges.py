@@ -64,6 +64,22 @@ class LocalFile:
                 yield parts[0] if len(parts) == 1 else b"".join(parts)
 
 
+class MemoryFile:
+    """A file in memory."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self.size = len(content)
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Read bytes `start` to `stop`, or to the end of the file."""
+        return self._content[start:stop]
+
+    def read_ranges(self, ranges: Sequence[Range]) -> Iterator[bytes]:
+        """Read several parts, in the order of `ranges`."""
+        return (self.read(start, stop) for start, stop in ranges)
+
+
 class HubFile:
     """A file in a repository on the Hub, from which only the requested bytes are downloaded.
 

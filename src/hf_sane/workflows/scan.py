@@ -264,8 +264,8 @@ class ScanResult(Result):
 def scan(*sources: str | Path, **options: Any) -> ScanResult:
     """Scan checkpoints for faults: read their headers, and statistics of a sample of their weights.
 
-    No code that comes with a checkpoint is run. From safetensors files on the Hub, only the required bytes are
-    downloaded.
+    No code that comes with a checkpoint is run. From safetensors, GGUF and ONNX files on the Hub, only the required
+    bytes are downloaded.
 
     ```python
     result = hf_sane.scan("org/some-model", budget="1%")
@@ -282,8 +282,8 @@ def scan(*sources: str | Path, **options: Any) -> ScanResult:
 def run_scan(settings: ScanSettings) -> ScanResult:
     """Scan checkpoints for faults: headers first, then a stratified sample of their values.
 
-    No code that comes with a checkpoint is run, and from safetensors files on the Hub only the required bytes are
-    downloaded. The exit code is 1 if --fail-on names something that was found.
+    No code that comes with a checkpoint is run, and from safetensors, GGUF and ONNX files on the Hub only the required
+    bytes are downloaded. The exit code is 1 if --fail-on names something that was found.
     """
     record = RunRecord.start(seed=settings.seed, arguments=as_arguments(settings))
     sampling = SamplingSettings(**{entry.name: getattr(settings, entry.name) for entry in fields(SamplingSettings)})
