@@ -52,6 +52,7 @@ ALLOWED = {
     ),
     "src/hf_sane/analysis/_pictures.py:_inline_svg": "a text in memory",
     "src/hf_sane/workflows/doctor.py:_run_through": "a temporary folder",
+    "src/hf_sane/screening/_other_formats.py:_fetch_gguf": "a temporary folder",
     "benchmarks/lazy_embedding.py:": "checkpoints in a temporary folder, deleted one after the other",
     "src/hf_sane/tokenization/_kept_ranges.py:": "parts of files on the Hub, in the folder of the client's assets",
     "benchmarks/scan_large.py:": "a checkpoint in a temporary folder",

@@ -180,7 +180,7 @@ def _open_repository(
         if path not in _stored(info):
             raise _missing(file, name)
         found = open_file(path)
-        found.read(0, 1)  # which tells its size
+        found.read(0, 1)  # makes its size known
         return found
 
     try:

@@ -1,6 +1,6 @@
 """Separate the values of an ONNX file from the rest, without reading them.
 
-An ONNX file is one message of Protocol Buffers, whose parser wants all of it. The encoding
+An ONNX file is one message of Protocol Buffers, whose parser needs the complete message. The encoding
 (https://protobuf.dev/programming-guides/encoding) gives the length of every field, so large values can be skipped.
 """
 
@@ -88,8 +88,7 @@ def split_onnx(file: RandomAccessFile, onnx: Any) -> tuple[Any, list[tuple[Any, 
         onnx: The package.
 
     Returns:
-        The model without its graph; and for each initialiser the tensor, and the range of its values, if those were
-        taken out of it.
+        The model without its graph; and each initialiser, with the range of its values if they were left out.
 
     Raises:
         ValueError, DecodeError: If the file is damaged.

@@ -169,8 +169,8 @@ def _fetch_gguf(file: HubFile, path: Path, gguf: Any) -> Any:
 def open_onnx(file: LocalFile | HubFile, beside: Beside) -> OtherFile:
     """Read the positions of the initialisers of an ONNX file, including those in external files.
 
-    Messages of Protocol Buffers can only be parsed as a whole, so the values of large tensors are taken out before
-    `onnx` parses what is left.
+    Messages of Protocol Buffers can only be parsed as a whole, so the values of large tensors are left out before
+    `onnx` parses the rest.
 
     Raises:
         InvalidFileError: If a file is damaged or missing, or the package `onnx` is missing.
