@@ -1,0 +1,269 @@
+"""docs/results/children.md: families with common ancestors, and networks from prompts of few images."""
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_sane.cards._tables import markdown_table
+from results.rates import DATA
+
+PAGE = "docs/results/children.md"
+PROMPTS = {"unlabelled": "20 unlabelled images", "shots_1": "1 image a class", "shots_5": "5 images a class"}
+METHODS = {
+    "ancestor": "ancestor, unchanged",
+    "mean_child": "average of its training children",
+    "nearest": "nearest child",
+    "average_nearest": "average of the nearest children",
+    "kernel_weights": "kernel ridge to the weights",
+    "kernel_whole16": "kernel ridge to 16 principal directions",
+    "kernel_whole64": "kernel ridge to 64 principal directions",
+    "kernel_sane8": "kernel ridge to the latents of SANE",
+    "scratch": "training from scratch",
+    "finetuned": "fine-tuning of the ancestor",
+    "search_weights": "fine-tuning from the best start",
+    "search_whole16": "search in 16 principal directions",
+    "search_whole64": "search in 64 principal directions",
+    "search_sane8": "search in the latents of SANE",
+    "child": "held-out child itself, trained on 1,000 images",
+}
+NOT_FROM_PROMPTS = ("ancestor", "mean_child", "child")
+SANE = ("search_sane8", "kernel_sane8")
+RIVALS = {
+    "linear code": ("search_whole16", "search_whole64", "kernel_whole16", "kernel_whole64"),
+    "nearest child": ("nearest",),
+    "tuned fine-tuning of the ancestor": ("finetuned",),
+    "unchanged ancestor": ("ancestor",),
+}
+CODES = {"sane": "SANE, tokens", "linear": "linear code, tokens", "whole": "linear code, whole networks"}
+RESAMPLES = 2000
+WANTED_GAIN = 0.1
+
+
+def load_records(folder: Path) -> dict[str, dict[str, Any]]:
+    """Records by data set, in the order of `DATA`."""
+    found = {name: folder / f"{name}_0.json" for name in DATA}
+    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in found.items() if path.exists()}
+
+
+def accuracies(results: Mapping[str, Any], prompt: str, method: str) -> list[float]:
+    """Mean accuracy over draws and networks of each held-out combination; empty without the method."""
+    if method in results["references"]:
+        draws = [results["references"][method]]
+    else:
+        draws = results["prompts"][prompt]["accuracy"].get(method, [])
+    by_combination: dict[str, list[float]] = {}
+    for draw in draws:
+        for combination, value in zip(results["combinations"], draw, strict=True):
+            by_combination.setdefault(combination, []).append(value)
+    return [sum(values) / len(values) for values in by_combination.values()]
+
+
+def mean(values: Sequence[float]) -> float:
+    """Mean of some values."""
+    return sum(values) / len(values)
+
+
+def difference(left: Sequence[float], right: Sequence[float]) -> tuple[float, float, float]:
+    """Mean paired difference, and its 95 % bootstrap interval over combinations."""
+    pairs = [a - b for a, b in zip(left, right, strict=True)]
+    draws = random.Random(0)
+    resampled = sorted(mean(draws.choices(pairs, k=len(pairs))) for _ in range(RESAMPLES))
+    return mean(pairs), resampled[int(0.025 * RESAMPLES)], resampled[int(0.975 * RESAMPLES)]
+
+
+def signed(found: tuple[float, float, float]) -> str:
+    """A difference and its interval."""
+    return f"{found[0]:+.3f}, {found[1]:+.3f} to {found[2]:+.3f}"
+
+
+def base_of(prompt: str) -> str:
+    """What differences of a kind of prompt are to."""
+    return "ancestor" if prompt == "unlabelled" else "finetuned"
+
+
+def ranking(results: Mapping[str, Any], prompt: str) -> list[tuple[float, str]]:
+    """Methods that a prompt can be given to, the most accurate first."""
+    found = [(accuracies(results, prompt, name), name) for name in METHODS if name not in NOT_FROM_PROMPTS]
+    return sorted(((mean(values), name) for values, name in found if values), reverse=True)
+
+
+def best_of(results: Mapping[str, Any], prompt: str, methods: Sequence[str]) -> str | None:
+    """The most accurate of some methods, if there are any."""
+    found = [name for _, name in ranking(results, prompt) if name in methods]
+    if not found and "ancestor" in methods:
+        return "ancestor"
+    return found[0] if found else None
+
+
+def verdict_block(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """Who wins for each kind of prompt, and what SANE is to its rivals."""
+    lines, wins = [], {"sane": 0, "linear": 0, "other": 0}
+    for prompt, shown in PROMPTS.items():
+        for name, record in records.items():
+            results = record["results"]
+            (top, winner), (second, runner), *_ = ranking(results, prompt)
+            kind = "sane" if winner in SANE else "linear" if winner in RIVALS["linear code"] else "other"
+            wins[kind] += 1
+            sane = best_of(results, prompt, SANE)
+            assert sane is not None
+            compared = []
+            for rival, methods in RIVALS.items():
+                other = best_of(results, prompt, methods)
+                if other is None or (rival == "unchanged ancestor") != (prompt == "unlabelled"):
+                    continue
+                gap = difference(accuracies(results, prompt, sane), accuracies(results, prompt, other))
+                compared.append(f"{rival} {signed(gap)}")
+            lines.append(
+                f"- {shown}, {DATA[name]}: {METHODS[winner]} is best ({top:.3f}), then {METHODS[runner]} "
+                f"({second:.3f}). SANE ({METHODS[sane]}) less {'; '.join(compared)}."
+            )
+    total = sum(wins.values())
+    head = (
+        f"Of {total} cells (kind of prompt and data set), a method with SANE is best in {wins['sane']}, one with the "
+        f"linear code of whole networks in {wins['linear']}, and one without a code (children as they are, their "
+        f"averages, fine-tuning, kernel ridge to weights) in {wins['other']}."
+    )
+    return "\n".join([head, "", *lines, "", goal(records)])
+
+
+def goal(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """Whether the goal of one image a class was reached."""
+    reached = []
+    for record in records.values():
+        results = record["results"]
+        sane = best_of(results, "shots_1", SANE)
+        assert sane is not None
+        own = accuracies(results, "shots_1", sane)
+        rivals = [best_of(results, "shots_1", RIVALS[rival]) for rival in ("linear code", "nearest child")]
+        above = all(difference(own, accuracies(results, "shots_1", rival or ""))[1] > 0 for rival in rivals)
+        gain = difference(own, accuracies(results, "shots_1", "finetuned"))[0]
+        reached.append(above and gain >= WANTED_GAIN)
+    return (
+        "The goal was, with one image a class, SANE ten points above tuned fine-tuning and above the linear code and "
+        f"the nearest child by a paired interval: reached on {sum(reached)} of {len(reached)} data sets."
+    )
+
+
+def structure_block(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """Variance of held-out networks in principal components of training networks."""
+    rows = []
+    for name, record in records.items():
+        found, arguments = record["results"]["structure"], record["arguments"]
+        each = {
+            f"independent seeds ({arguments['seeds']} runs)": [found["seeds"]],
+            "children of one ancestor, as many": found["children_few"],
+            "children of one ancestor, all": found["children"],
+            "children of all ancestors": [found["all_children"]],
+        }
+        for title, parts in each.items():
+            cells = []
+            for number in (4, 16, 64, -1):
+                kept = [_at(part, number) for part in parts]
+                there = [pair for pair in kept if pair is not None]
+                explained, chance = (mean([pair[side] for pair in there]) if there else None for side in (0, 1))
+                cells.append("" if explained is None else f"{explained:.3f} ({chance:.3f})")
+            rows.append([DATA[name], title, *cells])
+    header = ["data", "networks", "4 directions", "16", "64", "all"]
+    return markdown_table(header, rows, numbers=True)
+
+
+def _at(part: Mapping[str, Any], number: int) -> tuple[float, float] | None:
+    if number > 0 and number not in part["directions"]:
+        return None
+    index = -1 if number < 0 else part["directions"].index(number)
+    return part["explained"][index], part["chance"][index]
+
+
+def rates_block(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """Accuracy and agreement after each code, by bits per weight."""
+    rows = []
+    for name, record in records.items():
+        results = record["results"]
+        original = mean(results["references"]["child"])
+        points = [(key, point) for key, found in results["rates"].items() for point in found["points"]]
+        for key, point in sorted(points, key=lambda pair: pair[1]["bits_per_weight"]):
+            code = next((title for word, title in CODES.items() if key.startswith(word)), "rounded weights")
+            rows.append(
+                [
+                    DATA[name],
+                    f"{code}, {point['bits_per_latent']} bits",
+                    f"{point['latents_per_weight']:.4f}",
+                    f"{point['bits_per_weight']:.3f}",
+                    f"{mean(point['accuracy']):.3f}",
+                    f"{mean(point['accuracy']) / original:.3f}",
+                    f"{mean(point['agreement']):.3f}",
+                ]
+            )
+        rows.append([DATA[name], "ancestor", "0", "0", *_kept(mean(results["references"]["ancestor"]), original), ""])
+        rows.append([DATA[name], "children themselves", "1", "32", *_kept(original, original), "1.000"])
+    header = ["data", "code", "latents per weight", "bits per weight", "accuracy", "accuracy kept", "agreement"]
+    return markdown_table(header, rows, numbers=True)
+
+
+def _kept(accuracy: float, original: float) -> tuple[str, str]:
+    return f"{accuracy:.3f}", f"{accuracy / original:.3f}"
+
+
+def prompts_block(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """Accuracy of each method for each kind of prompt, and the paired difference."""
+    parts = []
+    for name, record in records.items():
+        results, networks, rows = record["results"], record["data"]["networks"], []
+        for method, title in METHODS.items():
+            cells = []
+            for prompt in PROMPTS:
+                own = accuracies(results, prompt, method)
+                base = base_of(prompt)
+                gap = "" if method == base or not own else difference(own, accuracies(results, prompt, base))
+                cells.append("" if not own else f"{mean(own):.3f}" + (f" ({signed(gap)})" if gap else ""))
+            rows.append([title, *cells])
+        parts += [
+            f"### {DATA[name]}",
+            f"{networks['train']} training children, {networks['judged_test']} test networks of "
+            f"{len(set(results['combinations']))} held-out combinations.",
+            markdown_table(["network", *PROMPTS.values()], rows, numbers=True),
+        ]
+    return "\n\n".join(parts)
+
+
+def chosen_block(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """Settings that were chosen on validation combinations."""
+    rows = []
+    for name, record in records.items():
+        for prompt, shown in PROMPTS.items():
+            for method, choice in record["results"]["prompts"][prompt]["chosen"].items():
+                settings = ", ".join(f"{key} {_plain(value)}" for key, value in choice["settings"].items())
+                rows.append([DATA[name], shown, METHODS[method], settings, f"{choice['accuracy']:.3f}"])
+    return markdown_table(["data", "prompt", "network", "settings", "validation accuracy"], rows)
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(_plain, value)) if isinstance(value, list) else f"{value}"
+
+
+def source_block(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """Where the numbers come from."""
+    lines = [
+        f"- {DATA[name]}: `{record['command']}`, seed {record['seed']}, {record['hardware']['cpu']}, one thread, "
+        f"{record['seconds'] / 60:.0f} minutes beside other work, commit {record['commit'][:12]}"
+        for name, record in records.items()
+    ]
+    return "\n".join(lines)
+
+
+BLOCKS = {
+    "verdict": verdict_block,
+    "structure": structure_block,
+    "rates": rates_block,
+    "prompts": prompts_block,
+    "chosen": chosen_block,
+    "source": source_block,
+}
+
+
+def blocks(root: Path) -> dict[str, str]:
+    """The page's blocks by marker."""
+    records = load_records(root / "runs" / "paper" / "children")
+    return {name: block(records) if records else "" for name, block in BLOCKS.items()}
