@@ -13,6 +13,7 @@ from hf_sane.networks._training import train_stacked
 from hf_sane.symmetry._matching import match_many
 from hf_sane.workflows.zoo_structure import zoo_structure
 from hf_sane.zoo._cards import zoo_card
+from hf_sane.zoo._mixing import mix_zoos
 from hf_sane.zoo._symmetries import network_spec
 from hf_sane.zoo.building._build import build_zoo
 from hf_sane.zoo.building._settings import ZooSettings, plan_runs, split_plans
@@ -159,3 +160,12 @@ def test_zoos_without_children_keep_their_columns_and_settings(built, tiny_zoo):
         *(f"shift_{kind}" for kind in KINDS),
     }
     assert "12 children: the column `ancestor`" in zoo_card({"default": zoo.facts})
+
+
+def test_mixtures_name_ancestors_as_they_name_runs(built, tiny_zoo, tmp_path):
+    zoo, _ = built
+    mixed = mix_zoos({"family": zoo, "others": tiny_zoo}, tmp_path).splits["train"]
+    own = zoo.splits["train"]
+    expected = [name and f"family/{name}" for name in own.column("ancestor")]
+    assert mixed.column("ancestor").tolist() == expected + [None] * len(tiny_zoo.splits["train"])
+    assert set(expected) - {None} <= set(mixed.run_ids)

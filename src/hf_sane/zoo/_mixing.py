@@ -14,7 +14,7 @@ from hf_sane.core._layout import Layout
 from hf_sane.records._run_record import RunRecord
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 from hf_sane.zoo._facts import DEFAULT_CONFIG, MIX_KEY, ZooFacts, layout_key
-from hf_sane.zoo._records import SPLITS, write_parquet
+from hf_sane.zoo._records import ANCESTOR, SPLITS, write_parquet
 from hf_sane.zoo._writing import RECORD_NAME, writing_zoo
 
 SOURCE_COLUMN = "zoo"  # column with the zoo that a network is from
@@ -147,10 +147,12 @@ class _Geometry:
             tokens, keys = self._tokens(split, rows)
             own = {entry.name: table.column(entry.name) for entry in schema if entry.name in table.schema.names}
             sources = own[SOURCE_COLUMN].to_pylist() if SOURCE_COLUMN in own else [None] * len(rows)
+            for name in {"run_id", ANCESTOR} & own.keys():
+                named = [run_id and f"{label}/{run_id}" for run_id in own[name].to_pylist()]
+                own[name] = pa.array(named, pa.string())
             own |= {
                 "tokens": tokens,
                 "layout": pa.array(keys, pa.string()),
-                "run_id": pa.array([f"{label}/{run_id}" for run_id in own["run_id"].to_pylist()], pa.string()),
                 SOURCE_COLUMN: pa.array([f"{label}/{s}" if s else label for s in sources], pa.string()),
             }
             columns = [own[entry.name] if entry.name in own else pa.nulls(len(rows), entry.type) for entry in schema]
