@@ -70,7 +70,7 @@ class Family:
     """Ancestors and their children.
 
     Attributes:
-        layout: Of all networks.
+        layout: Layout of all networks.
         config: Their architecture.
         ancestors: `[A, N, D]` raw tokens.
         splits: Children of each split.
@@ -288,7 +288,7 @@ def search(
 
 @torch.no_grad()
 def statistics(family: Family, ancestor: Tensor, examples: Examples, *, labelled: bool) -> list[Tensor]:
-    """What kernel ridge sees of a prompt, as blocks `[M, F]`: pixels, answers of the ancestor, classes if known."""
+    """Inputs of kernel ridge for a prompt, as blocks `[M, F]`: pixels, answers of the ancestor, classes if known."""
     share = (examples.weights / examples.weights.sum(dim=1, keepdim=True)).unsqueeze(2)
     pixels = examples.images.flatten(2)
     mean = (share * pixels).sum(dim=1)
@@ -340,9 +340,9 @@ class Prompts:
 
         Args:
             blocks: Statistics of prompts.
-            ancestor: Theirs, `[Q]`.
-            targets: Of the training children, `[M, ...]`.
-            width: Of the Gaussian kernel, in medians of distances.
+            ancestor: Ancestor of each prompt, `[Q]`.
+            targets: Targets of the training children, `[M, ...]`.
+            width: Width of the Gaussian kernel, in medians of distances.
             ridge: Penalty.
         """
         found = torch.empty(len(ancestor), *targets.shape[1:])

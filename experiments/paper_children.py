@@ -216,7 +216,7 @@ def measure_rates(
 def measure_prompts(
     family: Family, prompting: Prompting, judged: Mapping[str, tuple[Children, Examples]]
 ) -> dict[str, Any]:
-    """What was chosen, and the accuracy of each method for every draw and test child."""
+    """The chosen settings, and the accuracy of each method for every draw and test child."""
     chosen = prompting.choose(*judged["validation"])
     children, examples = judged["test"]
     accuracy: dict[str, list[list[float]]] = {}
@@ -230,7 +230,7 @@ def measure_prompts(
 
 
 def run_family(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Everything about one data set; read from its record if it is there."""
+    """Everything about one data set; read from its record if that exists."""
     path = options.records / f"{name}_{options.seed}.json"
     if path.exists():
         return RunRecord.load(path).results

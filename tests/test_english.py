@@ -40,7 +40,9 @@ PHRASES = [
     Phrase(r" of it[.,;:]", "the last row of it.", "its last row"),
     Phrase(r"asked for", "properties that are asked for", "requested"),
     Phrase(r" asks for\b", "what the card asks for", "needs, or requires"),
-    Phrase(r"error: (?:for|without|as for|as there)\b", "ValueError: For fewer networks", "start with 'If'"),
+    Phrase(
+        r"error: (?:for (?!\w+ in )|without|as for|as there\b)", "ValueError: For fewer networks", "start with 'If'"
+    ),
     Phrase(r"in the midst", "in the midst of a run", "in the middle of"),
     Phrase(r" shall\b", "networks that shall be ordered", "should, or 'to order networks'"),
     Phrase(r"there and back", "a trip there and back", "round trip"),
