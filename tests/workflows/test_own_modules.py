@@ -168,6 +168,9 @@ def test_it_is_sampled_judged_saved_and_fine_tuned(own, zoo, sane, tmp_path):
     assert accuracy == pytest.approx(networks.provenance[0].test_accuracy)
     card = (tmp_path / "sampled/network_0/README.md").read_text()
     assert "network = TwoHeads()" in card
+    soup = hf_sane.soup(tmp_path / "sampled", method="greedy", images="digits")
+    assert type(soup.model).__name__ == "TwoHeads"
+    assert soup.record.results["test_accuracy"] > 0
     tuned = hf_sane.finetune(tmp_path / "sampled", "digits", epochs=1, train_limit=64)
     assert len(tuned) == 2
     assert tuned.curves["networks"][0][0] == pytest.approx(accuracy)

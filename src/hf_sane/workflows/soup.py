@@ -261,7 +261,7 @@ def _soup_of_checkpoints(
     uses = {"--images": settings.data, "--align": settings.align, "--include-code": settings.include_code}
     needs = [option for option, value in uses.items() if value]
     config = complete_config(opened[0].config)
-    own = None if opened[0].config else find_architecture(opened[0].outlines)
+    own = None if "model_type" in opened[0].config else find_architecture(opened[0].outlines)
     is_model_needed = needs or scores or own is not None or isinstance(config, ZooConfig)
     if not is_model_needed and opened[0].folder is not None:
         record.arguments |= {"aligned": False, "recalibrated": False}
@@ -318,10 +318,10 @@ def _empty_model(ingredients: list[Ingredient], needs: list[str]) -> PreTrainedM
         ValueError: If their architecture is unknown, or an option requires image classifiers.
     """
     first = ingredients[0]
-    if not first.config:
+    if "model_type" not in first.config:
         raise ValueError(
-            f"{first.name} has no config.json, so its architecture is unknown; pass the whole folder "
-            "or the code of its module (--module)"
+            f"{first.name} has no config.json{' of Transformers' if first.config else ''}, so its architecture is "
+            "unknown; pass the whole folder or the code of its module (--module)"
         )
     config = complete_config(first.config) if first.folder is None else load_config(first.folder)
     name, _ = auto_class(config)
