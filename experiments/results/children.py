@@ -79,7 +79,7 @@ def signed(found: tuple[float, float, float]) -> str:
 
 
 def base_of(prompt: str) -> str:
-    """What differences of a kind of prompt are to."""
+    """The kind of prompt with which a kind of prompt is compared."""
     return "ancestor" if prompt == "unlabelled" else "finetuned"
 
 
