@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from hf_sane.cli.app import app
 from hf_sane.records._manifests import CARD, MANIFEST
 from hf_sane.records._outputs import check_finished
-from hf_sane.records._run_files import REPORT, RUN_FILE
+from hf_sane.records._run_files import ALIGNMENT_REPORT, REPORT, RUN_FILE
 from hf_sane.zoo._writing import check_zoo
 
 STRANGERS = {"notes.txt": "theirs", ".hidden": "theirs, too", "out.txt": "theirs as well", "other/file": "deep"}
@@ -150,7 +150,7 @@ class SmallRun:
 
     def _is_timed(self, name: str) -> bool:
         last = name.rpartition("/")[2]
-        return last in ("run.json", CARD, RUN_FILE, REPORT, *self.timed)
+        return last in ("run.json", CARD, RUN_FILE, REPORT, ALIGNMENT_REPORT, *self.timed)
 
 
 def program(run: SmallRun, place: Path, *flags: str) -> Callable[[], None]:

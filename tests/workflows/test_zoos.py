@@ -6,6 +6,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -18,7 +19,8 @@ from hf_sane.workflows.build_zoo import BuildZooSettings, build_zoo, run_build_z
 from hf_sane.workflows.import_zoo import ImportZooSettings, import_zoo, run_import_zoo
 from hf_sane.workflows.mix_zoos import mix_zoos
 from hf_sane.workflows.show_zoo import load_zoo, show_zoo
-from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo._alignment import aligned_tokens
+from hf_sane.zoo._dataset import Zoo, ZooSplit
 from hf_sane.zoo.building._settings import CHILD_SETTINGS, ZooSettings, hyperparameter_zoo
 from hf_sane.zoo.importing._settings import ImportSettings
 
@@ -93,6 +95,7 @@ def test_a_build_records_the_settings_of_the_zoo_and_not_its_place(built):
     }
     assert built.run_record.arguments == dict(built.facts.arguments)
     assert built.alignment is not None
+    assert not list(Path(built.source).rglob("*.html"))  # which verbs leave
 
 
 def test_a_finished_zoo_is_opened_again_and_another_one_refused(built, tmp_path):
@@ -177,12 +180,20 @@ def test_a_zoo_is_aligned_in_memory_or_in_its_folder(built, tmp_path):
     found = as_json("zoo", "align", tmp_path)
     (key,) = aligned.alignment.references
     reference = aligned.alignment.references[key]
+    distance = found[key].pop("distance")
     assert found == {key: {"runs": 3, "free_permutations": 1, "reference": reference, "fixed": {}}}
+    finals = [split.final_epochs() for split in aligned.splits.values()]
+    target = next(part.tokens(part.run_ids.index(reference)) for part in finals if reference in part.run_ids)
+    for when, tokens in (("before", ZooSplit.stacked_tokens), ("after", aligned_tokens)):
+        all_tokens = torch.cat([tokens(part)[np.array(part.run_ids) != reference] for part in finals])
+        expected = ((all_tokens - target).flatten(1).norm(dim=1) / target.norm()).quantile(0.5)
+        assert distance[when] == pytest.approx(float(expected), rel=1e-5)
+    assert distance["after"] < distance["before"]
     for name, permutation in aligned.alignment.permutations[key].items():
         assert torch.equal(permutation, Zoo.load(tmp_path).alignment.permutations[key][name])
     result = run_align_zoo(AlignZooSettings(zoo=tmp_path))
     (row,) = [line.split() for line in str(result).splitlines() if line.startswith(key)]
-    assert row == [key, "3", "1", reference]
+    assert row == [key, "3", "1", reference, *(f"{distance[when]:.4g}" for when in ("before", "after"))]
     given = align_zoo(plain, reference=plain.splits["test"].state_dict(0))
     assert given.alignment.references == {key: "given"}
     assert not list(tmp_path.rglob(UNFINISHED))

@@ -39,6 +39,7 @@ SIZE = re.compile(r' width="[\d.]+pt" height="[\d.]+pt"| height="[\d.]+pt"| widt
 NAMES = re.compile(r'(\bid="|url\(#|href="#)')
 
 _collected: ContextVar[list[tuple[str, str]] | None] = ContextVar("collected", default=None)
+_writes_files: ContextVar[bool] = ContextVar("writes_files", default=True)
 
 
 def make_figure(
@@ -134,14 +135,19 @@ def use_decades(axis: Any) -> None:
 
 
 @contextmanager
-def collecting_pictures() -> Iterator[list[tuple[str, str]]]:
-    """Collect the figures of the block, as names and SVG that fits into a page in HTML."""
+def collecting_pictures(*, files: bool = True) -> Iterator[list[tuple[str, str]]]:
+    """Collect the figures of the block, as names and SVG that fits into a page in HTML.
+
+    Args:
+        files: Also write the files.
+    """
     collected: list[tuple[str, str]] = []
-    token = _collected.set(collected)
+    tokens = _collected.set(collected), _writes_files.set(files)
     try:
         yield collected
     finally:
-        _collected.reset(token)
+        _collected.reset(tokens[0])
+        _writes_files.reset(tokens[1])
 
 
 def save_picture(figure: "Figure", path: Path, *, dpi: int = 130) -> None:
@@ -150,10 +156,12 @@ def save_picture(figure: "Figure", path: Path, *, dpi: int = 130) -> None:
     Raises:
         FileExistsError: If the file exists and is not a picture.
     """
-    with output_file(path, PICTURE) as partial:
-        figure.savefig(partial, format=path.suffix.removeprefix(".") or "png", dpi=dpi)
+    # First, since the places of labels depend a little on what was drawn before.
     if (collected := _collected.get()) is not None:
         collected.append((path.stem.replace("_", " "), _inline_svg(figure, path.stem)))
+    if _writes_files.get():
+        with output_file(path, PICTURE) as partial:
+            figure.savefig(partial, format=path.suffix.removeprefix(".") or "png", dpi=dpi)
 
 
 def _inline_svg(figure: "Figure", name: str) -> str:

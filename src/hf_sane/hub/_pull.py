@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import file_digest, sha1
@@ -124,6 +124,7 @@ def pull(
     max_bytes: int = MAX_BYTES,
     allow_pickle: bool = False,
     api: HfApi | None = None,
+    describe: Callable[[Path], object] | None = None,
 ) -> Path:
     """Download a repository into a folder, or continue an interrupted download.
 
@@ -138,6 +139,7 @@ def pull(
         max_bytes: Maximum total size.
         allow_pickle: Also fetch pickles.
         api: Client to use.
+        describe: Called with the folder before it is finished, to add a report.
 
     Returns:
         `folder`.
@@ -170,6 +172,8 @@ def pull(
         shutil.rmtree(home / CACHE, ignore_errors=True)
         with suppress(OSError):
             (home / CACHE).parent.rmdir()
+        if describe is not None:
+            describe(home)
         hidden = [file.path for file in files if any(part.startswith(".") for part in PurePosixPath(file.path).parts)]
         finish_folder(home, job, facts={"revision": revision, "hidden": hidden})
     return Path(folder)

@@ -21,7 +21,7 @@ from hf_sane.records._settings import as_arguments
 from hf_sane.records._sources import check_path
 
 RUN_FILE = "run.yaml"
-REPORT = "report.html"  # HTML report in the same folder
+REPORT, ALIGNMENT_REPORT = "report.html", "alignment.html"  # HTML reports in the same folder
 SUFFIXES = (".yaml", ".yml", ".json")  # endings of run files, which names of zoos do not have
 WHAT = "a run file (YAML with `verb` and `settings`)"
 REMEDY = f"compare it with the {RUN_FILE} that the verb leaves beside its output"
@@ -52,6 +52,11 @@ def leaving_run_file(verb: str, settings: Any) -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
+
+
+def is_leaving_run_file() -> bool:
+    """Whether a command runs, which leaves a run file and a report in its output."""
+    return _current.get() is not None
 
 
 def claim_run_file(home: Path) -> None:

@@ -13,10 +13,10 @@ from hf_sane.records._interruptions import explaining
 from hf_sane.records._manifests import MANIFEST
 from hf_sane.records._patience import patiently
 from hf_sane.records._redaction import holds_token
-from hf_sane.records._run_files import REPORT, RUN_FILE
+from hf_sane.records._run_files import ALIGNMENT_REPORT, REPORT, RUN_FILE
 
 TEXT_SUFFIXES = (".md", ".json", ".py", ".txt", ".yaml", ".csv")
-LOCAL = (MANIFEST, RUN_FILE, REPORT)  # files for local use
+LOCAL = (MANIFEST, RUN_FILE, REPORT, ALIGNMENT_REPORT)  # files for local use
 PICKLES = (*PICKLE_SUFFIXES, ".joblib")
 
 

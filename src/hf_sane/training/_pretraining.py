@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +34,24 @@ from hf_sane.zoo.windows._sampler import WindowSampler
 
 MODEL = "model"  # subfolder of a run for its result
 StepCallback = Callable[[int, float], None]
-Describe = Callable[[Path, PretrainSettings, ZooConfig | None], object]
 
 
 @dataclass
 class Progress:
-    """Number of completed optimizer steps and loss of the last one; part of every checkpoint."""
+    """Number of completed optimizer steps and their losses; part of every checkpoint."""
 
     step: int = 0
     loss: float = math.nan  # mean over processes, at the last checkpoint or at the end
+    history: list[tuple[int, float]] = field(default_factory=list)  # steps and losses that were logged
 
     def state_dict(self) -> dict[str, Any]:
         """For `Accelerator.save_state`."""
-        return {"step": self.step, "loss": self.loss}
+        return {"step": self.step, "loss": self.loss, "history": list(self.history)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """For `Accelerator.load_state`; older checkpoints have no loss."""
+        """For `Accelerator.load_state`; older checkpoints have no losses."""
         self.step, self.loss = int(state["step"]), float(state.get("loss", math.nan))
+        self.history = list(state.get("history", ()))
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class PretrainResult:
         is_main_process: Whether this is the main process, which writes files.
         network_config: Architecture of a training network, for the card; `None` if it is not an architecture of this
             library.
+        history: Steps and losses that were logged; none if the run had been finished before.
     """
 
     folder: Path
@@ -78,6 +80,7 @@ class PretrainResult:
     num_processes: int
     is_main_process: bool
     network_config: ZooConfig | None
+    history: Sequence[tuple[int, float]] = ()
 
     @property
     def reconstruction_text(self) -> str:
@@ -85,6 +88,9 @@ class PretrainResult:
         if math.isnan(self.reconstruction_r2):
             return "unknown (no validation networks, or their weights are all equal)"
         return f"{self.reconstruction_r2:.4f}"
+
+
+Describe = Callable[[Path, PretrainSettings, PretrainResult], object]
 
 
 @dataclass
@@ -162,12 +168,12 @@ class Run:
         total = accelerator.reduce(sums.to(accelerator.device), reduction="sum")
         return r2_from_sums(total)
 
-    def save(self, folder: Path, record: RunRecord, describe: Describe | None) -> None:
+    def save(self, found: PretrainResult, record: RunRecord, describe: Describe | None) -> None:
         """Save model (or its adapter), extractor, run record and card as a folder that appears only when complete."""
         accelerator = self.accelerator
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            with output_folder(folder, JOB, replace=True) as partial:
+            with output_folder(found.folder, JOB, replace=True) as partial:
                 model = accelerator.unwrap_model(self.model)
                 state_dict = accelerator.get_state_dict(self.model)
                 if self.arguments.lora:
@@ -177,7 +183,7 @@ class Run:
                 self.extractor.save_pretrained(partial)
                 record.save(partial / RECORD)
                 if describe is not None:
-                    describe(partial, self.arguments, self.data.network_config)
+                    describe(partial, self.arguments, found)
         accelerator.wait_for_everyone()
 
     def end(self) -> None:
@@ -258,8 +264,8 @@ def pretrain(
             splits.
         on_step: Callback after every step, with the number of completed optimizer steps and the loss of the step.
             Reading the loss synchronises with the accelerator, so this is for tests and notebooks.
-        describe: Callback that adds a card to the unfinished model folder, with the folder, the arguments and the
-            architecture of a training network; see `hf_sane.hub._adapters.write_pretraining_card`.
+        describe: Callback that adds a card and a report to the unfinished model folder, with the folder, the
+            arguments and the result.
 
     Returns:
         [`PretrainResult`]; on disk, `output` holds model/, checkpoints/, logs/ and arguments.json.
@@ -289,21 +295,22 @@ def pretrain(
         same_bits = {name: record.hardware[name] for name in conditions if name in record.hardware}
         facts = {"steps_per_epoch": run.steps_per_epoch, "same_bits_for": same_bits}
         record.finish(results, data={**run.data.describe(arguments), **facts})
-        run.save(folder.model, record, describe)
+        found = PretrainResult(
+            folder=Path(arguments.output) / MODEL,
+            reconstruction_r2=results["reconstruction_r2"],
+            loss=results["loss"],
+            steps=results["steps"],
+            seconds=record.seconds or 0.0,
+            num_processes=results["num_processes"],
+            is_main_process=accelerator.is_main_process,
+            network_config=run.data.network_config,
+            history=run.progress.history,
+        )
+        run.save(found, record, describe)
         if accelerator.is_main_process:
             folder.finish(keep_checkpoints=arguments.checkpoint_every_steps > 0)
-    is_main_process = accelerator.is_main_process
     run.end()
-    return PretrainResult(
-        folder=Path(arguments.output) / MODEL,
-        reconstruction_r2=results["reconstruction_r2"],
-        loss=results["loss"],
-        steps=results["steps"],
-        seconds=record.seconds or 0.0,
-        num_processes=results["num_processes"],
-        is_main_process=is_main_process,
-        network_config=run.data.network_config,
-    )
+    return found
 
 
 def _train(run: Run, checkpoints: _Checkpoints, on_step: StepCallback | None) -> dict[str, Any]:
@@ -329,6 +336,7 @@ def _train(run: Run, checkpoints: _Checkpoints, on_step: StepCallback | None) ->
         if is_logged:
             values = {"loss": done.loss, "learning_rate": run.optimizer.param_groups[0]["lr"]}
             accelerator.log(values, step=step)
+            done.history.append((step, done.loss))
             shown = {} if math.isnan(r2) else {"r2": f"{r2:.4f}"}
             bar.set_postfix({"loss": f"{values['loss']:.4f}", **shown})
         every = arguments.eval_every_epochs * run.steps_per_epoch

@@ -1,22 +1,28 @@
 """Align a zoo: permute the channels of its networks to match a reference network, for any architecture."""
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict
 
+import numpy as np
+
 from hf_sane.networks._modules import ModuleSettings
+from hf_sane.records._run_files import ALIGNMENT_REPORT
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.records._sources import check_path
 from hf_sane.symmetry._networks import permutation_spec
 from hf_sane.symmetry._permutation import PermutationSpec
-from hf_sane.workflows.results import Result, Table
+from hf_sane.workflows.results import Result, Table, report_writer
 from hf_sane.workflows.shared import ZOO_CONFIG
 from hf_sane.zoo import _alignment as alignment
 from hf_sane.zoo._dataset import Zoo, choose_config
 from hf_sane.zoo._facts import read_facts
 
 SHOWN_PLACES = 3  # examples shown for each reason
+WHEN = ("before", "after")
+MEASURED_RUNS = 256  # runs of an architecture whose distances are measured
 
 
 @dataclass(kw_only=True)
@@ -34,12 +40,15 @@ class AlignmentJson(TypedDict):
         runs: Runs that were aligned.
         free_permutations: Permutations that leave the function unchanged.
         reference: Run that the others are matched to.
+        distance: Median distance to the reference before and after alignment, as a share of the reference's norm; null
+            without other runs.
         fixed: Dimensions that are not permuted, by the reason.
     """
 
     runs: int
     free_permutations: int
     reference: str
+    distance: dict[str, float] | None
     fixed: dict[str, list[str]]
 
 
@@ -50,21 +59,25 @@ class AlignZooResult(Result):
     Attributes:
         zoo: The zoo.
         specs: Symmetries, by architecture.
+        distances: Distances of runs to the reference before and after alignment, `[2, R]`, by architecture.
     """
 
     JSON: ClassVar[Any] = dict[str, AlignmentJson]
+    JOB: ClassVar[str] = "alignment"
 
     zoo: Zoo
     specs: dict[str, PermutationSpec] = field(default_factory=dict)
+    distances: dict[str, np.ndarray] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Runs, free permutations and reference by architecture, and what is not permuted, grouped by reason."""
+        """Runs, free permutations, reference and distances by architecture, and what is not permuted, by reason."""
         found = _alignment(self.zoo)
         return {
             key: {
                 "runs": len(run_ids),
                 "free_permutations": _free(self.specs[key]),
                 "reference": found.references[key],
+                "distance": _medians(self.distances[key]),
                 "fixed": {reason: list(places) for reason, places in self.specs[key].reasons.items()},
             }
             for key, run_ids in found.run_ids.items()
@@ -72,13 +85,29 @@ class AlignZooResult(Result):
 
     def tables(self) -> list[Table]:
         """One row per architecture, with a caption that lists what is not permuted."""
-        rows = [[key, row["runs"], row["free_permutations"], row["reference"]] for key, row in self.to_dict().items()]
+        rows = [
+            [
+                key,
+                row["runs"],
+                row["free_permutations"],
+                row["reference"],
+                *(row["distance"] or dict.fromkeys(WHEN)).values(),
+            ]
+            for key, row in self.to_dict().items()
+        ]
         kept = []
         for key, spec in self.specs.items():
             if lines := _fixed(spec):
                 kept += [f"\nnot permuted in {key}", *lines]
-        header = ("architecture", "runs", "free permutations", "reference")
-        return [Table(header, rows, caption="\n".join(kept))]
+        header = ("architecture", "runs", "free permutations", "reference", "distance before", "after")
+        return [Table(header, rows, caption="\n".join(["(distances: medians, in norms of the reference)", *kept]))]
+
+    def draw(self, partial: Path) -> None:
+        """Draw distances.png, if distances were measured and matplotlib is installed."""
+        if find_spec("matplotlib") is not None and any(found.size for found in self.distances.values()):
+            from hf_sane.analysis._zoo_plots import plot_alignment
+
+            plot_alignment(self.distances, partial / "distances.png")
 
 
 def align_zoo(zoo: str | Path | Zoo, **options: Any) -> Zoo:
@@ -110,19 +139,35 @@ def run_align_zoo(settings: AlignZooSettings) -> AlignZooResult:
     record = RunRecord.start(arguments=as_arguments(settings))
     check_path(settings.zoo)
     config = choose_config(settings.config, list(read_facts(settings.zoo)), str(settings.zoo))
-    zoo = alignment.align_folder(settings.zoo, config)
-    found = _alignment(zoo)
-    specs = {}
-    for key in found.run_ids:
-        architecture = zoo.facts.parsed_architectures[key.partition(":")[0]]
-        specs[key] = found.specs[key] if architecture is None else permutation_spec(architecture)
-    return AlignZooResult(record=record.finish({}), output=settings.zoo, zoo=zoo, specs=specs)
+    made: list[AlignZooResult] = []
+
+    def result(zoo: Zoo) -> AlignZooResult:
+        """Made once: for the report, before the folder is finished, or in the end."""
+        if made:
+            return made[0]
+        found = _alignment(zoo)
+        specs, distances = {}, {}
+        for key in found.run_ids:
+            architecture = zoo.facts.parsed_architectures[key.partition(":")[0]]
+            specs[key] = found.specs[key] if architecture is None else permutation_spec(architecture)
+            distances[key] = alignment.reference_distances(zoo, key, limit=MEASURED_RUNS)
+        made.append(
+            AlignZooResult(record=record.finish({}), output=settings.zoo, zoo=zoo, specs=specs, distances=distances)
+        )
+        return made[0]
+
+    describe = report_writer(result, ALIGNMENT_REPORT)
+    return result(alignment.align_folder(settings.zoo, config, describe=describe))
 
 
 def _alignment(zoo: Zoo) -> alignment.Alignment:
     if zoo.alignment is None:
         raise ValueError("this zoo is not aligned; align it first")
     return zoo.alignment
+
+
+def _medians(distances: np.ndarray) -> dict[str, float] | None:
+    return dict(zip(WHEN, np.median(distances, axis=1).tolist(), strict=True)) if distances.size else None
 
 
 def _free(spec: PermutationSpec) -> int:

@@ -12,6 +12,7 @@ from hf_sane.records._progress import quietly
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.workflows.judging import TextSettings
+from hf_sane.workflows.results import report_writer
 from hf_sane.workflows.shared import ZOO_CONFIG, temporary_folder
 from hf_sane.workflows.show_zoo import ZooResult
 from hf_sane.zoo._dataset import Zoo
@@ -102,10 +103,14 @@ def run_build_zoo(settings: BuildZooSettings, *, data: LabelledData | None = Non
     """
     if settings.texts is not None:
         data = settings.open_texts([], train_limit=settings.train_limit)
+
+    def result(zoo: Zoo) -> ZooResult:
+        record = zoo.run_record or RunRecord.start(seed=settings.seed, arguments=settings.to_dict())
+        return ZooResult(record=record, output=Path(settings.output), zoo=zoo)
+
     with quietly(not settings.progress_bar):
-        zoo = build.build_zoo(settings, data, settings.output, config=settings.config)
-    record = zoo.run_record or RunRecord.start(seed=settings.seed, arguments=settings.to_dict())
-    return ZooResult(record=record, output=Path(settings.output), zoo=zoo)
+        describe = report_writer(result)
+        return result(build.build_zoo(settings, data, settings.output, config=settings.config, describe=describe))
 
 
 __all__ = ["BuildZooSettings", "build_zoo"]

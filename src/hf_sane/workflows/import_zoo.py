@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict
 
@@ -11,8 +12,9 @@ from hf_sane.records._errors import shorten
 from hf_sane.records._progress import progress
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import setting
-from hf_sane.workflows.results import Result, Table
+from hf_sane.workflows.results import Result, Table, report_writer
 from hf_sane.workflows.shared import ZOO_CONFIG, temporary_folder
+from hf_sane.workflows.show_zoo import draw_accuracies
 from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo._facts import PROPERTIES_KEY, data_folder
 from hf_sane.zoo._writing import REPORT_NAME
@@ -108,6 +110,17 @@ class ImportZooResult(Result):
         ]
         return [Table(("split", "networks", "repositories", "structures"), rows)]
 
+    def details(self) -> list[Table]:
+        """Files that were not imported, with the reason, and rows of property tables that belong to no network."""
+        files = [[entry.run_id, entry.status, entry.reason] for entry in self.entries if entry.status != "taken"]
+        rows = [[place] for place in self.zoo.facts.data.get(PROPERTIES_KEY, {}).get("unmatched_rows", ())]
+        found = [Table(("file", "status", "reason"), files, title="Files that were not imported")] if files else []
+        return [*found, Table(("row",), rows, title="Rows without a network")] if rows else found
+
+    def draw(self, partial: Path) -> None:
+        """Draw accuracies.png, if accuracies are known."""
+        draw_accuracies(self.zoo, partial)
+
 
 def import_zoo(
     folder: str | Path | None = None,
@@ -158,8 +171,17 @@ def run_import_zoo(settings: ImportZooSettings) -> ImportZooResult:
             bar.total = places
 
         found = importing.import_zoo(
-            settings, settings.output, config=settings.config, on_entry=report, on_found=expect
+            settings,
+            settings.output,
+            config=settings.config,
+            on_entry=report,
+            on_found=expect,
+            describe=report_writer(partial(_result, settings)),
         )
+    return _result(settings, found)
+
+
+def _result(settings: ImportZooSettings, found: importing.ImportResult) -> ImportZooResult:
     notes = [
         *found.notes,
         f"outcome for each network: {data_folder(Path(settings.output), settings.config) / REPORT_NAME}",

@@ -7,6 +7,7 @@ from typing import Any
 
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import CheckedSettings, as_arguments, setting
+from hf_sane.workflows.results import report_writer
 from hf_sane.workflows.shared import ZOO_CONFIG, temporary_folder
 from hf_sane.workflows.show_zoo import ZooResult, load_zoo
 from hf_sane.zoo import _mixing as mixing
@@ -48,6 +49,11 @@ def mix_zoos(zoos: Mapping[str, str | Path | Zoo], *, output: str | Path | None 
 
 def run_mix_zoos(settings: MixZoosSettings) -> ZooResult:
     """Mix zoos of different data sets or architectures; all tokens get the same size, and splits are kept."""
+
+    def result(zoo: Zoo) -> ZooResult:
+        record = zoo.run_record or RunRecord.start(arguments=as_arguments(settings))
+        return ZooResult(record=record, output=Path(settings.output), zoo=zoo)
+
     mixture = mixing.mix_zoos(
         _open(settings.zoos),
         settings.output,
@@ -55,9 +61,9 @@ def run_mix_zoos(settings: MixZoosSettings) -> ZooResult:
         name=settings.name,
         token_dim=settings.token_dim,
         token_layout=settings.token_layout,
+        describe=report_writer(result),
     )
-    record = mixture.run_record or RunRecord.start(arguments=as_arguments(settings))
-    return ZooResult(record=record, output=Path(settings.output), zoo=mixture)
+    return result(mixture)
 
 
 def _open(zoos: list[str] | Mapping[str, str | Path | Zoo]) -> dict[str, Zoo]:

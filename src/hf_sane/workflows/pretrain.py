@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, NotRequired, TypedDict
 
@@ -15,7 +16,7 @@ from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training import _pretraining as pretraining
 from hf_sane.training._run_folder import JOB
 from hf_sane.training._settings import PretrainSettings
-from hf_sane.workflows.results import Result, Table
+from hf_sane.workflows.results import Result, Table, report_writer
 from hf_sane.workflows.sane import SANE
 from hf_sane.workflows.shared import temporary_folder
 from hf_sane.zoo._dataset import Zoo
@@ -75,6 +76,13 @@ class PretrainingResult(Result):
         }
         return [Table(("", ""), [list(pair) for pair in facts.items()])]
 
+    def draw(self, partial: Path) -> None:
+        """Draw losses.png, if several losses were logged and matplotlib is installed."""
+        if len(self.run.history) > 1 and find_spec("matplotlib") is not None:
+            from hf_sane.analysis._zoo_plots import plot_losses
+
+            plot_losses(self.run.history, partial / "losses.png")
+
 
 def pretrain(
     zoo: str | Path | Zoo | Sequence[str | Path | Zoo], *, output: str | Path | None = None, **options: Any
@@ -118,12 +126,21 @@ def run_pretrain(settings: PretrainSettings, *, zoos: Sequence[Zoo] | None = Non
         settings: Settings of the run.
         zoos: The zoos, if they are already open.
     """
+
+    def result(found: pretraining.PretrainResult, folder: Path) -> PretrainingResult:
+        record = RunRecord.load(folder / RECORD)
+        is_silent, base = not found.is_main_process, settings.pretrained if settings.lora else None
+        return PretrainingResult(record=record, output=found.folder, is_silent=is_silent, run=found, base=base)
+
+    def describe(folder: Path, _: PretrainSettings, found: pretraining.PretrainResult) -> None:
+        write_pretraining_card(folder, settings, found.network_config)
+        if (write := report_writer(result)) is not None:
+            write(found.folder.parent, found, folder)
+
     settings.register()
     with quietly(not settings.progress_bar):
-        found = pretraining.pretrain(settings, zoos=zoos, describe=write_pretraining_card)
-    record = RunRecord.load(found.folder / RECORD)
-    is_silent, base = not found.is_main_process, settings.pretrained if settings.lora else None
-    return PretrainingResult(record=record, output=found.folder, is_silent=is_silent, run=found, base=base)
+        found = pretraining.pretrain(settings, zoos=zoos, describe=describe)
+    return result(found, found.folder)
 
 
 __all__ = ["PretrainSettings", "PretrainingResult", "pretrain"]

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Protocol
 
 from markupsafe import Markup
@@ -35,6 +34,9 @@ class Reported(Protocol):
     def tables(self) -> Sequence[Any]:
         """Tables, see `Table`."""
 
+    def details(self) -> Sequence[Any]:
+        """Tables that only the report shows."""
+
     def draw(self, partial: Path) -> None:
         """Draw plots into a folder."""
 
@@ -57,9 +59,7 @@ def report(result: Reported, path: str | Path | None = None) -> Path:
         ValueError: If there is neither a path nor an output folder.
         FileExistsError: If the file is not a report.
     """
-    with TemporaryDirectory() as folder, collecting_pictures() as pictures:
-        result.draw(Path(folder))
-    page = render_report(result, pictures)
+    page = draw_report(result)
     if path is None and (result.output is None or not result.output.is_dir()):
         raise ValueError("the result has no output folder for its report; give a path: report(result, 'report.html')")
     if path is None:
@@ -70,6 +70,13 @@ def report(result: Reported, path: str | Path | None = None) -> Path:
     with output_file(path, REPORT_PAGE) as partial:
         partial.write_text(page, encoding="utf-8")
     return Path(path)
+
+
+def draw_report(result: Reported) -> str:
+    """A result as a page in HTML, with its plots."""
+    with collecting_pictures(files=False) as pictures:
+        result.draw(Path())
+    return render_report(result, pictures)
 
 
 def render_report(result: Reported, pictures: Sequence[tuple[str, str]] = ()) -> str:
@@ -89,7 +96,7 @@ def render_report(result: Reported, pictures: Sequence[tuple[str, str]] = ()) ->
         made=f"Made by hf_sane {record.versions.get('hf_sane', '')}, {record.started_at or 'some time'}{seconds}",
         summary=[shorten(line) for line in result.summary()],
         notes=[shorten(note) for note in result.notes],
-        tables=list(map(_table, result.tables())),
+        tables=[_table(table) for table in (*result.tables(), *result.details())],
         pictures=[(name, Markup(svg)) for name, svg in pictures],  # drawn by this library, which escaped its texts
         command=record.command,
         facts=[*_facts({"seed": record.seed, "commit": record.commit}), *_facts(known)],

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,9 +17,9 @@ from hf_sane.cards._tables import fact_text
 from hf_sane.records._errors import shorten
 from hf_sane.records._files import write_atomically
 from hf_sane.records._outputs import output_folder
-from hf_sane.records._run_files import REPORT
+from hf_sane.records._run_files import REPORT, is_leaving_run_file
 from hf_sane.records._run_record import RECORD, RunRecord
-from hf_sane.workflows.reports import render_report
+from hf_sane.workflows.reports import draw_report, render_report
 
 FINDING = 1  # exit code: the workflow succeeded, and found a fault in its input
 MAX_LINE = 4000  # characters
@@ -73,6 +73,10 @@ class Result:
 
     def tables(self) -> list[Table]:
         """Tables to print."""
+        return []
+
+    def details(self) -> list[Table]:
+        """Tables that only the report shows."""
         return []
 
     def to_dict(self) -> dict[str, Any]:
@@ -170,6 +174,23 @@ def optional_output(output: Path | None, job: str) -> Iterator[OptionalOutput]:
     else:
         with output_folder(output, job) as partial:
             yield OptionalOutput(output, partial)
+
+
+def report_writer(make_result: Callable[..., Result], name: str = REPORT) -> Callable[..., None] | None:
+    """What adds a report to an output that others write, before it is finished; `None` if no command runs.
+
+    Args:
+        make_result: Makes the result from what the writer of the output gives.
+        name: Name of the file.
+    """
+    if not is_leaving_run_file():
+        return None
+
+    def write(folder: Path, *found: Any) -> None:
+        with write_atomically(folder / name) as page:
+            page.write_text(draw_report(make_result(*found)), encoding="utf-8")
+
+    return write
 
 
 def rows_of(measured: Mapping[str, Mapping[str, Any]]) -> list[list[Any]]:

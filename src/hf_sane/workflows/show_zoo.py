@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypedDict
 
@@ -123,6 +124,15 @@ class ZooResult(Result):
         header = ("split", "runs", "networks", "epochs", *names)
         return [Table(header, rows, caption="(accuracy and gap: smallest / median / largest)")]
 
+    def details(self) -> list[Table]:
+        """Runs that were left out, with the reason."""
+        rows = [[run["run_id"], run.get("epoch"), run["reason"]] for run in self.zoo.facts.excluded]
+        return [Table(("excluded run", "epoch", "reason"), rows)] if rows else []
+
+    def draw(self, partial: Path) -> None:
+        """Draw accuracies.png, if accuracies are known."""
+        draw_accuracies(self.zoo, partial)
+
 
 def load_zoo(source: str | Path | Zoo, config: str | None = None, *, revision: str | None = None) -> Zoo:
     """Open a zoo from a folder or the Hub; return an open zoo unchanged.
@@ -217,6 +227,20 @@ def describe_zoo(zoo: Zoo) -> dict[str, Any]:
         "is_aligned": zoo.alignment is not None,
         "splits": splits,
     }
+
+
+def draw_accuracies(zoo: Zoo, partial: Path) -> None:
+    """Draw the accuracies of a zoo as accuracies.png into a folder, if they are known and matplotlib is installed."""
+    known = {}
+    for name, split in zoo.splits.items():
+        accuracy = split.column(SHOWN_PROPERTIES[0])
+        if (is_known := np.isfinite(accuracy)).any():
+            final = split.final_epochs().column(SHOWN_PROPERTIES[0])
+            known[name] = final, split.column("epoch")[is_known], accuracy[is_known]
+    if known and find_spec("matplotlib") is not None:
+        from hf_sane.analysis._zoo_plots import plot_accuracies
+
+        plot_accuracies(known, partial / "accuracies.png")
 
 
 def describe_architecture(settings: Mapping[str, Any]) -> str:

@@ -8,11 +8,12 @@ from typing import Any, ClassVar, Literal, TypedDict
 from hf_sane.hub._pull import check_size, find_repository, parse_size, plan_pull
 from hf_sane.hub._pull import pull as fetch
 from hf_sane.hub._push import plan_push
+from hf_sane.records._run_files import REPORT
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import CheckedSettings, as_arguments, setting
 from hf_sane.records._sources import check_path, parse_repo
 from hf_sane.records._uploads import RepoFile, Upload
-from hf_sane.workflows.results import Result, Table
+from hf_sane.workflows.results import Result, Table, report_writer
 
 
 @dataclass(kw_only=True)
@@ -144,6 +145,7 @@ class PullResult(Result):
     """
 
     JSON: ClassVar[Any] = PullJson
+    JOB: ClassVar[str] = "download"
 
     repo_id: str
     repo_type: str
@@ -183,17 +185,23 @@ def run_pull(settings: PullSettings) -> PullResult:
     chosen: dict[str, Any] = {"repo_type": repo_type, "revision": revision, "allow_pickle": settings.allow_pickle}
     files, refused = plan_pull(repo_id, **chosen)
     check_size(files, limit, repo_id)
+
+    def result() -> PullResult:
+        return PullResult(
+            record=record.finish({}),
+            output=None if settings.dry_run else settings.output,
+            notes=[f"left out: {path} is a pickle (--allow-pickle downloads it)" for path in refused],
+            repo_id=repo_id,
+            repo_type=repo_type,
+            revision=revision,
+            files=files,
+        )
+
     if not settings.dry_run:
-        fetch(repo_id, settings.output, max_bytes=limit, **chosen)
-    return PullResult(
-        record=record.finish({}),
-        output=None if settings.dry_run else settings.output,
-        notes=[f"left out: {path} is a pickle (--allow-pickle downloads it)" for path in refused],
-        repo_id=repo_id,
-        repo_type=repo_type,
-        revision=revision,
-        files=files,
-    )
+        has_own = any(file.path == REPORT for file in files)
+        describe = None if has_own else report_writer(result)
+        fetch(repo_id, settings.output, max_bytes=limit, describe=describe, **chosen)
+    return result()
 
 
 def _sizes(files: Sequence[RepoFile]) -> dict[str, int]:

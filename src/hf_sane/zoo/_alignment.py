@@ -1,6 +1,6 @@
 """Align a zoo's networks to a reference by permuting channels, without changing their outputs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -74,13 +74,20 @@ def align_zoo(zoo: Zoo, *, reference: StateDict | None = None, specs: Specs | No
     return zoo.with_alignment(Alignment(references, run_ids, permutations, found))
 
 
-def align_folder(folder: str | Path, config: str = DEFAULT_CONFIG, *, specs: Specs | None = None) -> Zoo:
+def align_folder(
+    folder: str | Path,
+    config: str = DEFAULT_CONFIG,
+    *,
+    specs: Specs | None = None,
+    describe: Callable[[Path, Zoo], object] | None = None,
+) -> Zoo:
     """Align a finished zoo in its folder; only the alignment is written.
 
     Args:
         folder: Folder of the zoo.
         config: Name of the zoo in the folder.
         specs: See [`align_zoo`].
+        describe: Called with the folder of the files and the zoo, before it is finished, to add a report.
 
     Returns:
         The zoo with its alignment.
@@ -93,7 +100,7 @@ def align_folder(folder: str | Path, config: str = DEFAULT_CONFIG, *, specs: Spe
     with writing_zoo(folder, config, replace=True) as writer:
         zoo = align_zoo(Zoo.load(folder, config), specs=specs)
         assert zoo.alignment is not None
-        writer.publish_alignment(zoo.alignment)
+        writer.publish_alignment(zoo.alignment, describe and (lambda stage: describe(stage, zoo)))
     return zoo
 
 
@@ -160,6 +167,37 @@ def aligned_tokens(split: ZooSplit) -> Tensor:
 def comparable_tokens(split: ZooSplit) -> Tensor:
     """Raw tokens of all networks, aligned if the zoo is: `[M, N, D]` float32."""
     return split.stacked_tokens() if split.alignment is None else aligned_tokens(split)
+
+
+def reference_distances(zoo: Zoo, key: str, *, limit: int) -> np.ndarray:
+    """Distances of runs to the reference at their last epochs, before and after alignment: `[2, R]`.
+
+    Args:
+        zoo: An aligned zoo.
+        key: Key of the networks in the alignment.
+        limit: Runs that are measured at most.
+
+    Returns:
+        Euclidean distances as shares of the reference's norm; of no run if the reference is not in the zoo.
+    """
+    assert zoo.alignment is not None
+    architecture, _, layout = key.partition(":")
+    parts = []
+    for split in zoo.splits.values():
+        final = split.final_epochs()
+        chosen = final.column("architecture") == architecture
+        parts.append(final.select(chosen & (final.column("layout") == layout) if layout else chosen))
+    name = zoo.alignment.references[key]
+    found = [part.tokens(part.run_ids.index(name)) for part in parts if name in part.run_ids]
+    distances, room = [np.zeros((2, 0))], limit
+    for part in parts if found else ():
+        part = part.select(np.flatnonzero(np.array(part.run_ids) != name)[:room])
+        room -= len(part)
+        if len(part):
+            pairs = torch.stack([part.stacked_tokens(), aligned_tokens(part)]) - found[0]
+            distances.append((pairs.flatten(2).norm(dim=2) / found[0].norm()).numpy())
+    measured = np.concatenate(distances, axis=1)
+    return measured[:, np.isfinite(measured).all(axis=0)]
 
 
 def token_blocks(split: ZooSplit, *, aligned: bool) -> Iterator[tuple[np.ndarray, Layout, Tensor]]:

@@ -1,7 +1,7 @@
 """Mix zoos of different data sets or architectures into one with tokens of the same size."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from datasets import Features, Value
 
 from hf_sane.core._layout import Layout
 from hf_sane.records._run_record import RunRecord
-from hf_sane.zoo._dataset import Zoo, ZooSplit
+from hf_sane.zoo._dataset import Zoo, ZooSplit, open_data
 from hf_sane.zoo._facts import DEFAULT_CONFIG, MIX_KEY, ZooFacts, layout_key
 from hf_sane.zoo._records import ANCESTOR, SPLITS, write_parquet
 from hf_sane.zoo._writing import RECORD_NAME, writing_zoo
@@ -28,6 +28,7 @@ def mix_zoos(
     name: str | None = None,
     token_dim: int | None = None,
     token_layout: str | None = None,
+    describe: Callable[[Path, Zoo], object] | None = None,
 ) -> Zoo:
     """Mix zoos into one, so that a single SANE can be trained on all of them.
 
@@ -43,6 +44,7 @@ def mix_zoos(
         name: Title on cards; the names of the zoos if `None`.
         token_dim: Scalars per token; the largest among the zoos if `None`.
         token_layout: `"rowwise"` or `"dense"`; as in the zoos if `None`.
+        describe: Called with the folder of the files and the zoo, before it is finished, to add a report.
 
     Returns:
         The mixture, as loaded by `Zoo.load(output, config)`.
@@ -58,6 +60,8 @@ def mix_zoos(
         stage = writer.begin()
         facts = _write_rows(zoos, stage, name, token_dim, token_layout)
         record.finish({"splits": facts.splits}).save(stage / RECORD_NAME)
+        if describe is not None:
+            describe(stage, open_data(stage, facts, writer.cache))
         writer.publish(facts)
     return Zoo.load(output, config)
 

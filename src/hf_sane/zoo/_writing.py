@@ -7,7 +7,7 @@ the zoo's section in `zoo.json`: the zoo is complete when the two agree. Until t
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from hashlib import file_digest, sha256
@@ -27,7 +27,7 @@ from hf_sane.records._outputs import (
     resumable_folder,
     unfinished_command,
 )
-from hf_sane.records._run_files import RUN_FILE, write_run_file
+from hf_sane.records._run_files import ALIGNMENT_REPORT, REPORT, RUN_FILE, write_run_file
 from hf_sane.zoo._alignment_record import FILE_NAME as ALIGNMENT_NAME
 from hf_sane.zoo._alignment_record import Alignment
 from hf_sane.zoo._cards import zoo_card
@@ -96,14 +96,21 @@ class ZooWriter:
             raise
         _clear(self.work)
 
-    def publish_alignment(self, alignment: Alignment) -> None:
-        """Add or replace the alignment of the finished zoo, without copying its other files."""
+    def publish_alignment(self, alignment: Alignment, describe: Callable[[Path], object] | None = None) -> None:
+        """Add or replace the alignment of the finished zoo, without copying its other files.
+
+        Args:
+            alignment: The alignment.
+            describe: Called with the folder of the files before it is finished, to add a report.
+        """
         facts = read_facts(self.folder)[self.config]
         stage = self.begin()
         for path in self.data.iterdir():
-            if _is_zoo_file(path.name) and path.name != ALIGNMENT_NAME:
+            if _is_zoo_file(path.name) and path.name not in (ALIGNMENT_NAME, ALIGNMENT_REPORT):
                 _link(path, stage / path.name)
         alignment.save(stage)
+        if describe is not None:
+            describe(stage)
         self.publish(facts)
 
     def clear(self) -> None:
@@ -323,7 +330,7 @@ def _manifests(folder: Path, known: dict[str, ZooFacts]) -> list[Manifest]:
 def _is_zoo_file(name: str) -> bool:
     """Whether a data folder without a manifest may contain a file of this name."""
     is_rows = name.endswith(".parquet") and name.partition("-")[0] in SPLITS
-    return is_rows or name in (ALIGNMENT_NAME, RECORD_NAME, REPORT_NAME, RUN_FILE)
+    return is_rows or name in (ALIGNMENT_NAME, RECORD_NAME, REPORT_NAME, RUN_FILE, REPORT, ALIGNMENT_REPORT)
 
 
 def _link(source: Path, target: Path) -> None:

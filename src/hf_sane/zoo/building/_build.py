@@ -79,6 +79,7 @@ def build_zoo(
     *,
     config: str = DEFAULT_CONFIG,
     on_progress: Callable[[BuildProgress], None] | None = None,
+    describe: Callable[[Path, Zoo], object] | None = None,
 ) -> Zoo:
     """Train the networks of a zoo and write them to a folder.
 
@@ -96,6 +97,7 @@ def build_zoo(
         output: Folder of the zoo; it may already hold zoos under other names.
         config: Name of this zoo in the folder.
         on_progress: Called after every epoch of a group.
+        describe: Called with the folder of the files and the zoo, before it is finished, to add a report.
 
     Returns:
         The zoo, as loaded by `Zoo.load(output, config)`; aligned, unless a user's module cannot be traced.
@@ -119,9 +121,13 @@ def build_zoo(
         build.claim()
         build.train(on_progress)
         facts = build.write_rows(stage)
-        if (alignment := build.align(open_data(stage, facts, writer.cache))) is not None:
+        zoo = open_data(stage, facts, writer.cache)
+        if (alignment := build.align(zoo)) is not None:
             alignment.save(stage)
+            zoo = zoo.with_alignment(alignment)
         record.finish({"splits": facts.splits, "excluded": len(facts.excluded)}).save(stage / RECORD_NAME)
+        if describe is not None:
+            describe(stage, dataclasses.replace(zoo, run_record=record))
         writer.publish(facts)
     return Zoo.load(output, config)
 

@@ -31,7 +31,7 @@ from hf_sane.records._documents import Entry
 from hf_sane.records._errors import MALFORMED, InvalidFileError, name_some, reading, shorten
 from hf_sane.records._failures import describe_error
 from hf_sane.records._run_record import RunRecord
-from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo._dataset import Zoo, open_data
 from hf_sane.zoo._facts import DEFAULT_CONFIG, PROPERTIES_KEY, ZooFacts, data_folder, read_facts
 from hf_sane.zoo._records import FEATURES, IMPORT_FEATURES, ModelRecord, batched, write_parquet
 from hf_sane.zoo._writing import (
@@ -118,6 +118,7 @@ def import_zoo(
     api: HfApi | None = None,
     on_entry: Callable[[ImportEntry], None] | None = None,
     on_found: Callable[[int], None] | None = None,
+    describe: Callable[[Path, "ImportResult"], object] | None = None,
 ) -> ImportResult:
     """Import networks of any architectures into a zoo.
 
@@ -138,6 +139,7 @@ def import_zoo(
         api: Hub client, for another endpoint or token.
         on_entry: Called with the entry of every network.
         on_found: Called before the first network is read, with the number of sources.
+        describe: Called with the folder of the files and the outcome, before the zoo is finished, to add a report.
 
     Returns:
         The zoo, as loaded by `Zoo.load(output, config)`, and the outcome for each network.
@@ -191,6 +193,9 @@ def import_zoo(
         (stage / REPORT_NAME).write_text(json.dumps(became, indent=1) + "\n", encoding="utf-8")
         record.finish({"splits": facts.splits, "excluded": len(facts.excluded)}, data=dict(facts.data))
         record.save(stage / RECORD_NAME)
+        if describe is not None:
+            zoo = open_data(stage, facts, writer.cache)
+            describe(stage, ImportResult(zoo, tuple(importer.entries)))
         writer.publish(facts)
         if not any(entry.status == "failed" for entry in importer.entries):
             remove_networks(folder, config)
