@@ -20,6 +20,8 @@ def plot_accuracies(splits: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarra
             out.
         path: Picture to write.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure, (counts, curves) = make_figure(9, 3.2, 1, 2)
     figure.set_layout_engine(None)  # it takes as long as the drawing
     figure.subplots_adjust(left=0.06, right=0.91, bottom=0.15, top=0.97, wspace=0.2)
@@ -38,8 +40,8 @@ def plot_accuracies(splits: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarra
             ends.append((name, known[-1], middle[-1], colour))
     counts.set(xlabel="test accuracy at the last epoch", ylabel="runs")
     counts.legend(frameon=False, fontsize=8)
-    counts.yaxis.get_major_locator().set_params(integer=True)
-    curves.xaxis.get_major_locator().set_params(integer=True)
+    counts.yaxis.set_major_locator(MaxNLocator(integer=True))
+    curves.xaxis.set_major_locator(MaxNLocator(integer=True))
     curves.set(xlabel="epoch", ylabel="test accuracy (median, 10 to 90%)")
     if ends:
         label_ends(curves, ends)
