@@ -18,6 +18,7 @@ from hf_sane.cli.app import app
 from hf_sane.cli.verbs import GROUPS, ZOO_VERBS
 from hf_sane.cli.verbs import VERBS as DOORS
 from hf_sane.records._failures import describe_error, print_error
+from hf_sane.sampling._samplers import SAMPLERS
 
 VERBS = [
     ("zoo", "build"),
@@ -88,13 +89,27 @@ def test_the_version(hf_sane_command):
     assert hf_sane_command("--version").stdout == f"hf-sane {hf_sane.__version__}\n"
 
 
-def test_shells_complete_verbs():
-    def words(line):
-        environment = {"_HF_SANE_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
-        return CliRunner().invoke(app, [], env=environment, prog_name="hf-sane").stdout.split()
-
-    assert words("hf-sane p") == ["pretrain", "probe", "push", "pull"]
-    assert words("hf-sane zoo ") == ["build", "import", "mix", "align", "show", "structure"]
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("hf-sane p", ["pretrain", "probe", "push", "pull"]),
+        ("hf-sane zoo ", ["build", "import", "mix", "align", "show", "structure"]),
+        ("hf-sane scan folder --fai", ["--fail-on"]),
+        ("hf-sane push ", ["zoo", "model", "samples", "adapter"]),
+        ("hf-sane sample --unit la", ["latent_std", "latent"]),
+        ("hf-sane sample --method ", list(SAMPLERS)),
+        ("hf-sane regions --metric=c", ["cosine"]),
+        ("hf-sane scan folder --fail-on error,w", ["error,warning"]),
+        ("hf-sane zoo build --optimizers adam,", ["adam,sgd"]),
+        ("hf-sane zoo build --output ", []),  # then shells offer files
+        ("hf-sane scan ", []),
+    ],
+)
+def test_shells_complete_verbs_options_and_values(line, offered):
+    environment = {"_HF_SANE_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+    result = CliRunner().invoke(app, [], env=environment, prog_name="hf-sane")
+    assert result.stdout.split() == offered
+    assert result.stderr == ""
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
 import typer
+from typer.core import TyperCommand
 
 # A verb's options are created when it runs, since loading its settings loads PyTorch and Transformers.
 PASS_THROUGH: dict[str, Any] = {
@@ -182,7 +183,18 @@ def plugin_verbs() -> list[Verb]:
 
 def add_verb(app: typer.Typer, verb: Verb) -> None:
     """Add a verb to the program or one of its groups."""
-    app.command(verb.name, help=verb.help, rich_help_panel=verb.group, **PASS_THROUGH)(_door(verb))
+
+    class Door(TyperCommand):
+        """The verb, whose options are known when it runs, or when a shell asks how its command line goes on."""
+
+        def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+            if not extra.get("resilient_parsing"):
+                return super().make_context(info_name, args, parent, **extra)
+            from hf_sane.workflows.command_line import completed_command
+
+            return completed_command(verb.load()[0]).make_context(info_name, args, parent, **extra)
+
+    app.command(verb.name, cls=Door, help=verb.help, rich_help_panel=verb.group, **PASS_THROUGH)(_door(verb))
 
 
 def _door(verb: Verb) -> Callable[[typer.Context], None]:

@@ -1,7 +1,7 @@
 """Fields of settings with help texts: each field is documented at its declaration and becomes an option."""
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from dataclasses import MISSING, Field, dataclass, field, fields
 from numbers import Integral, Real
 from pathlib import Path
@@ -32,6 +32,7 @@ def setting(
     only_python: bool = False,
     once: bool = False,
     least: int = 0,
+    choices: Callable[[], Iterable[str]] | None = None,
 ) -> Any:
     """Declare a field of a settings dataclass. On the command line, `num_models` becomes `--num-models`.
 
@@ -48,6 +49,7 @@ def setting(
         only_python: Whether the field has no option.
         once: Whether the field concerns a single call, so that it is not part of run files.
         least: Smallest allowed number, also for the items of a list; see [`check_numbers`].
+        choices: Function that lists values of a text, which shells complete; others may be allowed, too.
     """
     older = (formerly,) if isinstance(formerly, str) else formerly
     metadata = {
@@ -61,6 +63,7 @@ def setting(
         "only_python": only_python,
         "once": once,
         "least": least,
+        "choices": choices,
     }
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, TypedDict
 
 import numpy as np
 
+from hf_sane.analysis._zoo_plots import plot_alignment
 from hf_sane.networks._modules import ModuleSettings
 from hf_sane.records._run_files import ALIGNMENT_REPORT
 from hf_sane.records._run_record import RunRecord
@@ -105,8 +106,6 @@ class AlignZooResult(Result):
     def draw(self, partial: Path) -> None:
         """Draw distances.png, if distances were measured and matplotlib is installed."""
         if find_spec("matplotlib") is not None and any(found.size for found in self.distances.values()):
-            from hf_sane.analysis._zoo_plots import plot_alignment
-
             plot_alignment(self.distances, partial / "distances.png")
 
 

@@ -8,7 +8,7 @@ import argparse
 import inspect
 import json
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import MISSING, Field, fields
 from types import NoneType, UnionType
@@ -111,6 +111,12 @@ def _parse(settings: type, argv: Sequence[str], name: str, work: Callable[..., N
     # Not `main`, which turns an interruption into a return value.
     with verb.make_context(name, modern_arguments(options, rest, program=name)) as context:
         verb.invoke(context)
+
+
+def completed_command(settings: type) -> Any:
+    """The command with the options of settings, for a shell that completes its command line."""
+    load_plugins()
+    return make_command(own_options(settings), lambda **_: None)
 
 
 def own_options(settings: type) -> list[Field]:
@@ -263,6 +269,8 @@ def _parameter(entry: Field, *, is_known: bool) -> inspect.Parameter:
     kind, default = _kind(entry), default_of(entry)
     is_required = default is MISSING and not is_known
     described: dict[str, Any] = {"help": f"{entry.metadata.get('help', '')}{_shown(default)}", "show_default": False}
+    if choices := entry.metadata.get("choices"):
+        described["autocompletion"] = _completion(choices, is_list=get_origin(kind) is list)
     if get_origin(kind) is list:
         (item,) = get_args(kind)
         described["metavar"] = f"{_metavar(item)}{',...' if entry.metadata.get('split', True) else ''}"
@@ -288,6 +296,17 @@ def _parameter(entry: Field, *, is_known: bool) -> inspect.Parameter:
         annotation=Annotated[kind if is_required else kind | None, info],
         default=inspect.Parameter.empty if is_required else None,
     )
+
+
+def _completion(choices: Callable[[], Iterable[str]], *, is_list: bool) -> Callable[[str], list[str]]:
+    """What a shell offers for a text, or for the next one in a list that is separated by commas."""
+
+    def complete(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",") if is_list else ("", "", incomplete)
+        given = before.split(",")
+        return [f"{before}{comma}{text}" for text in choices() if text.startswith(last) and text not in given]
+
+    return complete
 
 
 def _value(entry: Field, given: Any) -> Any:

@@ -45,7 +45,9 @@ class CompareSettings(ComparisonSettings, CodecSettings, SaneSettings, ModuleSet
         "zoo was trained on.",
         default=None,
     )
-    methods: list[str] = setting("Methods to compare; by default all.", factory=lambda: list(METHODS))
+    methods: list[str] = setting(
+        "Methods to compare; by default all.", factory=lambda: list(METHODS), choices=lambda: METHODS
+    )
     finetune_epochs: int = setting("Fine-tuning epochs for the networks of every method; 0 for none.", default=0)
     condition: bool = setting("Re-estimate BatchNorm statistics on training images.", default=True)
     judge: Judge | None = setting("Selects networks, in place of validation accuracy.", default=None, only_python=True)

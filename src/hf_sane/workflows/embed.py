@@ -13,6 +13,7 @@ import torch
 from hf_sane.analysis._projection import MIN_POINTS, project
 from hf_sane.analysis._region_plots import plot_properties
 from hf_sane.probing._embeddings import embed_networks
+from hf_sane.probing._poolings import POOLINGS
 from hf_sane.probing._streaming import embed_checkpoint
 from hf_sane.records._failures import describe_error, expected_errors
 from hf_sane.records._progress import tracked
@@ -42,7 +43,9 @@ class EmbedSettings(WeightsSettings, CodecSettings, SaneSettings, PlotSettings):
         positional=True,
     )
     zoo: str | Path | Zoo | None = setting("Zoo folder or Hub dataset id, instead of checkpoints.", default=None)
-    poolings: list[str] = setting(POOLINGS_HELP, factory=lambda: ["mean", "layer_mean_std"])
+    poolings: list[str] = setting(
+        POOLINGS_HELP, factory=lambda: ["mean", "layer_mean_std"], choices=lambda: ("all", *POOLINGS)
+    )
     config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
     aligned: bool | None = setting(
         "Align networks to the zoo's reference first; by default only if the zoo is aligned.", default=None

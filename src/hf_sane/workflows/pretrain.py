@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, NotRequired, TypedDict
 
+from hf_sane.analysis._zoo_plots import plot_losses
 from hf_sane.core._adapters import load_adapter
 from hf_sane.hub._adapters import write_pretraining_card
 from hf_sane.records._progress import quietly
@@ -79,8 +80,6 @@ class PretrainingResult(Result):
     def draw(self, partial: Path) -> None:
         """Draw losses.png, if several losses were logged and matplotlib is installed."""
         if len(self.run.history) > 1 and find_spec("matplotlib") is not None:
-            from hf_sane.analysis._zoo_plots import plot_losses
-
             plot_losses(self.run.history, partial / "losses.png")
 
 

@@ -41,7 +41,7 @@ class ProbeSettings(CodecSettings, SaneSettings):
         "known, and otherwise all imported numeric columns.",
         factory=list,
     )
-    poolings: list[str] = setting(POOLINGS_HELP, factory=lambda: ["all"])
+    poolings: list[str] = setting(POOLINGS_HELP, factory=lambda: ["all"], choices=lambda: ("all", *POOLINGS))
     config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
     aligned: bool | None = setting(
         "Align networks to the zoo's reference first; by default only if the zoo is aligned.", default=None

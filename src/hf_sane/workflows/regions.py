@@ -53,7 +53,9 @@ class RegionsSettings(SourceSettings, SaneSettings, ModuleSettings, JudgeSetting
         split=False,
     )
     groups: Path | None = setting('JSON file of coarser levels: {"task": {"mnist": "digits", ...}}.', default=None)
-    splits: list[str] = setting("Splits whose networks are mapped.", factory=lambda: list(SPLITS))
+    splits: list[str] = setting(
+        "Splits whose networks are mapped.", factory=lambda: list(SPLITS), choices=lambda: SPLITS
+    )
     epoch: int | None = setting("Epoch to take from every run; by default the last.", default=None)
     limit: int | None = setting("Use at most this many networks per zoo.", default=None, least=1)
     align: bool = setting("Permute channels to match the first network.", default=True)

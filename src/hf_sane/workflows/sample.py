@@ -93,6 +93,7 @@ class SampleSettings(CodecSettings, SourceSettings, SaneSettings, ModuleSettings
         "Sampler: subsample keeps the best of many, bootstrap samples again around the best, kde keeps all networks. "
         "Plug-ins can add more.",
         default="subsample",
+        choices=lambda: SAMPLERS,
     )
     code: Literal["sane", "linear"] = setting(
         "Latent space to sample in: that of the SANE, or of the linear code with as many latents of the same tokens "

@@ -67,6 +67,7 @@ class ScanSettings(SamplingSettings, WeightsSettings, SaneSettings):
         "What sets the exit code to 1: names of rules (nan), severities (error, warning, note), or conditions on a "
         "tensor such as 'alpha>8' or 'std>1'; 'never' for nothing.",
         factory=lambda: ["error"],
+        choices=lambda: (*SEVERITIES, "never", *RULES),
     )
     sane: str | Path | SANE | None = setting(
         "SANE that embeds the checkpoints (folder or Hub repo id); by default the built-in one, if it fits.",

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self, TypedDict
 
 import numpy as np
 
+from hf_sane.analysis._zoo_plots import plot_accuracies
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import CheckedSettings, as_arguments, setting
 from hf_sane.workflows.results import Result, Table
@@ -238,8 +239,6 @@ def draw_accuracies(zoo: Zoo, partial: Path) -> None:
             final = split.final_epochs().column(SHOWN_PROPERTIES[0])
             known[name] = final, split.column("epoch")[is_known], accuracy[is_known]
     if known and find_spec("matplotlib") is not None:
-        from hf_sane.analysis._zoo_plots import plot_accuracies
-
         plot_accuracies(known, partial / "accuracies.png")
 
 

@@ -59,6 +59,7 @@ class SoupSettings(WeightsSettings, MetricSettings, TextSettings, ModuleSettings
         "more.",
         default="uniform",
         formerly=("--greedy=greedy", "--uniform=uniform"),
+        choices=lambda: MERGE_METHODS,
     )
     data: str | ImageData | None = setting(
         f"{IMAGE_KINDS}: validation images select, test images report.",

@@ -10,7 +10,8 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
 from hf_sane.architectures import presets
-from hf_sane.architectures.configuration_zoo import ZooConfig
+from hf_sane.architectures.configuration_zoo import Initialization, ZooConfig
+from hf_sane.architectures.modeling_zoo import ACTIVATIONS
 from hf_sane.core._token_layouts import find_token_layout
 from hf_sane.networks._hyperparameters import Optimizer
 from hf_sane.networks._image_sources import IMAGE_KINDS
@@ -62,6 +63,7 @@ class ZooSettings(ModuleSettings):
     architecture: str = setting(
         f"Architecture of the networks, unless --module names your own: {', '.join(presets.PRESETS)}.",
         default="cnn_digits",
+        choices=lambda: presets.PRESETS,
     )
     architecture_settings: dict[str, Any] | str | None = setting(
         "Additional settings of the architecture, as a JSON object or the path of a JSON file.", default=None
@@ -87,9 +89,17 @@ class ZooSettings(ModuleSettings):
     batch_size: int = setting("Batch size, per network.", default=32)
     momentum: float = setting("SGD momentum.", default=0.9)
     schedule: Literal["constant", "one_cycle"] = setting("Learning rate schedule.", default="constant")
-    initializations: list[str] = setting("Initialisation schemes to draw from.", factory=lambda: ["kaiming_uniform"])
-    activations: list[str] = setting("Activations to draw from; by default that of the architecture.", factory=list)
-    optimizers: list[str] = setting("Optimizers to draw from: adam, sgd.", factory=lambda: ["adam"])
+    initializations: list[str] = setting(
+        "Initialisation schemes to draw from.",
+        factory=lambda: ["kaiming_uniform"],
+        choices=lambda: get_args(Initialization),
+    )
+    activations: list[str] = setting(
+        "Activations to draw from; by default that of the architecture.", factory=list, choices=lambda: ACTIVATIONS
+    )
+    optimizers: list[str] = setting(
+        "Optimizers to draw from: adam, sgd.", factory=lambda: ["adam"], choices=lambda: get_args(Optimizer)
+    )
     learning_rate: list[float] = setting(
         "Learning rate, or two bounds for a log-uniform draw.", factory=lambda: [1e-3]
     )
