@@ -28,6 +28,7 @@ FLOORS = {
     "probing": 7,
     "analysis": 7,
     "merging": 7,
+    "explorer": 8,
     "hub": 8,
     "screening": 8,
     "workflows": 9,
@@ -95,7 +96,7 @@ PYTHON = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MAX_EXPORTS = 17
 MAX_PUBLIC = 200
-OPTIONAL = {"hf_sane.analysis._plots"}  # matplotlib need not be installed
+OPTIONAL = {"hf_sane.analysis._plots", "hf_sane.explorer._page"}  # need what need not be installed
 MAX_DOOR_LINES = 20  # of a function of the command line
 MAX_SCRIPT_LINES = 15  # after its text
 LOGIC = (ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.For, ast.While, ast.Try, ast.With, ast.comprehension)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hf_sane.workflows.compare import compare_samplers as compare_samplers
     from hf_sane.workflows.diff import diff as diff
     from hf_sane.workflows.embed import embed
+    from hf_sane.workflows.explore import explore as explore
     from hf_sane.workflows.finetune import finetune
     from hf_sane.workflows.import_zoo import import_zoo
     from hf_sane.workflows.info import info as info
@@ -83,6 +84,7 @@ _ALSO = {
     "analyze": "workflows.analyze",
     "compare_samplers": "workflows.compare",
     "diff": "workflows.diff",
+    "explore": "workflows.explore",
     "fit_linear": "workflows.linear_code",
     "index_networks": "workflows.search",
     "info": "workflows.info",

@@ -32,6 +32,7 @@ BLUE, RED, GREEN, PURPLE, ORANGE, SKY, GREY = (
     "#7a7a7a",
 )
 PALETTE = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, GREY)
+SCALE = "cividis"  # for numbers; every kind of colour vision can order its shades
 MAX_VECTOR_DOTS = 2000  # in one drawing; more dots are embedded as a bitmap
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 HEAD = re.compile(r"^.*?(?=<svg)", re.DOTALL)
@@ -123,6 +124,13 @@ def _spread_out(wanted: Sequence[float], step: float) -> list[float]:
         for place, index in enumerate(group):
             places[index] = start(group) + step * place
     return places
+
+
+def scale_colours(count: int) -> list[str]:
+    """Colours of a scale of numbers, from the smallest to the largest."""
+    from matplotlib import colormaps, colors
+
+    return [colors.to_hex(colour) for colour in colormaps[SCALE](np.linspace(0, 1, count))]
 
 
 def use_decades(axis: Any) -> None:

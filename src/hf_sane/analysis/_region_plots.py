@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from hf_sane.analysis._pictures import BLUE, GREEN, GREY, MAX_VECTOR_DOTS, PALETTE, RED, make_figure, save_picture
+from hf_sane.analysis._pictures import (
+    BLUE,
+    GREEN,
+    GREY,
+    MAX_VECTOR_DOTS,
+    PALETTE,
+    RED,
+    SCALE,
+    make_figure,
+    save_picture,
+)
 from hf_sane.analysis._region_results import RegionScores
 from hf_sane.records._escaping import plot_text
 
@@ -94,7 +104,7 @@ def plot_properties(points: np.ndarray, properties: Mapping[str, Any], path: Pat
             points[:, 1],
             c=values,
             s=12,
-            cmap="cividis",
+            cmap=SCALE,
             edgecolors=GREY,  # since the ends of the scale may be as dark, or as light, as the page
             linewidths=0.4,
             rasterized=is_large,

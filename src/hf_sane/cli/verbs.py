@@ -136,6 +136,10 @@ VERBS = (
         *(INSPECT, "--zoo zoo_a --zoo zoo_b --label data_set --output my_map"),
     ),
     Verb(
+        *("explore", "explore", "ExploreSettings", "run_explore", "Explore a zoo on a local page in the browser."),
+        *(INSPECT, "my_zoo --sane my_run/model"),
+    ),
+    Verb(
         *("push", "transfer", "PushSettings", "run_push", "Publish a zoo, model, samples or adapter on the Hub."),
         *(SHARE, "zoo my_zoo org/my-zoo --dry-run"),
     ),

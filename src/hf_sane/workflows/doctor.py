@@ -24,12 +24,15 @@ from hf_sane.records._sources import within
 from hf_sane.workflows.build_zoo import build_zoo
 from hf_sane.workflows.pretrain import pretrain
 from hf_sane.workflows.results import Result
+from hf_sane.workflows.sane import SANE
+from hf_sane.zoo._dataset import Zoo
 
 # What each optional extra of the package provides.
 EXTRAS = {
     "train": "TensorBoard logs of pre-training, and LoRA",
     "analysis": "plots, maps, digits as images, and gradient boosting",
     "scan": "scans of pickles",
+    "explore": "the explorer, a page in the browser",
     "onnx": "export to ONNX (start --onnx)",
 }
 MIN_FREE_BYTES = 2**30
@@ -267,9 +270,8 @@ def check_itself() -> Check:
     return Check("self-test", "ok", f"zoo, pre-training, sampling, saving and loading in {seconds:.0f} s")
 
 
-def _run_through(folder: Path) -> None:
-    from transformers import AutoModelForImageClassification
-
+def make_tiny_zoo(folder: Path) -> tuple[ImageData, Zoo, SANE]:
+    """Random images, a zoo of six networks that were trained on them, and a SANE that was trained for one step."""
     pixels, labels = torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 10
     train, validation, test = slice(40), slice(40, 50), slice(50, 60)
     data = ImageData(
@@ -286,11 +288,18 @@ def _run_through(folder: Path) -> None:
     sane = pretrain(
         zoo, max_steps=1, model=MODEL, log_with="none", progress_bar=False, output=folder / "run", batch_size=4
     )
+    return data, zoo, sane
+
+
+def _run_through(folder: Path) -> None:
+    from transformers import AutoModelForImageClassification
+
+    data, zoo, sane = make_tiny_zoo(folder)
     sampled = sane.sample(zoo, images=data, num_samples=1, num_candidates=2, top_fraction=1.0, bandwidth=[0.1])
     sampled.save_pretrained(folder / "networks")
     network = folder / "networks" / "network_0"
     loaded = AutoModelForImageClassification.from_pretrained(network, trust_remote_code=False)
-    logits = loaded(pixels[:2]).logits
+    logits = loaded(data.test_images[:2]).logits
     if logits.shape != (2, 10) or not logits.isfinite().all():
         raise ValueError(f"expected finite logits of 2 images and 10 classes, got {tuple(logits.shape)}")
 

@@ -1,0 +1,271 @@
+"""The page of the explorer, in Gradio, which need not be installed."""
+
+import html
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any, Protocol
+
+import gradio as gr
+from torch import nn
+
+from hf_sane.cards._tables import fact_text
+from hf_sane.explorer._atlas import Atlas, Table, parse_numbers
+from hf_sane.records._errors import shorten
+from hf_sane.records._escaping import markdown_text
+from hf_sane.records._failures import describe_error, expected_errors
+from hf_sane.zoo._dataset import Zoo
+
+HERE = Path(__file__).parent
+TEMPLATE = (
+    '<div class="map"><canvas tabindex="0" role="img" aria-label="Map of the networks; the arrow keys select one">'
+    '</canvas><span class="tip"></span></div><div class="legend"></div>'
+)
+HOW_TO = (
+    "Click a network for its card, or drag around several; Shift adds to the selection, the wheel zooms. Numbers can "
+    "be typed, too."
+)
+LOOPBACK = "127.0.0.1"
+
+
+class Sampled(Protocol):
+    """Sampled networks, see `SampleResult`."""
+
+    provenance: list[Any]
+
+    def modules(self) -> list[nn.Module]:
+        """The networks."""
+
+    def tables(self) -> Sequence[Any]:
+        """What they and simpler networks reach."""
+
+    def save(self, folder: str) -> object:
+        """Save them in a new folder."""
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Publish them."""
+
+
+Sample = Callable[..., Sampled]
+
+
+def build_page(atlas: Atlas, title: str, sample: Sample | None = None, *, can_write: bool = True) -> gr.Blocks:
+    """The page of a zoo.
+
+    Args:
+        atlas: The zoo.
+        title: Its name.
+        sample: Samples around the networks of a zoo, if there is a SANE.
+        can_write: Whether visitors may save and publish sampled networks.
+    """
+    first = atlas.colourable[0]
+    with gr.Blocks(title=f"hf_sane: {title}", analytics_enabled=False) as page:
+        lines = [f"## {markdown_text(title)}", f"{len(atlas):,} networks. {HOW_TO}", *map(markdown_text, atlas.notes)]
+        gr.Markdown("\n\n".join(lines))
+        kept = gr.State(None)
+        with gr.Row():
+            with gr.Column(scale=3, min_width=360):
+                choices = [(name.replace("_", " "), name) for name in atlas.colourable]
+                colour = gr.Dropdown(choices, value=first, label="Colour by", elem_id="colour")
+                picture = gr.HTML(
+                    atlas.map(first),
+                    html_template=TEMPLATE,
+                    css_template=(HERE / "map.css").read_text(encoding="utf-8"),
+                    js_on_load=(HERE / "map.js").read_text(encoding="utf-8"),
+                    elem_id="map",
+                    selected=[],
+                )
+                chosen = gr.Textbox(label="Selected networks", placeholder="such as 3, 14-16", elem_id="chosen")
+            with gr.Column(scale=2, min_width=320):
+                heading = gr.Markdown("No network is selected.", elem_id="heading")
+                with gr.Tabs():
+                    with gr.Tab("Card"):
+                        card = gr.Dataframe(interactive=False, elem_id="card", wrap=True)
+                    with gr.Tab("Layers"):
+                        layers = gr.Dataframe(interactive=False, elem_id="layers")
+                    with gr.Tab("Spectrum"):
+                        spectrum = gr.HTML(
+                            elem_id="spectrum",
+                            css_template="overflow-x: auto; svg { display: block; max-width: none; }",
+                        )
+                    with gr.Tab("Neighbours"):
+                        neighbours = gr.Dataframe(interactive=False, elem_id="neighbours")
+        if sample is not None:
+            _add_sampling(atlas, sample, kept, chosen, colour, picture, can_write=can_write)
+
+        def pick(event: gr.EventData) -> str:
+            return ", ".join(str(int(number)) for number in event.networks)
+
+        @_telling
+        def show(text: str) -> list[Any]:
+            numbers = parse_numbers(text, len(atlas))
+            marked = gr.HTML(selected=numbers)
+            if not numbers:
+                return [marked, "No network is selected.", None, None, None]
+            index = numbers[0]
+            more = f", and {len(numbers) - 1:,} more" if len(numbers) > 1 else ""
+            near = [
+                [str(other), atlas.names[other], fact_text(distance)] for other, distance in atlas.neighbours(index)
+            ]
+            return [
+                marked,
+                f"**{markdown_text(atlas.names[index])}**{more}",
+                _frame(atlas.card(index)),
+                _frame(atlas.layers(index)),
+                _frame((["number", "network", "distance"], near)),
+            ]
+
+        @_telling
+        def draw_spectrum(text: str) -> str:
+            numbers = parse_numbers(text, len(atlas))
+            return atlas.spectrum(numbers[0]) if numbers else ""
+
+        @_telling
+        def recolour(name: str, result: Sampled | None) -> dict[str, Any]:
+            return atlas.map(name, [] if result is None else result.modules())
+
+        def follow(table: Any, event: gr.SelectData) -> str:
+            return str(table.iloc[event.index[0], 0])
+
+        picture.pick(pick, None, chosen, show_progress="hidden", api_name=False)
+        outputs = [picture, heading, card, layers, neighbours]
+        chosen.change(show, chosen, outputs, show_progress="hidden", api_name="show")
+        chosen.change(
+            draw_spectrum, chosen, spectrum, show_progress="hidden", trigger_mode="always_last", api_name="spectrum"
+        )
+        neighbours.select(follow, neighbours, chosen, show_progress="hidden", api_name=False)
+        colour.change(recolour, [colour, kept], picture, show_progress="hidden", api_name="colour")
+    return page
+
+
+def _add_sampling(
+    atlas: Atlas,
+    sample: Sample,
+    kept: gr.State,
+    chosen: gr.Textbox,
+    colour: gr.Dropdown,
+    picture: gr.HTML,
+    *,
+    can_write: bool,
+) -> None:
+    """The part of the page that samples around the selected networks, or around the best ones."""
+    gr.Markdown(
+        "### Sample\n\nThe selected networks are the anchors (of each run, its last selected epoch); if none are, the "
+        "best of the training split. Distances are to the nearest of them, or of the training split."
+    )
+    with gr.Row():
+        count = gr.Slider(1, 20, value=5, step=1, label="Networks to keep")
+        candidates = gr.Slider(1, 500, value=50, step=1, label="Networks to draw")
+        bandwidth = gr.Slider(0.0, 1.0, value=0.2, step=0.05, label="Bandwidth (in spreads of the anchors)")
+        start = gr.Button("Sample", variant="primary", elem_id="sample")
+    with gr.Row():
+        table = gr.Dataframe(interactive=False, elem_id="sampled", label="Sampled networks")
+        compared = gr.Dataframe(interactive=False, elem_id="compared", label="Compared with simpler networks")
+
+    @_telling
+    def run(text: str, name: str, kept_networks: float, drawn: float, width: float) -> list[Any]:
+        numbers = parse_numbers(text, len(atlas))
+        zoo: Zoo = atlas.chosen(numbers) if numbers else atlas.zoo
+        options: dict[str, Any] = {"top_fraction": 1.0} if numbers else {}
+        if len({atlas.properties["run_id"][number] for number in numbers}) == 1:
+            options["unit"] = "latent_std"  # one anchor has no spread
+        options |= {"num_samples": int(kept_networks), "num_candidates": int(max(drawn, kept_networks))}
+        result = sample(zoo, bandwidth=float(width), **options)
+        found = next(iter(result.tables()), None)
+        rows = None if found is None else [[fact_text(x, shorten) for x in row] for row in found.rows]
+        shown = None if found is None else _frame((list(found.header), rows or []))
+        return [result, _frame(_measured(result)), shown, atlas.map(name, result.modules())]
+
+    outputs = [kept, table, compared, picture]
+    start.click(run, [chosen, colour, count, candidates, bandwidth], outputs, api_name="sample")
+    if not can_write:
+        return
+    with gr.Row():
+        folder = gr.Textbox(label="New folder", placeholder="my_networks", elem_id="folder")
+        save = gr.Button("Save", elem_id="save")
+        repo_id = gr.Textbox(label="Repository on the Hub", placeholder="user/name", elem_id="repo_id")
+        private = gr.Checkbox(value=True, label="private")
+        push = gr.Button("Push", elem_id="push")
+    said = gr.Markdown(elem_id="said")
+
+    @_telling
+    def save_networks(result: Sampled | None, where: str) -> str:
+        _sampled(result).save(_given(where, "a folder"))
+        return f"Wrote {markdown_text(where.strip())}."
+
+    @_telling
+    def push_networks(result: Sampled | None, where: str, is_private: bool) -> str:
+        address = _sampled(result).push_to_hub(_given(where, "a repository"), private=is_private)
+        return f"Published: {markdown_text(address)}"
+
+    save.click(save_networks, [kept, folder], said, api_name=False)
+    push.click(push_networks, [kept, repo_id, private], said, api_name=False)
+
+
+def _sampled(result: Sampled | None) -> Sampled:
+    if result is None:
+        raise ValueError("there are no sampled networks yet; sample some first")
+    return result
+
+
+def _given(text: str, what: str) -> str:
+    if not text.strip():
+        raise ValueError(f"expected {what}, got nothing; name it in the box")
+    return text.strip()
+
+
+def _measured(result: Sampled) -> Table:
+    """What each sampled network reaches, and how far it is from trained ones."""
+    first = result.provenance[0]
+    measured = [name for name in ("test_accuracy", "validation_accuracy") if getattr(first, name) is not None]
+    header = ["network", *(name.replace("_", " ") for name in (*measured, *first.scores)), "distance"]
+    rows = [
+        [f"sampled {index}", *(getattr(x, name) for name in measured), *x.scores.values(), x.nearest_training_distance]
+        for index, x in enumerate(result.provenance)
+    ]
+    return header, [[fact_text(cell, shorten) for cell in row] for row in rows]
+
+
+def _frame(table: Table) -> dict[str, Any]:
+    """A table as a data frame takes it."""
+    header, rows = table
+    return {"headers": header, "data": rows}
+
+
+def _telling(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Show the message of an expected error on the page."""
+
+    @wraps(function)
+    def call(*values: Any) -> Any:
+        try:
+            return function(*values)
+        except expected_errors() as error:
+            raise gr.Error(html.escape(describe_error(error)), print_exception=False) from error
+
+    return call
+
+
+def serve(page: gr.Blocks, *, port: int | None = None, share: bool = False, hosted: bool = False) -> str:
+    """Open a page in the background; `page.close()` ends it.
+
+    Args:
+        page: The page.
+        port: Port; by default the first free one from 7860 on.
+        share: Whether Gradio publishes the page under an address of its own.
+        hosted: Whether this is a Space, which says itself where to listen.
+
+    Returns:
+        Address of the page.
+    """
+    _, address, shared = page.launch(
+        server_name=None if hosted else LOOPBACK,
+        server_port=port,
+        share=share,
+        quiet=True,
+        prevent_thread_lock=True,
+        ssr_mode=False,
+        run_history=False,
+        footer_links=[],
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+    )
+    return shared or address

@@ -1,0 +1,139 @@
+// The map: one dot per network. A click picks a network, a drag picks all networks inside of the loop, Shift adds them.
+const canvas = element.querySelector("canvas"), tip = element.querySelector(".tip");
+const legend = element.querySelector(".legend");
+const RADIUS = 4, REACH = 10, DRAGGED = 4; // pixels
+let view = { scale: 1, x: 0, y: 0 }, loop = [], dots = [], groups = [], width = 0, height = 0;
+
+const screen = (x, y) => [
+  (x * 0.94 + 0.03) * width * view.scale + view.x, (0.97 - y * 0.94) * height * view.scale + view.y,
+];
+const style = (name) => getComputedStyle(element).getPropertyValue(name).trim() || "currentColor";
+const mouse = (event) => {
+  const box = canvas.getBoundingClientRect();
+  return [event.clientX - box.left, event.clientY - box.top];
+};
+
+function prepare() { // dots of one colour are drawn together
+  const map = props.value;
+  dots = map.x.map((x, i) => [x, map.y[i]]);
+  groups = map.colours.map(() => []);
+  const unknown = [];
+  map.of.forEach((colour, i) => (colour < 0 ? unknown : groups[colour]).push(i));
+  groups.push(unknown);
+  legend.replaceChildren();
+  const add = (text, colour) => {
+    const item = legend.appendChild(document.createElement("span"));
+    if (colour) item.appendChild(document.createElement("i")).style.background = colour;
+    item.append(text);
+  };
+  add(map.title + ":");
+  if (map.scale) {
+    add(map.scale[0]);
+    add("", `linear-gradient(to right, ${map.colours})`);
+    legend.lastChild.className = "scale";
+    add(map.scale[1]);
+  } else map.labels.forEach((label, i) => add(label, map.colours[i]));
+  if (unknown.length) add("not known", "transparent");
+  if (map.sampled.x.length) add("◆ sampled");
+}
+
+function circle(path, x, y, radius) {
+  path.moveTo(x + radius, y);
+  path.arc(x, y, radius, 0, 2 * Math.PI);
+}
+
+function draw() {
+  const start = performance.now(), pen = canvas.getContext("2d"), ratio = window.devicePixelRatio || 1;
+  [width, height] = [canvas.clientWidth, canvas.clientHeight];
+  [canvas.width, canvas.height] = [width * ratio, height * ratio];
+  pen.scale(ratio, ratio);
+  groups.forEach((group, colour) => {
+    const path = new Path2D();
+    for (const i of group) circle(path, ...screen(...dots[i]), RADIUS);
+    if (colour < groups.length - 1) {
+      pen.fillStyle = props.value.colours[colour];
+      pen.fill(path);
+    }
+    pen.strokeStyle = "#7a7a7a";
+    pen.lineWidth = 0.5;
+    pen.stroke(path);
+  });
+  pen.strokeStyle = pen.fillStyle = style("--body-text-color");
+  pen.lineWidth = 2;
+  const ring = new Path2D();
+  for (const i of props.selected) if (dots[i]) circle(ring, ...screen(...dots[i]), RADIUS + 3);
+  pen.stroke(ring);
+  const { x: across, y: up } = props.value.sampled;
+  across.forEach((x, i) => {
+    const [left, top] = screen(x, up[i]), size = RADIUS + 3;
+    pen.fill(new Path2D(`M${left - size} ${top}l${size} ${-size}l${size} ${size}l${-size} ${size}Z`));
+  });
+  if (loop.length > 1) {
+    pen.lineWidth = 1;
+    pen.stroke(new Path2D("M" + loop.map((place) => place.join(" ")).join("L") + "Z"));
+  }
+  Object.assign(canvas.dataset, { drawn: dots.length, title: props.value.title, sampled: across.length });
+  canvas.dataset.milliseconds = performance.now() - start;
+}
+
+function nearest([x, y]) {
+  let found = -1, best = REACH ** 2;
+  dots.forEach((dot, i) => {
+    const [left, top] = screen(...dot), distance = (left - x) ** 2 + (top - y) ** 2;
+    if (distance < best) [found, best] = [i, distance];
+  });
+  return found;
+}
+
+function inside([x, y]) { // whether a ray from the place crosses the loop an odd number of times
+  let odd = false;
+  loop.forEach(([ax, ay], i) => {
+    const [bx, by] = loop[(i + 1) % loop.length];
+    if (ay > y !== by > y && x < ((bx - ax) * (y - ay)) / (by - ay) + ax) odd = !odd;
+  });
+  return odd;
+}
+
+const pick = (found, event) =>
+  trigger("pick", { networks: event.shiftKey ? [...new Set([...props.selected, ...found])] : found });
+
+canvas.addEventListener("pointerdown", (event) => {
+  loop = [mouse(event)];
+  canvas.setPointerCapture(event.pointerId);
+});
+canvas.addEventListener("pointermove", (event) => {
+  const place = mouse(event), near = nearest(place);
+  tip.textContent = near < 0 ? "" : `${props.value.names[near]}: ${props.value.told[near]}`;
+  [tip.style.left, tip.style.top] = [`${place[0] + 12}px`, `${place[1] + 12}px`];
+  if (loop.length) {
+    loop.push(place);
+    draw();
+  }
+});
+canvas.addEventListener("pointerup", (event) => {
+  const [x, y] = loop[0] || mouse(event);
+  const moved = Math.max(...loop.map((place) => Math.hypot(place[0] - x, place[1] - y)));
+  const near = nearest(mouse(event));
+  const found = moved > DRAGGED ? dots.flatMap((dot, i) => (inside(screen(...dot)) ? [i] : [])) : near < 0 ? [] : [near];
+  loop = [];
+  pick(found, event);
+  draw();
+});
+canvas.addEventListener("pointercancel", () => { loop = []; draw(); });
+canvas.addEventListener("pointerleave", () => { tip.textContent = ""; });
+canvas.addEventListener("wheel", (event) => {
+  event.preventDefault();
+  const [x, y] = mouse(event), step = Math.min(Math.max(view.scale * 1.002 ** -event.deltaY, 1), 50) / view.scale;
+  view = { scale: view.scale * step, x: x - (x - view.x) * step, y: y - (y - view.y) * step };
+  if (view.scale === 1) view.x = view.y = 0;
+  draw();
+}, { passive: false });
+canvas.addEventListener("keydown", (event) => {
+  const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+  if (step) pick([(((props.selected[0] ?? -step) + step) % dots.length + dots.length) % dots.length], event);
+});
+new ResizeObserver(draw).observe(canvas);
+watch("value", () => { prepare(); draw(); });
+watch("selected", draw);
+prepare();
+draw();

@@ -1,0 +1,164 @@
+"""Explore a zoo on a local page: its map, the networks on it, and networks sampled around them."""
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Event
+from typing import Any, ClassVar, TypedDict
+
+from hf_sane.explorer._atlas import Atlas
+from hf_sane.networks._image_sources import IMAGE_KINDS
+from hf_sane.networks._images import ImageData
+from hf_sane.records._run_record import RunRecord
+from hf_sane.records._settings import as_arguments, setting
+from hf_sane.workflows.doctor import make_tiny_zoo
+from hf_sane.workflows.results import Result
+from hf_sane.workflows.sample import SampleResult, sample
+from hf_sane.workflows.sane import SANE, open_sane
+from hf_sane.workflows.shared import ZOO_CONFIG, SaneSettings
+from hf_sane.workflows.show_zoo import load_zoo
+from hf_sane.zoo._dataset import Zoo
+
+POOLING = "layer_mean_std"
+NO_GRADIO = "the explorer needs Gradio and matplotlib: pip install 'hf_sane[explore]'"
+
+
+@dataclass(kw_only=True)
+class ExploreSettings(SaneSettings):
+    """Settings of [`explore`]."""
+
+    source: str | Path | Zoo | None = setting("Zoo folder or Hub dataset id.", default=None, positional=True)
+    sane: str | Path | SANE | None = setting(
+        "SANE (folder or Hub repo id) that embeds the networks and samples; without one, the map shows statistics of "
+        "their weights.",
+        default=None,
+    )
+    images: str | ImageData | None = setting(
+        f"{IMAGE_KINDS}: sampled networks are judged by them; by default the images that the zoo was trained on.",
+        default=None,
+    )
+    config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
+    port: int | None = setting("Port of the page; by default the first free one from 7860 on.", default=None)
+    share: bool = setting("Let Gradio publish the page under an address of its own.", default=False)
+    self_test: bool = setting("Build a tiny zoo, open its page, use it, and close it.", default=False, once=True)
+    hosted: bool = setting(
+        "Whether the page runs in a Space, where nobody may write.", default=False, only_python=True
+    )
+    revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.source is None) != self.self_test:
+            raise ValueError(
+                "expected a zoo (folder or Hub dataset id) or --self-test, got "
+                f"{'both' if self.self_test else 'neither'}; name one"
+            )
+
+
+class ExploreJson(TypedDict):
+    """What `--json` prints when the page is closed.
+
+    Attributes:
+        address: Address of the page.
+        networks: Networks on the map.
+    """
+
+    address: str
+    networks: int
+
+
+@dataclass(kw_only=True)
+class ExploreResult(Result):
+    """A page that was open.
+
+    Attributes:
+        address: Its address.
+    """
+
+    JSON: ClassVar[Any] = ExploreJson
+
+    address: str
+
+    def summary(self) -> list[str]:
+        """What was shown where."""
+        return [f"{self.record.results['networks']:,} networks were at {self.address}, which is closed"]
+
+
+def explore(source: str | Path | Zoo, sane: str | Path | SANE | None = None, **options: Any) -> ExploreResult:
+    """Open the page of a zoo until Ctrl-C; options are other fields of [`ExploreSettings`]."""
+    return run_explore(ExploreSettings(source=source, sane=sane, **options))
+
+
+def run_explore(settings: ExploreSettings) -> ExploreResult:
+    """Open a local page with the map of a zoo, until Ctrl-C.
+
+    Click a network for its properties, layers, spectrum and neighbours; with --sane, sample new networks around those
+    that are selected, and save or publish them. Only this machine can open the page, and nothing is loaded from
+    elsewhere.
+    """
+    if find_spec("gradio") is None or find_spec("matplotlib") is None:
+        raise ValueError(NO_GRADIO)
+    record = RunRecord.start(arguments=as_arguments(settings))
+    if settings.self_test:
+        with TemporaryDirectory(prefix="hf_sane-explore-") as folder:
+            data, zoo, sane = make_tiny_zoo(Path(folder))
+            return _show(replace(settings, self_test=False, source=zoo, sane=sane, images=data), record, _use)
+    return _show(settings, record, _wait)
+
+
+def _show(settings: ExploreSettings, record: RunRecord, use: Callable[[str], None]) -> ExploreResult:
+    """Open the page, use it, and close it."""
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before it is imported
+    from hf_sane.explorer._page import build_page, serve
+
+    atlas, sampler = open_atlas(settings)
+    title = atlas.zoo.source or atlas.zoo.facts.name
+    page = build_page(atlas, str(title), sampler, can_write=not settings.hosted)
+    address = serve(page, port=settings.port, share=settings.share, hosted=settings.hosted)
+    try:
+        use(address)
+    finally:
+        page.close(verbose=False)
+    return ExploreResult(record=record.finish({"networks": len(atlas)}), address=address)
+
+
+def open_atlas(settings: ExploreSettings) -> tuple[Atlas, Callable[..., SampleResult] | None]:
+    """The map of the zoo and, if there is a SANE, what samples around its networks."""
+    assert settings.source is not None
+    zoo = load_zoo(settings.source, settings.config)
+    if settings.sane is None:
+        return Atlas.of(zoo), None
+    sane = open_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
+    is_one = len({key for split in zoo.splits.values() for key in split.column("layout").tolist()}) == 1
+    embed = partial(sane.embed, pooling=POOLING if is_one else "mean")
+    return Atlas.of(zoo, embed), partial(sample, sane=sane, images=settings.images)
+
+
+def _wait(address: str) -> None:
+    """Keep the page open until Ctrl-C."""
+    sys.stderr.write(f"The explorer is at {address} until you press Ctrl-C.\n")
+    with suppress(KeyboardInterrupt):
+        Event().wait()
+
+
+def _use(address: str) -> None:
+    """Select networks, colour the map and sample, as a visitor would."""
+    from gradio_client import Client
+
+    client = Client(address, verbose=False)
+    _, heading, *_ = client.predict("0, 2", api_name="/show")
+    if "and 1 more" not in heading:
+        raise ValueError(f"expected the page to show the first of two networks, got {heading!r}")
+    client.predict("epoch", api_name="/colour")
+    table, *_ = client.predict("0, 2", "epoch", 1, 2, 0.1, api_name="/sample")
+    if len(table["data"]) != 1:
+        raise ValueError(f"expected one sampled network, got {len(table['data'])}")
+
+
+__all__ = ["ExploreSettings", "explore"]
