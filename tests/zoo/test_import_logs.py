@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -184,11 +185,12 @@ def test_event_files_that_are_cut_off_keep_what_they_have(tmp_path):
     log_events(tmp_path, 0)
     (file,) = tmp_path.glob("*tfevents*")
     content = file.read_bytes()
-    whole = list(read_scalars(content))
+    whole = list(read_scalars(file))
     assert [(tag, step) for tag, step, _ in whole[:3]] == [("epoch", 9), ("val_acc", 9), ("train_loss_epoch", 9)]
     assert [round(value, 4) for *_, value in whole[:3]] == [0, 0.2, 2]
     for end in range(40, len(content), 7):
-        found = list(read_scalars(content[:end]))
+        file.write_bytes(content[:end])
+        found = list(read_scalars(file))
         assert found == whole[: len(found)]
     file.write_bytes(content[: len(content) // 2])
     assert len(read_tables(tmp_path)[0].rows) == 2
@@ -197,6 +199,14 @@ def test_event_files_that_are_cut_off_keep_what_they_have(tmp_path):
         read_properties(file)
     file.write_bytes(b"")
     with pytest.raises(InvalidFileError, match="got an event file of TensorBoard that is damaged or empty"):
+        read_properties(file)
+
+
+def test_event_files_need_tensorboard(tmp_path, monkeypatch):
+    log_events(tmp_path, 0)
+    (file,) = tmp_path.glob("*tfevents*")
+    monkeypatch.setitem(sys.modules, "tensorboard.backend.event_processing.event_file_loader", None)
+    with pytest.raises(InvalidFileError, match=r"event files are read by TensorBoard: pip install 'hf_sane\[train\]'"):
         read_properties(file)
 
 

@@ -188,7 +188,7 @@ def read_properties(path: Path) -> PropertyTable:
         if content.startswith(b"PAR1"):
             return _from_objects(path, pq.read_table(BytesIO(content)).to_pylist(), digest)
         if is_event_file(content):
-            return _from_events(path, content, digest)
+            return _from_events(path, digest)
         _refuse_others(path, content)
         text = _decode(path, content).strip("\n\r")
         if not text.strip():
@@ -347,10 +347,10 @@ def _from_scalars(path: Path, triples: Sequence[Sequence[Any]], digest: str) -> 
     return _checked(path, PropertyTable(path.name, rows, places, (), digest))
 
 
-def _from_events(path: Path, content: bytes, digest: str) -> PropertyTable:
+def _from_events(path: Path, digest: str) -> PropertyTable:
     """Rows of the scalars of a run by step; the run is the folder of the file."""
     rows: dict[int, dict[str, Any]] = {}
-    for tag, step, value in read_scalars(content):
+    for tag, step, value in read_scalars(path):
         rows.setdefault(step, {RUN: path.resolve().parent.name, STEP: step})[tag] = value
     places = [f"step {step}" for step in rows]
     return _checked(path, PropertyTable(path.name, list(rows.values()), places, (), digest))
