@@ -39,7 +39,7 @@ def read_features(zoo: Zoo) -> dict[str, dict[str, Tensor]]:
 
 
 def guesses(targets: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
-    """What the mean of a source zoo's training networks is worth on a target zoo."""
+    """Scores on a target zoo of predicting the mean of a source zoo's training networks."""
     table: dict[str, Any] = {}
     for source, target in ((source, target) for source in targets for target in targets):
         wanted = targets[target]["test"]
@@ -49,7 +49,7 @@ def guesses(targets: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
 
 
 def measure(zoos: Sequence[Zoo], regressors: Sequence[Any], grid: Sequence[Any] = BOOSTING_GRID) -> dict[str, Any]:
-    """The table of every regressor and kind of features, and that of the guess."""
+    """One table for every regressor and kind of features, and one for predicting the mean."""
     first = zoos[0].splits["train"].final_epochs().state_dict(0)
     aligned = {zoo.facts.name: align_zoo(zoo, reference=first) for zoo in zoos}
     features = {name: read_features(zoo) for name, zoo in aligned.items()}
@@ -74,7 +74,7 @@ def measure(zoos: Sequence[Zoo], regressors: Sequence[Any], grid: Sequence[Any] 
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, print, and write JSON when asked to."""
+    """Measure, print, and write a run record if requested."""
     parser = new_parser(__doc__)
     parser.add_argument("--zoos", nargs="+", required=True, help="zoo folders or Hub dataset ids of one architecture")
     parser.add_argument("--regressors", nargs="+", choices=list(FITTERS), default=list(FITTERS))

@@ -49,18 +49,18 @@ ATTENTION_MAPS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 FEED_FORWARD_MAPS = ["fc_in", "fc_out"]
 FULL = "full fine-tuning"
 NORMS_AND_POSITIONS = ["attention_norm", "mlp_norm", "encoder_positions", "decoder_positions"]
-# Modules with low-rank maps, and modules that the adapter trains and saves whole.
+# Modules with low-rank updates, and modules that are trained and saved in full.
 KINDS: dict[str, tuple[list[str], list[str]]] = {
     "all maps": ([*ATTENTION_MAPS, *FEED_FORWARD_MAPS, *PATH_MAPS], []),
     "path maps": (PATH_MAPS, []),
     "path maps, norms, positions": (PATH_MAPS, NORMS_AND_POSITIONS),
 }
-LARGEST_SHARE = 0.05  # of the parameters that encode and decode: those of the contrastive head do not count
+LARGEST_SHARE = 0.05  # share of the parameters of encoder and decoder, without the contrastive head
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What all runs share."""
+    """Inputs and settings of all runs."""
 
     sane: str
     zoo: Zoo
@@ -72,7 +72,7 @@ class Experiment:
     largest_rank: int
 
     def run(self, kind: str, learning_rate: float, seed: int) -> dict[str, Any]:
-        """Adapt, or read what was adapted: validation and test R2, parameters, seconds."""
+        """Train an adapter, or read a finished run: validation and test R2, parameters, seconds."""
         folder = self.work / f"{kind.replace(',', '').replace(' ', '_')}-{learning_rate:g}-{seed}"
         if not (folder / "model" / "run.json").is_file():
             arguments = PretrainSettings(
@@ -103,7 +103,7 @@ class Experiment:
         return found | {"seconds": record.seconds, "rank": self.adapter(kind).get("lora_rank")}
 
     def adapter(self, kind: str) -> dict[str, Any]:
-        """Settings of a kind of adapter: the largest rank allowed that stays below 5 % of the parameters."""
+        """Settings of a kind of adapter, with the largest allowed rank below 5 % of the parameters."""
         if kind == FULL:
             return {}
         model = SANEModel.from_pretrained(self.sane)
@@ -136,13 +136,13 @@ class Experiment:
 
 
 def serving_parameters(model: SANEModel) -> int:
-    """Parameters that encode and decode."""
+    """Number of parameters of encoder and decoder."""
     head = sum(parameter.numel() for parameter in model.projection_head.parameters())
     return sum(parameter.numel() for parameter in model.parameters()) - head
 
 
 def measure(experiment: Experiment, rates: dict[str, list[float]], seeds: Sequence[int]) -> dict[str, Any]:
-    """Choose on validation at the first seed, then judge all seeds on test networks."""
+    """Select settings on validation networks with the first seed, then evaluate all seeds on test networks."""
     pretrained = SANEModel.from_pretrained(experiment.sane).eval()
     before = experiment.judge(pretrained)
     print(f"pretrained: validation R2 {before['validation_r2']:.4f}", flush=True)
@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure and write the record."""
     parser = new_parser(__doc__, needs_output=True)
     parser.add_argument("--sane", required=True, help="pretrained SANE folder")
-    parser.add_argument("--source-zoo", required=True, help="zoo it was trained on: folder, or folder:config")
+    parser.add_argument("--source-zoo", required=True, help="zoo of its pre-training: folder, or folder:config")
     parser.add_argument("--zoo", required=True, help="zoo to adapt to, of the same network shape")
     parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--steps", type=int, default=60)
@@ -200,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--noise", type=float, default=0.05)
     parser.add_argument("--full-rates", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
     parser.add_argument("--lora-rates", type=float, nargs="+", default=[3e-3, 1e-2])
-    parser.add_argument("--rank", type=int, default=32, help="of the adapters at most; half the latent is low still")
+    parser.add_argument("--rank", type=int, default=32, help="largest rank of adapters")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options, record = start(parser, argv, hidden=("work",))
     zoo, source = open_zoo(options.zoo), open_zoo(options.source_zoo)

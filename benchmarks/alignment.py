@@ -31,7 +31,7 @@ from hf_sane.symmetry.tracing._trace import trace_permutations
 
 
 class PlainMatching:
-    """Algorithm 1 as published, in NumPy: random axis order, one tensor and one assignment after the other."""
+    """Algorithm 1 as published, in NumPy: random order of axes, one tensor and one assignment at a time."""
 
     def __init__(self, spec: PermutationSpec, reference: dict[str, Tensor]) -> None:
         self.sizes = dict(spec.sizes)
@@ -57,7 +57,7 @@ class PlainMatching:
         return permutation
 
     def costs(self, state: dict[str, np.ndarray], permutation: dict[str, np.ndarray], axis: str) -> np.ndarray:
-        """Products of the reference's and the network's entries, the other axes as permuted so far."""
+        """Products of entries of the reference and the network, with the current permutations of the other axes."""
         costs = np.zeros((self.sizes[axis], self.sizes[axis]))
         for name, dim, positions in self.places[axis]:
             moved = state[name]
@@ -73,7 +73,7 @@ class PlainMatching:
 
 
 def median_seconds(function: Callable[[], Any], repeats: int) -> float:
-    """Median time of `function`, garbage collection aside, after one call that does not count."""
+    """Median time of `function` without garbage collection, after a warm-up call."""
     return statistics.median(timeit.repeat(function, number=1, repeat=repeats + 1)[1:])
 
 
@@ -111,7 +111,7 @@ def resnet_seconds(width: int, repeats: int) -> dict[str, Any]:
 
 
 def measure(count: int, loop_count: int, repeats: int) -> dict[str, Any]:
-    """Time the three ways and compare how close they bring the networks to the reference."""
+    """Time the three implementations and compare the distances of aligned networks to the reference."""
     spec, stack = permutation_spec(cnn_s()), networks(count)
     loop_count = min(loop_count, count)
     reference = {name: tensor[0] for name, tensor in stack.items()}
@@ -166,10 +166,10 @@ def measure(count: int, loop_count: int, repeats: int) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, print, and write JSON when asked to."""
+    """Measure, print, and write a run record if requested."""
     parser = new_parser(__doc__)
     parser.add_argument("--networks", type=int, default=1000, help="networks to align")
-    parser.add_argument("--loop-networks", type=int, default=200, help="of these, how many the loops align")
+    parser.add_argument("--loop-networks", type=int, default=200, help="number of these to align in the loops")
     parser.add_argument("--repeats", type=int, default=5, help="timed calls per way")
     parser.add_argument("--resnet-width", type=int, default=64, help="channels of the first stage of the ResNet-18")
     parser.add_argument("--resnet-repeats", type=int, default=3)

@@ -50,7 +50,7 @@ def architecture(kind: str, width: int, data: ImageData) -> ZooConfig:
 
 
 def trained(config: ZooConfig, data: ImageData, count: int, epochs: int, learning_rate: float) -> StackedNetworks:
-    """Networks that differ in initialisation and in the order of images."""
+    """Networks with different initialisations and orders of images."""
     start = StackedNetworks.initialize(config, list(range(count)))
     settings = HyperParameters.repeat(range(count), learning_rate=learning_rate)
     (last,) = train_stacked(config, start.tensors, data, settings, epochs=epochs, train_evaluation_limit=1)
@@ -78,7 +78,7 @@ def barrier(networks: StackedNetworks, images: Tensor, labels: Tensor) -> dict[s
 
 
 def share(before: float, after: float) -> float:
-    """What matching leaves of a barrier; not a number where there was none."""
+    """Share of a barrier that remains after matching; NaN if there was none."""
     return after / before if before > 0 else math.nan
 
 
@@ -107,7 +107,7 @@ def compare(networks: StackedNetworks, spec: PermutationSpec, data: ImageData, l
 
 
 def measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
-    """All data, kinds of networks and widths; the results, and what the data were."""
+    """Results for all data, kinds of networks and widths, and descriptions of the data."""
     results: dict[str, Any] = {}
     used: dict[str, Any] = {}
     for source in arguments.images:
@@ -126,17 +126,17 @@ def measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, An
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Train, match, and write a run record when asked to."""
+    """Train, match, and write a run record if requested."""
     parser = new_parser(__doc__)
     parser.add_argument("--images", nargs="+", default=["digits"], help="digits, or .npz files")
     parser.add_argument("--kinds", nargs="+", choices=["mlp", "cnn"], default=["mlp"])
     parser.add_argument("--widths", nargs="+", type=int, default=[8, 16, 32, 64, 128, 256, 512])
     parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--epochs", type=int, help="at least 5 and about 50,000 images if left out")
+    parser.add_argument("--epochs", type=int, help="by default at least 5, and about 50,000 images")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--train-limit", type=int, default=10_000)
     parser.add_argument("--test-limit", type=int, default=2_000)
-    parser.add_argument("--barrier-images", type=int, default=2_000, help="of each split, for the points on the line")
+    parser.add_argument("--barrier-images", type=int, default=2_000, help="images per split for points on the line")
     arguments, record = start(parser, argv)
     results, used = measure(arguments)
     return finish(record, results, arguments.output, data=used)

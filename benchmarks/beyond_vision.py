@@ -59,13 +59,13 @@ Features = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Population:
-    """Networks, what is known about each, and what must not be torn apart between folds.
+    """Networks with labels, and their groups for cross-validation.
 
     Attributes:
-        name: For the record.
-        networks: All of them, aligned within each shape.
-        labels: By kind, one per network.
-        fold_groups: Networks that stay in one fold of pre-training.
+        name: Name in the record.
+        networks: All networks, aligned within each shape.
+        labels: One label per network, by kind of label.
+        fold_groups: Groups of networks that stay in one fold of pre-training.
         window: Tokens per window.
     """
 
@@ -83,15 +83,15 @@ class Population:
 
 @dataclass(frozen=True)
 class Task:
-    """One question: which label, of which networks, with what left out.
+    """A prediction task.
 
     Attributes:
-        label: Key of `Population.labels`.
-        left_out: Key of the labels that are left out together; `None`: every network by itself.
-        rows: Networks that take part.
-        units: Key of the labels whose networks keep one label when labels are permuted.
+        label: Key of the predicted label in `Population.labels`.
+        left_out: Key of the labels whose networks are left out together; `None` for each network by itself.
+        rows: Networks of the task.
+        units: Key of the labels whose networks keep a common label when labels are permuted.
         strata: Key of the labels within which labels are permuted.
-        number: Whether the label is a number to be regressed.
+        number: Whether the label is a number, for regression.
     """
 
     label: str
@@ -104,7 +104,7 @@ class Task:
 
 
 def chains(names: Sequence[str]) -> list[list[str]]:
-    """Layers that follow each other: the actor first, then the critic; of ACAS Xu, all."""
+    """Sequences of consecutive layers: the actor's and the critic's; for ACAS Xu, a single one."""
     actor = sorted(n for n in names if "policy_net" in n) + sorted(n for n in names if n.startswith("action_net"))
     critic = sorted(n for n in names if n.startswith("mlp_extractor.value_net")) + [
         n for n in names if n == "value_net"
@@ -129,7 +129,7 @@ def symmetries(layout: Layout) -> PermutationSpec:
 
 
 def read_population(folder: str, work: Path, token_dim: int) -> ZooSplit:
-    """All networks below a folder as one split, aligned within each shape to the first of it."""
+    """All networks in a folder as one split; networks of one shape are aligned to the first of them."""
     arguments = ImportSettings(folder=folder, token_dim=token_dim, split_shares=[1, 0, 0])
     result = import_zoo(arguments, work)
     if lost := [entry.run_id for entry in result.entries if entry.status != "taken"]:
@@ -139,7 +139,7 @@ def read_population(folder: str, work: Path, token_dim: int) -> ZooSplit:
 
 
 def family(environment: str) -> str:
-    """Which suite an environment belongs to."""
+    """Suite of an environment."""
     if environment.startswith(CLASSIC):
         return "classic control"
     if environment.startswith(BOX2D):
@@ -148,7 +148,7 @@ def family(environment: str) -> str:
 
 
 def policies(folder: str, work: Path, window: int) -> tuple[Population, dict[str, Task]]:
-    """The policies and what is asked about them."""
+    """The policies and their tasks."""
     networks = read_population(folder, work, 65)
     pairs = [name.removesuffix(".safetensors").split("__") for name in networks.run_ids]
     algorithms, environments = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
@@ -173,7 +173,7 @@ def policies(folder: str, work: Path, window: int) -> tuple[Population, dict[str
 
 
 def acas_xu(folder: str, work: Path, window: int) -> tuple[Population, dict[str, Task]]:
-    """The networks of ACAS Xu and what is asked about them."""
+    """The networks of ACAS Xu and their tasks."""
     networks = read_population(folder, work, 51)
     found = [re.search(r"_(\d+)_(\d+)_", name) for name in networks.run_ids]
     labels = {
@@ -193,7 +193,7 @@ def acas_xu(folder: str, work: Path, window: int) -> tuple[Population, dict[str,
 
 
 def by_layer(population: Population, compute: Callable[[Layout, Tensor], Tensor]) -> Tensor:
-    """Features layer by layer under the layers' names, NaN for layers that a network lacks: `[M, F]`.
+    """Features of layers by name, with NaN for layers that a network lacks: `[M, F]`.
 
     Args:
         population: Networks.
@@ -211,7 +211,7 @@ def by_layer(population: Population, compute: Callable[[Layout, Tensor], Tensor]
 
 
 def whole(population: Population, compute: Callable[[Layout, Tensor], Tensor]) -> Tensor:
-    """Features of whole networks, equally many for every shape: `[M, F]`."""
+    """Features of whole networks, in the same number for every shape: `[M, F]`."""
     rows: dict[int, Tensor] = {}
     for layout, members in population.parts:
         values = compute(layout, aligned_tokens(population.networks.select(members)))
@@ -220,7 +220,7 @@ def whole(population: Population, compute: Callable[[Layout, Tensor], Tensor]) -
 
 
 def shape_facts(layout: Layout, tokens: Tensor) -> Tensor:
-    """Sizes of a policy, for each network of that layout: what can be known without reading a weight."""
+    """Sizes of a policy, which are known without its weights, for each network of a layout."""
     layers = {layer.name: layer for layer in layout.layers}
     actor = chains(list(layers))[0]
     spread = len(layers["log_std"].weight.shape) if "log_std" in layers else 0
@@ -249,7 +249,7 @@ def baselines(population: Population) -> Features:
 
 
 def deal(groups: Sequence[str], num_folds: int, seed: int) -> list[int]:
-    """Fold of each network: groups stay together, folds are of nearly equal size."""
+    """Fold of each network; groups stay together, and folds have nearly equal sizes."""
     counts = Counter(groups)
     names = sorted(counts)
     order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
@@ -261,10 +261,10 @@ def deal(groups: Sequence[str], num_folds: int, seed: int) -> list[int]:
 
 
 def tokenizer(split: ZooSplit) -> SANEFeatureExtractor:
-    """Statistics by layer where every network has that layer, else by kind of layer.
+    """Statistics of each layer that all networks have, and by kind for other layers.
 
-    Statistics of a layer that few networks have would be those of these networks: normalised by them, training
-    networks would lose their scale, and networks that were left out would not.
+    Statistics of a layer in few networks would describe just these: normalisation would remove the scale of training
+    networks, but not of networks that were left out.
     """
     extractor = fit_extractor([split], "standardize", by_kind=True)
     layouts = [layout for layout, _ in group_by_layout(split, range(len(split)))]
@@ -279,7 +279,7 @@ def tokenizer(split: ZooSplit) -> SANEFeatureExtractor:
 def train_sanes(
     population: Population, fold_of: Sequence[int], seed: int, arguments: argparse.Namespace, work: Path
 ) -> Iterator[tuple[SANEModel, SANEFeatureExtractor, float]]:
-    """For each fold, an autoencoder that has seen all other networks, with its tokenizer and its R2 on the fold."""
+    """For each fold, an autoencoder trained on all other networks, with its tokenizer and its R2 on the fold."""
     for fold in range(arguments.folds):
         inside = np.array(fold_of) == fold
         train, held_out = (population.networks.select(mask) for mask in (~inside, inside))
@@ -354,7 +354,7 @@ def answer(
 
 
 def trees(population: Population, task: Task, features: Tensor, count: int) -> dict[str, Any]:
-    """The shape alone, through a random forest: a ridge may miss what only a combination of sizes tells."""
+    """The shape alone with a random forest, since a ridge probe may miss combinations of sizes."""
     rows = np.array(task.rows)
     x, y = features[rows].numpy(), np.array(population.labels[task.label])[rows]
     groups = rows if task.left_out is None else np.array(population.labels[task.left_out])[rows]
@@ -368,7 +368,7 @@ def trees(population: Population, task: Task, features: Tensor, count: int) -> d
 def measure(
     population: Population, tasks: Mapping[str, Task], arguments: argparse.Namespace, work: Path
 ) -> dict[str, Any]:
-    """Everything about one population."""
+    """All results for one population."""
     for name, matrix in baselines(population).items() if "baselines" in arguments.parts else ():
         for task in tasks.values():
             task.results.update(answer(population, task, {name: matrix}, None, arguments.permutations))
@@ -405,27 +405,27 @@ def describe(population: Population, task: Task) -> dict[str, Any]:
 
 
 def _score(rows: Any) -> list[float]:
-    """Accuracy or Kendall's tau, of every seed."""
+    """Accuracy or Kendall's tau of every seed."""
     found = rows if isinstance(rows, list) else [rows]
     return [round(row["kendall_tau" if "kendall_tau" in row else "accuracy"], 3) for row in found]
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, print, and write JSON when asked to."""
+    """Measure, print, and write a run record if requested."""
     parser = new_parser(__doc__)
     parser.add_argument("--policies", help="folder of <algorithm>__<environment>.safetensors")
     parser.add_argument("--acasxu", help="folder of *_<advisory>_<tau>_*.safetensors")
     parser.add_argument("--parts", nargs="+", choices=("baselines", "sane"), default=["baselines", "sane"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of folds and autoencoders")
     parser.add_argument("--folds", type=int, default=3, help="autoencoders per seed, each without one fold")
-    parser.add_argument("--steps", type=int, default=150, help="of pre-training, per autoencoder")
+    parser.add_argument("--steps", type=int, default=150, help="steps of pre-training, per autoencoder")
     parser.add_argument("--batch", type=int, default=8, help="windows per step")
     parser.add_argument("--window", type=int, default=64, help="tokens per window")
     parser.add_argument("--hidden-size", type=int, default=64)
     parser.add_argument("--latent-dim", type=int, default=32)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--permutations", type=int, default=99, help="of labels")
-    parser.add_argument("--trees", type=int, default=50, help="of the forest that looks at shapes")
+    parser.add_argument("--trees", type=int, default=50, help="trees of the forest for shapes")
     arguments, record = start(parser, argv)
     report: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -435,7 +435,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 population, tasks = read(source, work / "zoo", arguments.window)
                 report[population.name] = measure(population, tasks, arguments, work)
     if not report:
-        parser.error("nothing to do: give --policies, --acasxu or both")
+        parser.error("expected --policies, --acasxu or both, got neither")
     for population_name, found in report.items():
         for task, result in found["tasks"].items():
             print(population_name, task, {name: _score(rows) for name, rows in result["features"].items()})

@@ -7,7 +7,7 @@
     python benchmarks/cross_architecture.py --sane ../sane_cnn/model --prompts ../prompts \
         --output runs/cross/cnn_l.json
 
-The prompts provide statistics for layers that the weight tokenizer does not know. Bandwidth and candidates are chosen
+The prompts provide statistics for layers that the weight tokenizer has none for. Bandwidth and candidates are chosen
 on validation images, and results are reported on test images, before and after fine-tuning with the hyper-parameters
 of the prompts. Several seeds determine the samples, the networks from scratch and the order of the images.
 """
@@ -45,7 +45,7 @@ def one_seed(
 
 
 def summary(runs: Sequence[dict[str, dict[str, Any]]], epochs: int) -> dict[str, Any]:
-    """Mean accuracy over the networks of each seed, and mean and standard deviation of that over seeds."""
+    """Mean accuracy over the networks of each seed, with its mean and standard deviation over seeds."""
     methods: dict[str, Any] = {}
     for name in (key for key in runs[0] if key):
         row: dict[str, Any] = {}
@@ -60,15 +60,15 @@ def summary(runs: Sequence[dict[str, dict[str, Any]]], epochs: int) -> dict[str,
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Sample, fine-tune, print, and write a record when asked to."""
+    """Sample, fine-tune, print, and write a run record if requested."""
     parser = new_parser(__doc__)
     parser.add_argument("--sane", required=True, help="SANE folder or Hub repo id")
     parser.add_argument("--prompts", required=True, help="zoo of the other architecture")
     parser.add_argument("--zoo-config", dest="config", help="which zoo of that folder")
-    parser.add_argument("--images", help="instead of those of the prompts")
+    parser.add_argument("--images", help="images, instead of those of the prompts")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=5, help="of fine-tuning")
-    parser.add_argument("--num-prompts", type=int, help="the best so many of the training split; all if left out")
+    parser.add_argument("--num-prompts", type=int, help="best networks of the training split; by default all")
     parser.add_argument("--num-candidates", type=int, default=64)
     parser.add_argument("--num-kept", type=int, default=5)
     arguments, record = start(parser, argv)

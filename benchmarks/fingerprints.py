@@ -1,12 +1,12 @@
-"""Do fingerprints collide, and is a reordered copy found among 10,000 networks?
+"""Count collisions of fingerprints, and search for reordered copies among 10,000 networks.
 
     python benchmarks/fingerprints.py --checkpoints acasxu sb3_policies cifar_resnets lora \
         --output runs/benchmarks/fingerprints.json
 
-1. `collisions`: zoos of all small architectures are trained here, on scikit-learn's digits; all states of them, and
-   the networks in `--checkpoints`, are indexed. Counted are states that share a digest although weights differ, and
-   those of different runs that are told to be the `same` or `related` by their features.
-2. `search`: copies of some of the networks, reordered, and others in half precision, are looked for.
+1. `collisions`: zoos of all small architectures are trained on scikit-learn's digits; all their states and the
+   networks in `--checkpoints` are indexed. The benchmark counts states with equal digests but different weights, and
+   states of different runs whose features classify them as `same` or `related`.
+2. `search`: copies of some networks, reordered or in half precision, are searched for.
 
 About five minutes on one core.
 """
@@ -39,7 +39,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "cnn_l": {"image_size": 32},
     "cifar_resnet": {"depth": 20, "width": 4},
 }
-CHUNK = 500  # states that are compared with all others at a time
+CHUNK = 500  # number of states to compare with all others at a time
 
 
 def build_zoos(options: argparse.Namespace, folder: Path) -> dict[str, Zoo]:
@@ -122,7 +122,7 @@ def _are_equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 
 
 def measure_search(zoo: Zoo, index: Path, queries: int) -> dict[str, Any]:
-    """Share of copies that are found first, and seconds of a query."""
+    """Share of copies whose original is ranked first, and seconds per query."""
     generator, rows = torch.Generator().manual_seed(0), np.random.default_rng(0)
     split = zoo.splits["train"]
     found: dict[str, list[bool]] = {"reordered": [], "reordered, half precision": []}
@@ -147,11 +147,11 @@ def measure_search(zoo: Zoo, index: Path, queries: int) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, and write the record when asked to."""
+    """Measure, and write a run record if requested."""
     parser = new_parser(__doc__)
     parser.add_argument("--checkpoints", type=Path, nargs="*", default=[], help="folders of checkpoints")
     parser.add_argument("--architectures", nargs="+", default=list(ARCHITECTURES), choices=list(ARCHITECTURES))
-    parser.add_argument("--networks", type=int, default=1000, help="of the first architecture")
+    parser.add_argument("--networks", type=int, default=1000, help="networks of the first architecture")
     parser.add_argument("--epochs", type=int, default=10, help="of which all states are kept")
     parser.add_argument("--others", type=int, default=60, help="networks of each other architecture")
     parser.add_argument("--train-limit", type=int, default=200)

@@ -1,6 +1,6 @@
-"""Forests of small networks that were trained, adapted, pruned, quantised and averaged from each other, and dressed.
+"""Forests of small networks that were fine-tuned, adapted, pruned, quantised, averaged, reordered and rescaled.
 
-Every network is really trained: on scikit-learn's digits, seen as one of several tasks (other labels, other pictures).
+All networks are actually trained, on tasks derived from scikit-learn's digits (other labels, rotated images).
 """
 
 import math
@@ -31,15 +31,15 @@ KINDS = ("full", "lora", "pruned", "quantised", "cast", "soup", "snake", "copy")
 
 @dataclass
 class Forest:
-    """Networks, and where each comes from.
+    """Networks and their origins.
 
     Attributes:
         config: Their architecture.
-        tensors: Weights, by name, as they are handed out: some reordered, some rescaled.
-        parents: Names of those that each was made from; nothing of roots.
-        kinds: How it was made.
-        hidden: Names of those that are not handed out.
-        plain: Weights as they were made.
+        tensors: Published weights by name, some of which are reordered or rescaled.
+        parents: Names of the parents of each network; empty for roots.
+        kinds: Kind of operation that created each network.
+        hidden: Names of networks that are not published.
+        plain: Weights before reordering and rescaling.
     """
 
     config: ZooConfig
@@ -61,13 +61,13 @@ class Forest:
         return name
 
     def same(self, name: str) -> str:
-        """The network that this one is a copy of, or itself."""
+        """The original of a copy, or the network itself."""
         while self.kinds[name] == "copy":
             (name,) = self.parents[name]
         return name
 
     def given_parents(self, name: str) -> set[str]:
-        """The nearest ancestors that are handed out."""
+        """The nearest published ancestors."""
         found: set[str] = set()
         for parent in map(self.same, self.parents[self.same(name)]):
             found |= self.given_parents(parent) if parent in self.hidden else {parent}
@@ -75,10 +75,10 @@ class Forest:
 
 
 class Gardener:
-    """Makes forests.
+    """Creates forests.
 
     Args:
-        kind: Of their architecture.
+        kind: Kind of architecture.
         seed: Random seed.
     """
 
@@ -93,11 +93,11 @@ class Gardener:
         self.labels = torch.tensor(labels)
 
     def chance(self, share: float) -> bool:
-        """Whether something happens that happens so often."""
+        """Draw an event with a probability."""
         return bool(self.generator.random() < share)
 
     def _task(self) -> tuple[Tensor, Tensor]:
-        """Images and labels of a new task: turned pictures of some classes, renamed."""
+        """Images and labels of a new task: rotated images of some classes, with new labels."""
         images = torch.rot90(self.images, int(self.generator.integers(4)), (2, 3))
         images = images * (-1 if self.chance(0.3) else 1)
         names = torch.tensor(self.generator.permutation(10)) if self.chance(0.5) else torch.arange(10)
@@ -105,7 +105,7 @@ class Gardener:
         return images[rows], names[self.labels[rows]]
 
     def _fit(self, state: StateDict, epochs: int, *, rank: int = 0, is_root: bool = False) -> list[StateDict]:
-        """Train, all weights or factors of a rank; the weights after each epoch, factors merged."""
+        """Train all weights, or factors of a rank; returns the weights after each epoch, with factors merged."""
         images, labels = self._task()
         start = {name: x.clone() for name, x in state.items()}
         rate = 10 ** self.generator.uniform(-3.2, -2.3) * (1 if is_root else self.generator.choice([0.1, 0.3, 1.0]))
@@ -144,12 +144,12 @@ class Gardener:
         return kept
 
     def root(self) -> str:
-        """A network that is trained from scratch."""
+        """Add a network that is trained from scratch."""
         fresh = {name: x.detach().clone() for name, x in build_model(self.forest.config).state_dict().items()}
         return self.forest.add("root", self._fit(fresh, int(self.generator.integers(4, 9)), is_root=True)[-1])
 
     def child(self, kind: str, *parents: str) -> str:
-        """A network that is made from others; of a snake, the last of its checkpoints."""
+        """Add a network made from others; for a snake of checkpoints, returns the last one."""
         forest, state = self.forest, self.forest.plain[parents[0]]
         if kind == "full":
             return forest.add(kind, self._fit(state, int(self.generator.integers(1, 5)))[-1], *parents)
@@ -229,7 +229,7 @@ def mixed_forest(kind: str, seed: int, *, roots: int = 3, children: int = 12, hi
 
 
 def _hide(gardener: Gardener, share: float) -> None:
-    """Leave out some networks that others were made from; not those of averages, nor what others copy."""
+    """Hide some networks that others were made from, except ingredients of averages and originals of copies."""
     forest = gardener.forest
     kept = {p for name, parents in forest.parents.items() if forest.kinds[name] in ("soup", "copy") for p in parents}
     inner = {p for parents in forest.parents.values() for p in parents} - kept
@@ -237,14 +237,14 @@ def _hide(gardener: Gardener, share: float) -> None:
 
 
 def mother_forest(kind: str, seed: int, *, change: str, trees: int = 5, fan: int = 4) -> Forest:
-    """As in MoTHer (Horwitz et al. 2025): trees of 1, 4 and 16 networks, all fully tuned or all by LoRA; none dressed.
+    """As in MoTHer (Horwitz et al. 2025): trees of 1, 4 and 16 networks, all fine-tuned fully or all with LoRA.
 
     Args:
-        kind: Of the architecture.
+        kind: Kind of architecture.
         seed: Random seed.
         change: `"full"` or `"lora"`.
         trees: Number of roots.
-        fan: Children of the root, and of each of them.
+        fan: Number of children of the root, and of each child.
     """
     gardener = Gardener(kind, seed)
     for _ in range(trees):
@@ -259,8 +259,8 @@ def mother_forest(kind: str, seed: int, *, change: str, trees: int = 5, fan: int
 def atlas_forest(kind: str, seed: int, *, fan: int = 12) -> Forest:
     """As in the model atlas (Horwitz et al. 2025): a fan of tuned networks, snakes of checkpoints, quantised leaves.
 
-    A base, a fan of networks tuned from it, runs of which all checkpoints were kept, averages, and quantised and
-    copied networks at the ends; none dressed.
+    A base, a fan of networks fine-tuned from it, runs with all their checkpoints, averages, and quantised and copied
+    networks as leaves; none are reordered or rescaled.
     """
     gardener = Gardener(kind, seed)
     choose: np.random.Generator = gardener.generator
@@ -277,7 +277,7 @@ def atlas_forest(kind: str, seed: int, *, fan: int = 12) -> Forest:
 
 
 def right_edges(forest: Forest, edges: Sequence[tuple[str, str]]) -> list[bool]:
-    """Whether each pair of a child and its parent is right: a copy and its original, in whatever direction, too."""
+    """Whether each pair of a child and its parent is correct; for copies, in either direction."""
     return [
         forest.same(parent) == forest.same(child)
         or forest.same(parent) in {forest.same(x) for x in forest.given_parents(child)}
@@ -286,7 +286,7 @@ def right_edges(forest: Forest, edges: Sequence[tuple[str, str]]) -> list[bool]:
 
 
 def true_edges(forest: Forest) -> set[tuple[str, str]]:
-    """Pairs of a child and its parent, copies as one network; a copy is the child of itself."""
+    """Pairs of a child and its parent, where copies count as one network and are children of themselves."""
     found = set()
     for name in forest.tensors:
         if forest.kinds[name] == "copy":

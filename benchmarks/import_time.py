@@ -20,7 +20,7 @@ TIMED = (
     "import time; wall, busy = time.perf_counter(), time.process_time(); {statement}; "
     "print(time.perf_counter() - wall, time.process_time() - busy)"
 )
-CLOCKS = ("seconds", "processor_seconds")  # the second hardly depends on what else the machine does
+CLOCKS = ("seconds", "processor_seconds")  # the second hardly depends on other processes
 
 
 def import_seconds(statement: str) -> list[float]:
@@ -31,7 +31,7 @@ def import_seconds(statement: str) -> list[float]:
 
 
 def measure(rounds: int, discarded: int) -> dict[str, dict[str, float]]:
-    """Medians over rounds, and those of their differences and ratios, by each of `CLOCKS`."""
+    """Medians over rounds of times, their differences and ratios, by each of `CLOCKS`."""
     found: dict[str, list[list[float]]] = {name: [] for name in STATEMENTS}
     for index in range(rounds + discarded):
         for name in list(STATEMENTS) if index % 2 else list(reversed(STATEMENTS)):
@@ -52,10 +52,10 @@ def measure(rounds: int, discarded: int) -> dict[str, dict[str, float]]:
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
-    """Run, print, and on request save."""
+    """Run, print, and write a run record if requested."""
     parser = new_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=11, help="Pairs of processes.")
-    parser.add_argument("--discarded", type=int, default=1, help="Pairs before them that do not count.")
+    parser.add_argument("--discarded", type=int, default=1, help="Discarded pairs before them.")
     arguments, record = start(parser, argv)
     results = measure(arguments.rounds, arguments.discarded)
     for clock, row in results.items():

@@ -40,7 +40,7 @@ def one_estimator_per_token(anchors: Tensor, num_samples: int, tokens: Sequence[
 
 
 def seconds_of(function: Callable[[], Any]) -> float:
-    """Wall time of one call; what it returns is freed afterwards, outside the measurement."""
+    """Wall time of one call; its result is freed outside the measurement."""
     started = time.perf_counter()
     result = function()
     elapsed = time.perf_counter() - started
@@ -51,7 +51,7 @@ def seconds_of(function: Callable[[], Any]) -> float:
 def measure(
     num_tokens: int, latent_dim: int, num_anchors: int, num_samples: int, subset: int, rounds: int
 ) -> dict[str, Any]:
-    """Run all variants in turn; the first round does not count."""
+    """Run all variants in turn; the first round is discarded."""
     generator = torch.Generator().manual_seed(0)
     anchors = torch.randn(num_anchors, num_tokens, latent_dim, generator=generator)
     chosen = np.linspace(0, num_tokens - 1, min(subset, num_tokens)).round().astype(int).tolist()
@@ -88,7 +88,7 @@ def measure(
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, print, and write JSON when asked to."""
+    """Measure, print, and write a run record if requested."""
     parser = new_parser(__doc__)
     parser.add_argument("--tokens", type=int, default=39_124)
     parser.add_argument("--latent-dim", type=int, default=128)

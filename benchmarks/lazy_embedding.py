@@ -46,7 +46,7 @@ PARTS = ("throughput", "halo", "networks", "large")
 
 
 def networks(width: int) -> dict[str, Callable[[], nn.Module]]:
-    """What makes each network; ResNets at `width` channels of their own 64 (CIFAR: 16)."""
+    """Functions that create the networks; ResNets have `width` instead of 64 channels (CIFAR: 16)."""
     found: dict[str, Callable[[], nn.Module]] = {
         f"CIFAR ResNet-{depth}": lambda depth=depth: build_model(cifar_resnet(depth, width=max(1, width // 4)))
         for depth in (20, 56, 110)
@@ -66,7 +66,7 @@ def networks(width: int) -> dict[str, Callable[[], nn.Module]]:
 
 
 def large_network(gigabytes: float) -> nn.Module:
-    """A Llama-like network of about so many gigabytes of float32."""
+    """A Llama-like network with a number of gigabytes of float32 weights."""
     hidden = 2048 if gigabytes > 0.3 else 64
     config = LlamaConfig(
         vocab_size=8 * hidden, hidden_size=hidden, intermediate_size=4 * hidden, num_attention_heads=16
@@ -78,7 +78,7 @@ def large_network(gigabytes: float) -> nn.Module:
 
 
 def write_checkpoint(make: Callable[[], nn.Module], folder: Path) -> int:
-    """Write a network of random weights shard by shard; only one shard is ever in memory. Returns bytes."""
+    """Write a network of random weights shard by shard, with one shard in memory at a time; returns its bytes."""
     folder.mkdir()
     with torch.device("meta"):
         outlines = make().state_dict()
@@ -154,7 +154,7 @@ def describe(model: SANEModel) -> dict[str, int]:
 def measure_throughput(
     model: SANEModel, extractor: SANEFeatureExtractor, folder: Path, arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    """`embed_stream` of a file beside the encoder on the same windows in memory."""
+    """Time `embed_stream` of a file, and the encoder on the same windows in memory."""
     tokens, rounds, batch_size = arguments.slice_tokens, arguments.rounds, arguments.batch_size
     dim, window = model.config.token_dim, model.config.window_size
     rows = max(1, tokens * dim // (4 * 2048))
@@ -211,13 +211,13 @@ def measure_halo(model: SANEModel, extractor: SANEFeatureExtractor, width: int) 
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, print, and write a run record when asked to."""
+    """Measure, print, and write a run record if requested."""
     parser = new_parser(__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--gigabytes", type=float, default=5.0, help="of the large checkpoint")
-    parser.add_argument("--width", type=int, default=64, help="channels of the ResNets; other networks at 64 only")
+    parser.add_argument("--width", type=int, default=64, help="channels of ResNets; other networks at 64 only")
     parser.add_argument("--hidden-size", type=int, default=128, help="of SANE")
-    parser.add_argument("--layers", type=int, default=2, help="of SANE's encoder, and of its decoder")
+    parser.add_argument("--layers", type=int, default=2, help="layers of SANE's encoder, and of its decoder")
     parser.add_argument("--window-size", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=64, help="windows at a time")
     parser.add_argument("--slice-tokens", type=int, default=40_000, help="tokens of the slice for the throughput")

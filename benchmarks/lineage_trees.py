@@ -1,14 +1,14 @@
-"""Who was fine-tuned from whom: forests of small networks are grown, fitted to, and found again.
+"""Infer which networks were fine-tuned from which: train forests of small networks, fit a model, and evaluate it.
 
     python benchmarks/lineage_trees.py --output runs/benchmarks/lineage_trees.json
 
 1. `fitted`: the weights of edges in `hf_sane.screening._trees`, fitted to some forests by maximum likelihood of their
    true edges; with each measure of direction, cross-validated over forests. The package holds the weights of the
    record, which a test compares.
-2. `held_out`: precision and recall of edges in other forests, among them of an architecture that none was fitted to,
-   and imitations of MoTHer's trees and of the model atlas; beside the least arborescence of distances (L2, cosine) of
-   the weights as they are stored, with kurtosis for the direction and the best threshold on the fitting forests.
-3. `calibration`: how often edges of each confidence are right, on all held-out forests.
+2. `held_out`: precision and recall of edges in other forests, including one architecture that was not used for
+   fitting, and imitations of MoTHer's trees and of the model atlas. Baselines are least arborescences of distances
+   (L2, cosine) of the stored weights, with kurtosis for the direction and the best threshold on the fitting forests.
+3. `calibration`: share of correct edges by confidence, on all held-out forests.
 
 About half an hour on one core.
 """
@@ -39,7 +39,7 @@ from hf_sane.screening._trees import (
     measure,
 )
 
-SHAPE = ("near", "branch", "hub", "pressed")  # features of every fit
+SHAPE = ("near", "branch", "hub", "pressed")  # features in every fit
 DIRECTIONS: dict[str, tuple[str, ...]] = {
     "none": (),
     "norms": ("growth",),
@@ -50,15 +50,15 @@ DIRECTIONS: dict[str, tuple[str, ...]] = {
 }
 SHIPPED = "norms and kurtosis"
 ORPHAN = ("orphan", "apart")
-PENALTY = 0.05  # of squared weights
+PENALTY = 0.05  # penalty of squared weights
 FOLDS = 4
 BINS = 10
-TURN = 0.5  # of the largest distance, that an edge against the kurtosis costs, in the baselines
+TURN = 0.5  # cost of an edge against the kurtosis in the baselines, as a share of the largest distance
 
 
 @dataclass
 class Family:
-    """A family that was found in a forest, as far as fitting and tracing need it."""
+    """Data of a family in a forest for fitting and tracing."""
 
     forest: Forest
     names: list[str]
@@ -70,7 +70,7 @@ class Family:
 
     @property
     def truth(self) -> dict[int, int]:
-        """The parent of each network that has one or is an orphan (-1); averages are left out."""
+        """Parent of each network, -1 for orphans; averages are omitted."""
         places = {self.forest.same(name): i for i, name in enumerate(self.names)}
         places |= {self.forest.same(name): self.names.index(kept) for name, kept in self.copies.items()}
         parents = {}
@@ -82,7 +82,7 @@ class Family:
 
 
 def families_of(forest: Forest) -> list[Family]:
-    """The families that are found in a forest."""
+    """Families of a forest."""
     spec = forest.spec
     families, _, _ = find_families(forest.tensors, lambda name: (spec, ""))
     return [_family(forest, members) for members in families]
@@ -126,7 +126,7 @@ def surprise(families: Sequence[Family], weights: Mapping[str, Any]) -> Tensor:
 
 
 def fit(families: Sequence[Family], names: Sequence[str]) -> dict[str, float]:
-    """Weights of features that make the true forests most probable."""
+    """Maximum likelihood weights of the features."""
     weights = {name: torch.zeros((), dtype=torch.float64, requires_grad=True) for name in (*names, *ORPHAN)}
     optimizer = torch.optim.LBFGS(list(weights.values()), max_iter=60, line_search_fn="strong_wolfe")
 
@@ -141,7 +141,7 @@ def fit(families: Sequence[Family], names: Sequence[str]) -> dict[str, float]:
 
 
 def compare_directions(groups: Sequence[Sequence[Family]]) -> dict[str, float]:
-    """Surprise per network of each measure of direction, cross-validated over forests."""
+    """Surprise per network for each measure of direction, cross-validated over forests."""
     found = {}
     for direction, extra in DIRECTIONS.items():
         total = count = 0.0
@@ -156,11 +156,11 @@ def compare_directions(groups: Sequence[Sequence[Family]]) -> dict[str, float]:
     return found
 
 
-Edges = list[tuple[str, str, float]]  # child, parent, confidence; copies are left out of the calibration
+Edges = list[tuple[str, str, float]]  # child, parent, confidence; copies are excluded from the calibration
 
 
 def traced(families: Sequence[Family], weights: Mapping[str, float], averaged: float) -> tuple[Edges, Edges]:
-    """Edges that are found, and those between copies, of which either can be the first."""
+    """Inferred edges, and those between copies, whose direction cannot be determined."""
     edges: Edges = []
     copies: Edges = []
     for family in families:
@@ -175,7 +175,7 @@ def traced(families: Sequence[Family], weights: Mapping[str, float], averaged: f
 
 
 def quality(forests: Sequence[tuple[Forest, Edges]]) -> dict[str, float]:
-    """Precision and recall of edges; and recall of pairs, whatever their direction."""
+    """Precision and recall of edges, and recall of pairs in either direction."""
     right = said = found = there = pairs = 0
     for forest, edges in forests:
         plain = [(child, parent) for child, parent, _ in edges]
@@ -198,7 +198,7 @@ def quality(forests: Sequence[tuple[Forest, Edges]]) -> dict[str, float]:
 
 
 def stored_distances(forest: Forest, measure_of: str) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Distances of weights as they are stored, and their kurtosis."""
+    """Distances between stored weights, and their kurtosis."""
     names = list(forest.tensors)
     keys = matrices(forest.tensors[names[0]])
     flat = torch.stack([torch.cat([forest.tensors[name][key].flatten() for key in keys]) for name in names]).double()
@@ -215,7 +215,7 @@ def stored_distances(forest: Forest, measure_of: str) -> tuple[list[str], np.nda
 
 
 def plain_trees(stored: tuple[list[str], np.ndarray, np.ndarray], threshold: float) -> Edges:
-    """The least arborescence, as in MoTHer; a network further than the threshold from all others is a root."""
+    """Least arborescence, as in MoTHer; networks further than the threshold from all others are roots."""
     names, distances, kurtosis = stored
     graph = networkx.DiGraph()
     for child in range(len(names)):
@@ -241,7 +241,7 @@ def best_threshold(forests: Sequence[Forest], measure_of: str) -> float:
 
 
 def calibration(forests: Sequence[tuple[Forest, Edges]]) -> dict[str, Any]:
-    """How often edges of each confidence are right; expected calibration error and Brier score."""
+    """Share of correct edges by confidence, expected calibration error and Brier score."""
     said, right = [], []
     for forest, edges in forests:
         said += [confidence for _, _, confidence in edges]
@@ -269,7 +269,7 @@ def calibration(forests: Sequence[tuple[Forest, Edges]]) -> dict[str, Any]:
 
 
 def strangers_right(groups: Sequence[Sequence[Family]]) -> float:
-    """Share of the pairs of networks of different families that are unrelated indeed."""
+    """Share of pairs of networks from different families that are in fact unrelated."""
     right = total = 1
     for group in groups:
         forest = group[0].forest
@@ -289,7 +289,7 @@ def _root(forest: Forest, name: str) -> str:
 
 
 def grow(options: argparse.Namespace) -> tuple[list[Forest], dict[str, list[Forest]]]:
-    """Forests to fit to, and others."""
+    """Forests for fitting, and held-out ones."""
     size = {"roots": options.roots, "children": options.children}
     kinds = options.architectures
     fitting = [mixed_forest(kind, seed, **size) for seed in range(options.fitting) for kind in kinds]
@@ -306,11 +306,11 @@ def grow(options: argparse.Namespace) -> tuple[list[Forest], dict[str, list[Fore
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, and write the record when asked to."""
+    """Measure, and write a run record if requested."""
     parser = new_parser(__doc__)
     parser.add_argument("--architectures", nargs="+", default=["mlp", "wide mlp", "cnn"])
-    parser.add_argument("--fitting", type=int, default=6, help="forests of each architecture to fit to")
-    parser.add_argument("--held-out", type=int, default=4, help="other forests of each architecture")
+    parser.add_argument("--fitting", type=int, default=6, help="forests of each architecture for fitting")
+    parser.add_argument("--held-out", type=int, default=4, help="held-out forests of each architecture")
     parser.add_argument("--roots", type=int, default=3, help="of a forest")
     parser.add_argument("--children", type=int, default=12, help="of each root")
     parser.add_argument("--trees", type=int, default=5, help="of the imitation of MoTHer")

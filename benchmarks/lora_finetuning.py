@@ -32,19 +32,19 @@ from hf_sane.sampling._baselines import SCRATCH_SEED
 from hf_sane.sampling._finetuning import StepSettings, add_network_lora, finetune_network
 from hf_sane.tokenization._loading import load_model
 
-Prepare = Callable[[ZooPreTrainedModel, int], nn.Module]  # network and seed to what is trained
+Prepare = Callable[[ZooPreTrainedModel, int], nn.Module]  # creates the trained model from network and seed
 Curve = dict[int, dict[str, float]]
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to get a trained network; `choices` are `(what it is called, how it starts, learning rate)`."""
+    """A method of training; `choices` are `(name, initial network, learning rate)`."""
 
     choices: list[tuple[str, Prepare, float]]
 
 
 def whole(network: ZooPreTrainedModel, seed: int) -> nn.Module:
-    """The sampled network, all of it trainable."""
+    """The sampled network with all weights trainable."""
     return deepcopy(network)
 
 
@@ -56,7 +56,7 @@ def scratch(network: ZooPreTrainedModel, seed: int) -> nn.Module:
 
 
 def with_lora(rank: int) -> Prepare:
-    """The sampled network with an adapter of this rank."""
+    """The sampled network with an adapter of a rank."""
     return lambda network, seed: add_network_lora(deepcopy(network), rank=rank, alpha=2.0 * rank)
 
 
@@ -67,19 +67,19 @@ def train_all(
     options: argparse.Namespace,
     seed: int,
 ) -> list[Curve]:
-    """Train every network once; accuracies by step."""
+    """Train every network once; returns accuracies by step."""
     _, prepare, rate = choice
     curves = []
     for index, network in enumerate(networks):
         own_seed = seed * len(networks) + index
         settings = StepSettings(steps=options.steps, batch_size=options.batch_size, learning_rate=rate, seed=own_seed)
-        torch.manual_seed(own_seed)  # of the random half of each adapter
+        torch.manual_seed(own_seed)  # seed of the random factor of each adapter
         curves.append(finetune_network(prepare(network, own_seed), data, settings, report_at=options.report_at))
     return curves
 
 
 def measure(networks: Sequence[ZooPreTrainedModel], data: ImageData, options: argparse.Namespace) -> dict[str, Any]:
-    """Choose on validation images at the first seed, judge all seeds on test images."""
+    """Select settings on validation images with the first seed, then evaluate all seeds on test images."""
     methods = {
         "sampled + LoRA": Method(
             [(f"rank {rank}", with_lora(rank), rate) for rank in options.ranks for rate in options.rates]
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = new_parser(__doc__, needs_output=True)
     parser.add_argument("--networks", type=Path, required=True, help="folder of `hf-sane sample`, or of the demo")
     parser.add_argument("--images", default="digits", help="'digits' or the path of an .npz of images")
-    parser.add_argument("--image-size", type=int, help="resize the images to so many pixels")
+    parser.add_argument("--image-size", type=int, help="resize the images to this many pixels")
     parser.add_argument("--train-limit", type=int)
     parser.add_argument("--validation-limit", type=int)
     parser.add_argument("--test-limit", type=int)

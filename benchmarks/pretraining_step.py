@@ -34,12 +34,12 @@ from hf_sane.training._pretraining import Progress, Run
 from hf_sane.training._settings import PretrainSettings
 
 WINDOW, TOKEN_DIM, LATENT = 52, 289, 128
-PROBE_SIDE = 512  # of the products that decide whether bf16 is measured: seconds at most, however slow it is
+PROBE_SIDE = 512  # size of the products that decide whether bf16 is measured: takes seconds even if bf16 is slow
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the step, and of the product that stands for the machine's rate."""
+    """Sizes of the step, and of the product for the machine's rate."""
 
     hidden: int = 512
     layers: int = 6
@@ -48,7 +48,7 @@ class Sizes:
 
     @property
     def tokens(self) -> int:
-        """Tokens of one step: two views of every window."""
+        """Tokens of one step, with two views of every window."""
         return 2 * self.batch * WINDOW
 
 
@@ -63,7 +63,7 @@ class PlainBlock(nn.Module):
         self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attend, then transform, each with its residual."""
+        """Attention and MLP, both with residual connections."""
         batch, window, width = x.shape
         parts = self.qkv(self.norm_1(x)).split(width, dim=2)
         q, k, v = (part.view(batch, window, self.heads, width // self.heads).transpose(1, 2) for part in parts)
@@ -73,7 +73,7 @@ class PlainBlock(nn.Module):
 
 
 class PlainSANE(nn.Module):
-    """The autoencoder of the paper, written down straight."""
+    """A plain implementation of the paper's autoencoder."""
 
     def __init__(self, config: SANEConfig) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class PlainSANE(nn.Module):
         return self.outputs[side](x)
 
     def copy_from(self, model: SANEModel) -> "PlainSANE":
-        """Take over the weights of the library's model."""
+        """Copy the weights of the library's model."""
         sides = (
             (model.token_in, model.encoder_positions, model.encoder, model.latent_out),
             (model.latent_in, model.decoder_positions, model.decoder, model.token_out),
@@ -131,7 +131,7 @@ class PlainSANE(nn.Module):
 
 
 def plain_loss(model: PlainSANE, batch: dict[str, Tensor], contrast_weight: float, temperature: float) -> Tensor:
-    """Both views one after the other, mean square over real weights, NT-Xent."""
+    """Loss with both views processed in turn: mean squared error of real weights, and NT-Xent."""
     latents, errors = [], []
     for tokens, target in (("tokens", "target_tokens"), ("second_tokens", "second_target_tokens")):
         latent = model.half(0, batch[tokens], batch["positions"])
@@ -146,7 +146,7 @@ def plain_loss(model: PlainSANE, batch: dict[str, Tensor], contrast_weight: floa
 
 
 class RandomBatches:
-    """Stands in for the zoo loader: batches made before the clock starts."""
+    """Replaces the zoo loader by batches that are created before the measurement."""
 
     def __init__(self, count: int, batch: int) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -170,17 +170,17 @@ class RandomBatches:
             )
 
     def batch(self, step: int, *, with_indices: bool = False) -> dict[str, Tensor]:
-        """One of the batches, round and round."""
+        """The next of the batches, cyclically."""
         return self.batches[step % len(self.batches)]
 
 
 def median_seconds(function: Callable[[], Any], repeats: int) -> float:
-    """Median time of `function`, garbage collection aside, after one call that does not count."""
+    """Median time of `function` without garbage collection, after a warm-up call."""
     return statistics.median(timeit.repeat(function, number=1, repeat=repeats + 1)[1:])
 
 
 def product_rates(sizes: Sizes, repeats: int, *dtypes: torch.dtype) -> dict[str, float]:
-    """FLOP/s of the step's own matrix shapes, per dtype; the largest counts as the machine's rate at that moment."""
+    """FLOP/s of the matrix shapes of the step, per dtype; the largest is the machine's current rate."""
     rates = {}
     for dtype in dtypes:
         for rows, inner, columns in (
@@ -197,7 +197,7 @@ def product_rates(sizes: Sizes, repeats: int, *dtypes: torch.dtype) -> dict[str,
 
 
 def bf16_speedup(sizes: Sizes, repeats: int) -> float:
-    """Rate of a bf16 product of moderate size over that of the fp32 one."""
+    """Rate of a bf16 product of moderate size, relative to fp32."""
     side = min(sizes.product, PROBE_SIDE)
     fp32 = torch.randn(side, side)
     bf16 = fp32.bfloat16()
@@ -233,9 +233,9 @@ def library_run(config: SANEConfig, batches: RandomBatches, precision: str) -> t
 
 
 def plain_stepper(config: SANEConfig, batches: RandomBatches) -> Callable[[], Tensor]:
-    """The plain fp32 loop: AdamW and OneCycleLR as PyTorch gives them."""
+    """The plain fp32 loop with AdamW and OneCycleLR of PyTorch."""
     torch.manual_seed(0)
-    source = SANEModel(config)  # drawn first: the same weights as the library's run
+    source = SANEModel(config)  # initialised first, with the same weights as the library's run
     model = PlainSANE(config).copy_from(source).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=3e-9)
     arguments = PretrainSettings(zoo=["none"], output="none", learning_rate=1e-4)
@@ -255,7 +255,7 @@ def plain_stepper(config: SANEConfig, batches: RandomBatches) -> Callable[[], Te
 
 
 def time_shares(step: Callable[[], Tensor]) -> dict[str, float]:
-    """Shares of one step's time by kind of work, as PyTorch's profiler sees them."""
+    """Shares of the time of one step by kind of work, from PyTorch's profiler."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         step()
     times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
@@ -297,7 +297,7 @@ def measure(sizes: Sizes, repeats: int) -> dict[str, Any]:
     for name, step in variants.items():
         seconds, losses, shares = [], [], []
         for _ in range(repeats + 1):
-            # Beside each step, since a shared machine is not equally fast all the time.
+            # Measured next to each step, since the speed of a shared machine varies.
             product_rate = max(product_rates(sizes, max(repeats, 5), torch.float32).values())
             started = time.perf_counter()
             losses.append(step().item())
@@ -335,7 +335,7 @@ def measure(sizes: Sizes, repeats: int) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, print, and write JSON when asked to."""
+    """Measure, print, and write a run record if requested."""
     parser = new_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=5, help="timed steps per variant")
     for name, what in {"hidden": "width", "layers": "layers of encoder and decoder", "batch": "windows"}.items():

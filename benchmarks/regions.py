@@ -41,7 +41,7 @@ from hf_sane.tokenization._adapter_changes import open_factors
 from hf_sane.zoo._dataset import Zoo
 
 TASK, GENERAL, SHUFFLED = "task", "general", "shuffled labels"
-RIDGE = 1e-2  # share of the mean feature variance
+RIDGE = 1e-2  # penalty as a share of the mean feature variance
 # Attention layers of Stable Diffusion's U-Net in the order in which cloneofsimo's files number them; None:
 # feed-forward.
 BLOCKS = [
@@ -55,7 +55,7 @@ LAYERS = [*(f"attn1.to_{k}" for k in ("q", "k", "v", "out")), None, *(f"attn2.to
 def fine_tune(
     config: ZooConfig, start: Mapping[str, Tensor], count: int, data: ImageData, *, seed: int, epochs: int, rate: float
 ) -> dict[str, Tensor]:
-    """Continuations of one network, with orders of images of their own: `{name: [count, *shape]}`."""
+    """Continuations of one network with different orders of images: `{name: [count, *shape]}`."""
     tensors = {name: tensor[None].repeat(count, *[1] * tensor.ndim) for name, tensor in start.items()}
     settings = HyperParameters.repeat(range(1000 * seed, 1000 * seed + count), learning_rate=rate)
     (snapshot,) = train_stacked(config, tensors, data, settings, epochs=epochs)
@@ -110,7 +110,7 @@ def refitted_accuracy(networks: StackedNetworks, data: ImageData) -> Tensor:
 
 
 def describe(space: RegionMap, levels: Sequence[str], *, seed: int) -> dict[str, Any]:
-    """Distances within and between, and nearest regions, of every level that tells networks apart."""
+    """Distances within and between regions, and nearest regions, for every level with several regions."""
     return {
         level: {
             "distances": space.group_distances(level, generator=_generator(seed)).to_dict(),
@@ -131,7 +131,7 @@ def interiors(
     num_points: int,
     seed: int,
 ) -> dict[str, Any]:
-    """What points inside every region score on its data sets, beside what lies outside."""
+    """Scores on the datasets of every region for points inside and outside it."""
     found: dict[str, Any] = {}
     for level in levels:
         for name in dict.fromkeys(networks.labels[level]):
@@ -157,9 +157,9 @@ def interiors(
 def adapter_report(folder: Path) -> dict[str, Any]:
     """Distances between LoRA adapters of Stable Diffusion, and between the layers of each.
 
-    Every adapter is the only one of its kind, so there are no regions of adapters; but each has many layers. Changes
-    of layers of one shape, scaled to length one, are the points; asked is whether the nearest one belongs to the same
-    adapter, or to the same place in another.
+    Every adapter is the only one of its kind, so there are no regions of adapters; but each has many layers. Points
+    are changes of layers of one shape, scaled to unit length. The question is whether the nearest one belongs to the
+    same adapter, or to the same place in another.
     """
     adapters = {path.stem: _attention(open_factors(path)) for path in sorted(folder.glob("*.safetensors"))}
     modules = shared_modules(adapters)
@@ -196,7 +196,7 @@ def adapter_report(folder: Path) -> dict[str, Any]:
 
 
 def _attention(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Factors of attention layers under the names of diffusers, whatever the file calls them."""
+    """Factors of attention layers by their names in diffusers, for all naming schemes of files."""
     named = {}
     numbered = [layer and f"{block}.transformer_blocks.0.{layer}" for block in BLOCKS for layer in LAYERS]
     for module, pair in factors.items():
@@ -214,7 +214,7 @@ def _generator(seed: int) -> torch.Generator:
 
 
 def measure(arguments: argparse.Namespace, tasks: Mapping[str, str]) -> dict[str, Any]:
-    """Everything that the record holds; draws the maps on the way."""
+    """All results of the record; also draws the maps."""
     zoos = [Zoo.load(folder) for folder in arguments.zoos]
     data = {zoo.facts.name: load_zoo_images(zoo.facts) for zoo in zoos}
     held_out = zoo_networks(zoos, groups={TASK: tasks}, splits=("validation", "test"))
@@ -254,17 +254,17 @@ def measure(arguments: argparse.Namespace, tasks: Mapping[str, str]) -> dict[str
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, draw, print, and write JSON when asked to."""
+    """Measure, draw, print, and write a run record if requested."""
     parser = new_parser(__doc__)
     parser.add_argument("--zoos", nargs="+", required=True, help="zoo folders or Hub dataset ids of one architecture")
     parser.add_argument("--tasks", required=True, help="JSON object: data set to task")
     parser.add_argument("--sane", help="SANE folder or Hub repo id")
     parser.add_argument("--adapters", type=Path, help="folder of LoRA files of Stable Diffusion")
-    parser.add_argument("--networks", type=int, default=16, help="fine-tuned per data set")
+    parser.add_argument("--networks", type=int, default=16, help="fine-tuned networks per dataset")
     parser.add_argument("--shuffled-networks", type=int, default=4, help="the same on shuffled labels")
     parser.add_argument("--ancestor-epochs", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=8, help="of fine-tuning")
-    parser.add_argument("--points", type=int, default=40, help="on lines, and in the hull, of every region")
+    parser.add_argument("--points", type=int, default=40, help="points on lines, and in the hull, of every region")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--picture", type=Path, help="PNG of the maps to write")
     arguments, record = start(parser, argv, hidden=("picture",))

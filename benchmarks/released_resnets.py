@@ -42,7 +42,7 @@ def load_test_images(path: Path, limit: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of images whose class is predicted."""
+    """Share of images whose class is predicted correctly."""
     hits = [
         model(part).logits.argmax(1) == truth for part, truth in zip(images.split(250), labels.split(250), strict=True)
     ]
@@ -50,7 +50,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def measure(path: Path, images: Tensor, labels: Tensor) -> dict[str, Any]:
-    """One released file: itself, and once per layout and normalisation."""
+    """Accuracy of one released file, and after a round trip in each layout and normalisation."""
     model = load_released_cifar_resnet(path)
     state = model.state_dict()
     report: dict[str, Any] = {
@@ -76,7 +76,7 @@ def measure(path: Path, images: Tensor, labels: Tensor) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, print, and write JSON when asked to."""
+    """Measure, print, and write a run record if requested."""
     parser = new_parser(__doc__)
     parser.add_argument("--checkpoints", type=Path, required=True, help="folder with the .th files")
     parser.add_argument("--images", type=Path, required=True, help="npz of JPEG bytes")

@@ -2,8 +2,8 @@
 
     python benchmarks/round_trip.py --checkpoints FOLDER --output runs/benchmarks/round_trip.json
 
-Reads every safetensors file and weights-only pickle below `FOLDER`. Each is also read as a stream, which must give the
-same tokens, and its header must give the same layout. A hundred small files take seconds.
+Reads every safetensors file and weights-only pickle in `FOLDER`. Each is also read as a stream, which must yield the
+same tokens, and its header must yield the same layout. A hundred small files take seconds.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ def same_bits(found: Tensor, expected: Tensor) -> bool:
 
 
 def failures(path: Path, state_dict: dict[str, Tensor]) -> list[str]:
-    """What does not come back, per layout; nothing when all is well."""
+    """Differences after a round trip in each layout; empty if there are none."""
     wrong = []
     for token_layout in ("rowwise", "dense"):
         extractor = SANEFeatureExtractor(token_dim=TOKEN_DIM, token_layout=token_layout, normalization="none")
@@ -62,7 +62,7 @@ def failures(path: Path, state_dict: dict[str, Tensor]) -> list[str]:
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """All checkpoints below `folder`, by the folder they lie in."""
+    """All checkpoints in `folder` and its subfolders, by folder."""
     groups: dict[str, dict[str, Any]] = {}
     for path in sorted(path for path in folder.rglob("*") if path.name.endswith((".safetensors", *PICKLE_SUFFIXES))):
         state_dict = load_state_dict(path)
@@ -87,7 +87,7 @@ def measure(folder: Path) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, print, and write a run record when asked to."""
+    """Measure, print, and write a run record if requested."""
     parser = new_parser(__doc__)
     parser.add_argument("--checkpoints", type=Path, required=True, help="folder with checkpoints, at any depth")
     arguments, record = start(parser, argv)

@@ -13,13 +13,13 @@ from hf_sane.records._redaction import hide_folders_in
 from hf_sane.records._run_record import RunRecord
 from hf_sane.workflows.command_line import ScriptParser
 
-SAMPLE_SECONDS = 0.02  # between two looks at the memory
+SAMPLE_SECONDS = 0.02  # between two memory measurements
 
 
 def new_parser(description: str | None, *, needs_output: bool = False) -> argparse.ArgumentParser:
     """A parser with the option `--output`; the docstring of the benchmark is its help."""
     parser = ScriptParser(description)
-    parser.add_argument("--output", type=Path, required=needs_output, help="JSON file that receives the run record")
+    parser.add_argument("--output", type=Path, required=needs_output, help="JSON file for the run record")
     return parser
 
 
@@ -29,13 +29,13 @@ def start(
     """Parse the command line and start the record.
 
     Args:
-        parser: From [`new_parser`], with the benchmark's own options.
-        argv: Arguments; those of the process when `None`.
-        hidden: Options that the record leaves out, beside `output`.
+        parser: Parser from [`new_parser`] with the options of the benchmark.
+        argv: Arguments; by default those of the process.
+        hidden: Options that the record omits, in addition to `output`.
 
     Returns:
-        Options, and a record of them, without the folders that paths are in; its seed is the option `seed`, or the
-        first of `seeds`, or 0.
+        Options, and a record of them without folders of paths; its seed is the option `seed`, the first of `seeds`, or
+        0.
     """
     options = parser.parse_args(argv)
     tune_allocator()
@@ -54,13 +54,13 @@ def finish(
     data: Mapping[str, Any] | None = None,
     shows: bool = False,
 ) -> dict[str, Any]:
-    """Write the record when asked to, and give the results back.
+    """Complete the record, write it if requested, and return the results.
 
     Args:
-        record: From [`start`].
-        results: What was measured.
-        output: Where to.
-        data: What it was measured on.
+        record: Record from [`start`].
+        results: Measurements.
+        output: File to write, if any.
+        data: Description of the data.
         shows: Whether to print the results as JSON.
     """
     record.finish(results, data=data)
@@ -72,14 +72,14 @@ def finish(
 
 
 def anonymous_bytes() -> int:
-    """Memory of this process that no file backs (Linux)."""
+    """Memory of this process that is not backed by files (Linux)."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(fields["RssAnon"].split()[0]) * 1024
 
 
 @contextmanager
 def watched_memory() -> Iterator[dict[str, int]]:
-    """Sample anonymous memory until the block ends; `peak` is its largest."""
+    """Samples anonymous memory until the block ends; `peak` is the maximum."""
     seen = {"before": anonymous_bytes(), "peak": 0}
     stop = threading.Event()
 

@@ -37,7 +37,7 @@ from hf_sane.tokenization._weight_files import is_pickle_name
 
 BUDGETS = ("0.1%", "1%", "10%", "100%")
 TOKEN_DIM = 98  # an eighth of the rows of the first layer
-PENALTIES = (0.1, 1.0, 10.0, 100.0)  # of the ridge probe, for standardised features
+PENALTIES = (0.1, 1.0, 10.0, 100.0)  # penalties of the ridge probe, for standardised features
 
 
 def scan_of(path: Path, budget: str, seed: int, encoder: Encoder | None = None) -> Scan:
@@ -86,7 +86,7 @@ def _errors(pairs: Sequence[tuple[TensorStatistics, TensorStatistics]]) -> dict[
 
 
 def build_population(images: str, options: argparse.Namespace, folder: Path) -> tuple[hf_sane.SANE, Any]:
-    """The zoo, and a SANE of it."""
+    """The zoo, and a SANE trained on it."""
     zoo = hf_sane.build_zoo(
         images,
         output=folder / "zoo",
@@ -118,7 +118,7 @@ def build_population(images: str, options: argparse.Namespace, folder: Path) -> 
 
 
 def measure_population(sane: hf_sane.SANE, zoo: Any, folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
-    """Distance of sampled embeddings from whole ones, and what a probe predicts from sampled statistics."""
+    """Distance of sampled embeddings from whole ones, and predictions of a probe from sampled statistics."""
     encoder = Encoder("SANE", sane.extractor, lambda: sane.model)
     paths: dict[str, list[Path]] = {"train": [], "validation": [], "test": []}
     for name, found in paths.items():
@@ -187,7 +187,7 @@ Predict = Callable[[Sequence[Scan]], NDArray[np.float64]]
 def _choose_probe(
     scans: dict[str, list[Scan]], accuracies: dict[str, NDArray[np.float64]]
 ) -> tuple[dict[str, Any], Predict]:
-    """The probe that is best on validation networks, and its features, penalty and score there."""
+    """The best probe on validation networks, with its features, penalty and score."""
     probes = []
     for name, features in FEATURES.items():
         inputs = np.stack([features(scan) for scan in scans["train"]])
@@ -213,11 +213,11 @@ def _fit_probe(
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, and write the record when asked to."""
+    """Measure, and write a run record if requested."""
     parser = new_parser(__doc__)
     parser.add_argument("--checkpoints", type=Path, nargs="*", default=[], help="files, or folders of them")
-    parser.add_argument("--images", default="digits", help="what the population is trained on")
-    parser.add_argument("--networks", type=int, default=40, help="of the population")
+    parser.add_argument("--images", default="digits", help="training images of the population")
+    parser.add_argument("--networks", type=int, default=40, help="networks of the population")
     parser.add_argument("--width", type=int, default=512, help="of their hidden layers")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--train-limit", type=int, default=2000)

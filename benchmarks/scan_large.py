@@ -24,7 +24,7 @@ import hf_sane
 from hf_sane.records._failures import run_script
 
 SHARD_BYTES = 2 * 10**9
-NOISE = 2**22  # values that are drawn once; each tensor repeats them from a place of its own
+NOISE = 2**22  # values that are drawn once; each tensor repeats them from a different offset
 
 
 def write_checkpoint(config: LlamaConfig, folder: Path) -> int:
@@ -84,14 +84,14 @@ def measure(folder: Path, budget: str) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, and write the record when asked to."""
+    """Measure, and write a run record if requested."""
     parser = new_parser(__doc__)
     parser.add_argument("--hidden-size", type=int, default=4096)
     parser.add_argument("--intermediate-size", type=int, default=11008)
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--vocabulary", type=int, default=32000)
     parser.add_argument("--budgets", nargs="+", default=["0.1%", "1%", "10%", "100%"])
-    parser.add_argument("--scratch", type=Path, help="where to write it; the system's temporary folder by default")
+    parser.add_argument("--scratch", type=Path, help="place of the checkpoint; by default a temporary folder")
     options, record = start(parser, argv)
     config = LlamaConfig(
         hidden_size=options.hidden_size,

@@ -41,7 +41,7 @@ ANCHOR_FRACTION = 0.3
 
 
 def fine_tune(start: StackedNetworks, count: int, data: ImageData, *, seed: int, epochs: int) -> StackedNetworks:
-    """Continuations of one network: same start, other orders of images."""
+    """Continuations of one network with different orders of images."""
     tensors = {name: tensor.repeat(count, *[1] * (tensor.ndim - 1)) for name, tensor in start.tensors.items()}
     settings = HyperParameters.repeat(range(1_000 * (seed + 1), 1_000 * (seed + 1) + count), learning_rate=1e-3)
     (snapshot,) = train_stacked(start.config, tensors, data, settings, epochs=epochs)
@@ -78,7 +78,7 @@ def sampled(
         judge,
         bandwidths=BANDWIDTHS,
         density=Density(0.0),
-        share=1.0,  # nothing but accuracy counts here
+        share=1.0,  # only accuracy is compared here
         num_candidates=candidates // 2,
         num_kept=1,
         generator=generator,
@@ -96,7 +96,7 @@ def sampled(
 def compare(
     codec: NetworkCodec, networks: StackedNetworks, tokens: Tensor, data: ImageData, *, candidates: int, seed: int
 ) -> dict[str, float]:
-    """Test accuracy of everything that can be made of these ingredients."""
+    """Test accuracy of all methods with these ingredients."""
     validation = networks.evaluate(*data.split("validation"))[1]
     images, labels = data.split("test")
     alone = networks.evaluate(images, labels)[1]
@@ -147,15 +147,15 @@ def _std(rows: list[dict[str, float]], name: str) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, print, and write JSON when asked to."""
+    """Measure, print, and write a run record if requested."""
     parser = new_parser(__doc__)
     parser.add_argument("--zoo", required=True, help="zoo folder or Hub dataset id, of one architecture")
-    parser.add_argument("--zoo-config", dest="config", help="which zoo, if there are several")
+    parser.add_argument("--zoo-config", dest="config", help="name of the zoo, if there are several")
     parser.add_argument("--sane", required=True, help="SANE folder or Hub repo id")
-    parser.add_argument("--images", help="'digits' or an .npz file; the zoo's own if left out")
+    parser.add_argument("--images", help="'digits' or an .npz file; by default those of the zoo")
     parser.add_argument("--ingredients", type=int, nargs="+", default=[2, 5, 10])
     parser.add_argument("--draws", type=int, default=5, help="draws of ingredients")
-    parser.add_argument("--candidates", type=int, default=200, help="sampled networks, of which the best is kept")
+    parser.add_argument("--candidates", type=int, default=200, help="sampled networks, the best of which is kept")
     parser.add_argument("--epochs", type=int, default=5, help="of fine-tuned ingredients")
     arguments, record = start(parser, argv)
     zoo = Zoo.load(arguments.zoo, arguments.config)

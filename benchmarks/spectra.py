@@ -41,7 +41,7 @@ SAME_TAIL = 1e-4  # relative difference of the tail's start, in units of the lar
 
 
 def quietly(work: Callable[[], Any]) -> Any:
-    """Call without what the packages print, warn of and log."""
+    """Call a function without the output, warnings and logs of the packages."""
     logging.disable(logging.CRITICAL)
     with (
         contextlib.redirect_stdout(io.StringIO()),
@@ -82,7 +82,7 @@ def compared(pairs: Sequence[tuple[float, float, float, float]]) -> dict[str, An
 
 
 def agreement(model: nn.Module, installed: Sequence[str]) -> dict[str, Any]:
-    """Every layer's alpha against the packages that are installed."""
+    """Alpha of every layer, compared with the installed packages."""
     layers = [layer for layer in analyze_spectrum(model, PLAIN).layers if layer.alpha is not None]
     found: dict[str, Any] = {}
     if "powerlaw" in installed:
@@ -102,7 +102,7 @@ def agreement(model: nn.Module, installed: Sequence[str]) -> dict[str, Any]:
 
 
 def medians(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each side, all of them once per round after a round that does not count."""
+    """Median seconds of each function; all are called once per round, after a warm-up round."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds + 1):
         for name, work in sides.items():
@@ -146,7 +146,7 @@ def speed_of_fit(size: int, installed: Sequence[str], rounds: int) -> dict[str, 
 
 
 def summary(networks: dict[str, Any], fit: dict[str, Any]) -> dict[str, float]:
-    """The worst over all networks of what docs/results/performance.md claims."""
+    """Worst results over all networks, for docs/results/performance.md."""
     found: dict[str, float] = {}
     differences = [
         part["largest_alpha_difference_same_tail"]
@@ -170,11 +170,11 @@ def summary(networks: dict[str, Any], fit: dict[str, Any]) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, print, and write a record when asked to."""
+    """Measure, print, and write a run record if requested."""
     parser = new_parser(__doc__)
     parser.add_argument("--checkpoints", type=Path, help="folder with the .th files")
-    parser.add_argument("--width", type=int, default=16, help="of the random network that stands in for them")
-    parser.add_argument("--values", type=int, default=1024, help="length of the sample whose fit is timed")
+    parser.add_argument("--width", type=int, default=16, help="channels of the random network that replaces them")
+    parser.add_argument("--values", type=int, default=1024, help="length of the sample for timing a fit")
     parser.add_argument("--rounds", type=int, default=5)
     arguments, record = start(parser, argv)
     installed = [name for name in PACKAGES if find_spec(name) is not None]

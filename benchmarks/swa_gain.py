@@ -24,7 +24,7 @@ from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.networks._training import train_stacked
 from hf_sane.records._failures import run_script
 
-# Optimiser, and the learning rates to choose from.
+# Optimizer and candidates for the learning rate.
 ARCHITECTURES: dict[str, tuple[ZooConfig, str, tuple[float, ...]]] = {
     "cnn_digits": (cnn_digits(), "adam", (3e-3, 1e-2)),
     "resnet20_narrow": (cifar_resnet(20, width=4, num_channels=1), "sgd", (3e-2, 1e-1)),
@@ -38,7 +38,7 @@ WAYS = {
 def run_ways(
     config: ZooConfig, optimizer: str, learning_rate: float, data: ImageData, arguments: argparse.Namespace
 ) -> dict[str, StackedNetworks]:
-    """Train with one learning rate in every way."""
+    """Train with one learning rate and every method."""
     start = StackedNetworks.initialize(config, range(arguments.seeds))
     settings = HyperParameters.repeat(range(arguments.seeds), learning_rate=learning_rate, optimizer=optimizer)
     total = arguments.epochs + arguments.cycles * arguments.cycle_epochs
@@ -70,7 +70,7 @@ def describe(values: Tensor) -> dict[str, Any]:
 
 
 def measure(name: str, data: ImageData, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All ways of one architecture, each at the learning rate that is best on validation images."""
+    """All methods for one architecture, each with the best learning rate on validation images."""
     config, optimizer, rates = ARCHITECTURES[name]
     by_rate = {rate: run_ways(config, optimizer, rate, data, arguments) for rate in rates}
     report: dict[str, Any] = {}
@@ -89,13 +89,13 @@ def measure(name: str, data: ImageData, arguments: argparse.Namespace) -> dict[s
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, print, and write JSON when asked to."""
+    """Measure, print, and write a run record if requested."""
     parser = new_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=20, help="before averaging starts")
     parser.add_argument("--cycles", type=int, default=10, help="networks per average")
     parser.add_argument("--cycle-epochs", type=int, default=2, help="epochs between them")
-    parser.add_argument("--train-limit", type=int, help="training images; all 1,000 if left out")
+    parser.add_argument("--train-limit", type=int, help="training images; by default all 1,000")
     parser.add_argument("--architectures", nargs="+", choices=list(ARCHITECTURES), default=list(ARCHITECTURES))
     arguments, record = start(parser, argv)
     data = load_images("digits", train_limit=arguments.train_limit)

@@ -42,7 +42,7 @@ def measure(token_layout: str, normalization: str, *, rounds: int, repeats: int)
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
-    """Run, print, and on request save."""
+    """Run, print, and write a run record if requested."""
     parser = new_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--repeats", type=int, default=5)

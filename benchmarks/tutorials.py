@@ -49,7 +49,7 @@ print(json.dumps(seconds))
 
 
 def build_wheel(folder: Path) -> Path:
-    """Build the wheel in a new folder, from a copy of the sources, so that nothing is written into them."""
+    """Build the wheel in a new folder, from a copy of the sources, so that these stay unchanged."""
     folder.mkdir(exist_ok=True)
     for name in PACKAGED:
         shutil.copy(ROOT / name, folder)
@@ -62,7 +62,7 @@ def build_wheel(folder: Path) -> Path:
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """Seconds to the end of each section of every page, and to what people wait for."""
+    """Seconds to the end of each section of every page, and to the first results."""
     released = folder / "released"
     with zipfile.ZipFile(build_wheel(folder / "build")) as wheel:
         wheel.extractall(released)
@@ -83,7 +83,7 @@ def _of_section(seconds: dict[str, float], word: str) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, print, and write a run record when asked to."""
+    """Measure, print, and write a run record if requested."""
     arguments, record = start(new_parser(__doc__), argv)
     with tempfile.TemporaryDirectory() as folder:
         results = measure(Path(folder).resolve())

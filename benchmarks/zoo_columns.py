@@ -1,10 +1,10 @@
-"""Read rates of token columns: why a zoo stores its tokens as one flat list of float32 per network.
+"""Compare read rates of token columns; they are the reason why a zoo stores one flat list of float32 per network.
 
     python benchmarks/zoo_columns.py --output runs/benchmarks/zoo_columns.json
 
 The same random networks in four layouts, written to parquet and read with `datasets`: single rows, slices of 32 rows,
-streamed rows, and 50-token windows read in place from the memory-mapped Arrow column (flat list only; the others give
-windows by reading the row). Medians over rounds. About a minute on 2 cores.
+streamed rows, and 50-token windows read in place from the memory-mapped Arrow column (flat list only; the others read
+the whole row for a window). Medians over rounds. About a minute on 2 cores.
 """
 
 import statistics
@@ -24,7 +24,7 @@ TOKENS, TOKEN_DIM, WINDOW = 50, 289, 50
 
 
 def columns() -> dict[str, tuple[Features, Callable[[np.ndarray], Any], Callable[[Any], np.ndarray]]]:
-    """Layout to its features, how a network is stored, and how it is read back as `[tokens, token_dim]`."""
+    """For each layout, its features, and functions that store a network and read it as `[tokens, token_dim]`."""
     shape = (-1, TOKEN_DIM)
     return {
         "flat_list": (List(Value("float32")), lambda t: t.reshape(-1), lambda v: np.asarray(v).reshape(shape)),
@@ -73,7 +73,7 @@ def measure_column(name: str, networks: np.ndarray, folder: Path, rounds: int) -
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, print, and write a run record when asked to."""
+    """Measure, print, and write a run record if requested."""
     parser = new_parser(__doc__)
     parser.add_argument("--networks", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)

@@ -39,7 +39,7 @@ EVERY_SECONDS = 0.05
 
 
 class Foreign(nn.Module):
-    """A perceptron that this library does not know."""
+    """A perceptron of the user."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def save_own(folder: Path, count: int) -> None:
 
 @contextmanager
 def watching_memory() -> Iterator[dict[str, int]]:
-    """Largest anonymous memory of this process during the block, beyond what it had before, in bytes."""
+    """Increase of the anonymous memory of this process during the block, at its maximum, in bytes."""
     found, ended = {"bytes": 0}, threading.Event()
     before = _anonymous_bytes()
 
@@ -98,7 +98,7 @@ def seconds_of(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def open_all(folder: Path) -> None:
-    """What an import cannot do without."""
+    """The minimal work of an import."""
     for path in sorted(folder.iterdir()):
         torch.load(path, weights_only=True)
 
@@ -150,10 +150,10 @@ def measure(count: int, compared: int, folder: Path) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, print, and write a run record when asked to."""
+    """Measure, print, and write a run record if requested."""
     parser = new_parser(__doc__)
-    parser.add_argument("--networks", type=int, default=10_000, help="files that are imported")
-    parser.add_argument("--compared", type=int, default=1_000, help="networks of each kind that are compared")
+    parser.add_argument("--networks", type=int, default=10_000, help="files to import")
+    parser.add_argument("--compared", type=int, default=1_000, help="networks of each kind to compare")
     arguments, record = start(parser, argv)
     with tempfile.TemporaryDirectory() as folder:
         results = measure(arguments.networks, arguments.compared, Path(folder))

@@ -64,7 +64,7 @@ def measure(num_models: int, rounds: int, batch_size: int, folder: Path) -> dict
         optimizer.step()
 
     seconds: dict[str, list[float]] = {"batch": [], "step": []}
-    for _ in range(rounds + 1):  # the first round allocates
+    for _ in range(rounds + 1):  # the first round allocates memory
         seconds["batch"].append(seconds_of(sampler.batch, 20))
         seconds["step"].append(seconds_of(step, 4))
     medians = {name: statistics.median(found[1:]) for name, found in seconds.items()}
@@ -78,7 +78,7 @@ def measure(num_models: int, rounds: int, batch_size: int, folder: Path) -> dict
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, print, and write a run record when asked to."""
+    """Measure, print, and write a run record if requested."""
     parser = new_parser(__doc__)
     parser.add_argument("--models", type=int, default=64, help="networks of the zoo")
     parser.add_argument("--rounds", type=int, default=5)

@@ -32,7 +32,7 @@ LEARNING_RATE = 1e-3
 
 
 class OwnCNN(nn.Sequential):
-    """The layers of CNN-s, as a user would write them."""
+    """A user's module with the layers of CNN-s."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -44,7 +44,7 @@ class OwnCNN(nn.Sequential):
 
 
 def random_images(count: int) -> ImageData:
-    """A task of the shape of MNIST."""
+    """A task with the shapes of MNIST."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(count, 1, 28, 28, generator=generator)
     labels = torch.randint(10, (count,), generator=generator)
@@ -73,7 +73,7 @@ def stacked_seconds(networks: StackedNetworks, data: ImageData, batch_size: int)
 
 
 def plain_seconds(networks: StackedNetworks, data: ImageData, batch_size: int, count: int) -> float:
-    """One epoch of the first `count` networks, one after the other."""
+    """One epoch of the first `count` networks, one at a time."""
     models = [networks.model(index).train() for index in range(count)]
     optimizers = [torch.optim.Adam(model.parameters(), lr=LEARNING_RATE) for model in models]
     started = time.perf_counter()
@@ -88,7 +88,7 @@ def plain_seconds(networks: StackedNetworks, data: ImageData, batch_size: int, c
 
 
 def measure(num_networks: int, num_plain: int, batch_size: int, batches: int, rounds: int) -> dict[str, Any]:
-    """Medians of both sides, per network."""
+    """Medians of both methods, per network."""
     data = random_images(batch_size * batches)
     seeds = list(range(num_networks))
     kinds = {
@@ -116,10 +116,10 @@ def measure(num_networks: int, num_plain: int, batch_size: int, batches: int, ro
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, print, and write a run record when asked to."""
+    """Measure, print, and write a run record if requested."""
     parser = new_parser(__doc__)
     parser.add_argument("--networks", type=int, default=128)
-    parser.add_argument("--plain-networks", type=int, default=32, help="networks that the plain loop trains")
+    parser.add_argument("--plain-networks", type=int, default=32, help="networks of the plain loop")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--batches", type=int, default=10, help="updates per round")
     parser.add_argument("--rounds", type=int, default=5)

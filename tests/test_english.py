@@ -8,7 +8,8 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PYTHON = sorted(path for folder in ("src", "scripts", "experiments") for path in (ROOT / folder).rglob("*.py"))
+FOLDERS = ("src", "scripts", "experiments", "benchmarks")
+PYTHON = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md"]
 PAGES += sorted(path for folder in ("docs", "model_cards") for path in (ROOT / folder).rglob("*.md"))
 
