@@ -175,6 +175,9 @@ def test_it_is_sampled_judged_saved_and_fine_tuned(own, zoo, sane, tmp_path):
     assert len(tuned) == 2
     assert tuned.curves["networks"][0][0] == pytest.approx(accuracy)
     assert tuned.curves["scratch"][0] != tuned.curves["networks"][0]
+    resized = load_images("digits", image_size=10).split("test")
+    larger = hf_sane.finetune(networks, "digits", image_size=10, epochs=1, train_limit=64, scratch=False)
+    assert larger.curves["networks"][0] == pytest.approx(networks.stack.evaluate(*resized)[1].tolist())
 
 
 def test_zoos_without_alignment_and_accuracies_are_compared_and_reconstructed(own, zoo, sane):
