@@ -31,8 +31,8 @@ SMALL = {
     "import_time": "--rounds 1 --discarded 0",
     "spectra": "--width 4 --values 100 --rounds 1",
 }
-# Too large for a test, or in need of files that are not in the repository.
-BY_HAND = {"released_resnets"}
+# Too large for a test, or in need of files that are not in the repository, or of a browser.
+BY_HAND = {"released_resnets", "explore"}
 ELSEWHERE = {  # in test_lora_benchmarks.py, tests/test_packaging.py and files of their own names
     "accuracy_transfer",
     "adapt_sane",

@@ -8,9 +8,12 @@ from importlib.util import find_spec
 import pytest
 import torch
 from browser import BROWSER, open_browser
+from huggingface_hub import RepoCard
 
+import hf_sane
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.records._outputs import check_finished
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.workflows import explore
 from hf_sane.workflows.explore import ExploreSettings, run_explore
@@ -124,3 +127,29 @@ def test_the_verb_names_what_is_not_installed(tiny_zoo_folder, monkeypatch, hf_s
 def test_a_zoo_or_the_self_test(hf_sane_command):
     assert "or --self-test, got neither" in hf_sane_command("explore", exit_code=2).stderr
     assert "or --self-test, got both" in hf_sane_command("explore", "zoo", "--self-test", exit_code=2).stderr
+
+
+def test_a_space_is_ready_to_push(tmp_path, hf_sane_command):
+    space = tmp_path / "space"
+    wanted = ("explore", "org/zoo@v1", "--sane", "org/sane", "--images", "digits", "--space", space)
+    assert json.loads(hf_sane_command(*wanted, "--json").stdout) == {"output": str(space)}
+    check_finished(space, all_digests=True)
+    card = RepoCard.load(space / "README.md")
+    told = card.data.to_dict()
+    assert (told["sdk"], told["app_file"], told["datasets"], told["models"]) == (
+        *("gradio", "app.py"),
+        *(["org/zoo"], ["org/sane"]),
+    )
+    assert "org/zoo@v1" in card.text
+    assert (space / "requirements.txt").read_text() == f"hf_sane[explore]=={hf_sane.__version__}\n"
+    made = []
+    program = (space / "app.py").read_text().replace("run_explore(", "made.append(", 1)
+    program = program.replace("import ExploreSettings, run_explore", "import ExploreSettings")
+    exec(compile(program, "app.py", "exec"), {"made": made})
+    assert made == [ExploreSettings(source="org/zoo@v1", sane="org/sane", images="digits", hosted=True)]
+
+
+def test_a_space_reads_from_the_hub(tiny_zoo_folder, tmp_path, hf_sane_command):
+    told = hf_sane_command("explore", tiny_zoo_folder, "--space", tmp_path / "space", exit_code=2).stderr
+    assert f"expected a source on the Hub, where a Space can read it, got {tiny_zoo_folder}; push it first" in told
+    assert not (tmp_path / "space").exists()

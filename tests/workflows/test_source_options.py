@@ -36,7 +36,7 @@ WRONG = save({"wrong": torch.ones(2, 2)})
 
 # Verbs without the options, and why. A SANE and a zoo are repositories of their own; both take repo@revision.
 WITHOUT = {
-    "explore": "takes a zoo, which has no variants",
+    "explore": "takes zoos, and whole folders of checkpoints",
     "pretrain": "reads zoos and a SANE",
     "linear": "reads zoos and a SANE",
     "probe": "reads a zoo and a SANE",

@@ -11,6 +11,7 @@ from torch import nn
 
 from hf_sane.cards._tables import fact_text
 from hf_sane.explorer._atlas import Atlas, Table, parse_numbers
+from hf_sane.explorer._scans import Scans, list_findings, list_scans, list_tensors
 from hf_sane.records._errors import shorten
 from hf_sane.records._escaping import markdown_text
 from hf_sane.records._failures import describe_error, expected_errors
@@ -200,6 +201,26 @@ def _add_sampling(
 
     save.click(save_networks, [kept, folder], said, api_name=False)
     push.click(push_networks, [kept, repo_id, private], said, api_name=False)
+
+
+def build_scan_page(scans: Scans, title: str) -> gr.Blocks:
+    """The page of a scan: a row selects a checkpoint, whose findings and tensors are listed."""
+    with gr.Blocks(title=f"hf_sane: {title}", analytics_enabled=False) as page:
+        gr.Markdown(
+            f"## {markdown_text(title)}\n\n{len(scans):,} checkpoints. Click a row for its findings and tensors."
+        )
+        table = gr.Dataframe(_frame(list_scans(scans)), interactive=False, elem_id="scans", wrap=True)
+        heading = gr.Markdown(elem_id="heading")
+        findings = gr.Dataframe(interactive=False, elem_id="findings", label="Findings", wrap=True)
+        tensors = gr.Dataframe(interactive=False, elem_id="tensors", label="Tensors")
+
+        def show(rows: Any, event: gr.SelectData) -> list[Any]:
+            source = rows.iloc[event.index[0], 0]  # since visitors may have sorted the table
+            scan = next(scan for scan in scans if shorten(scan["source"]) == source)
+            return [f"**{markdown_text(source)}**", _frame(list_findings(scan)), _frame(list_tensors(scan))]
+
+        table.select(show, table, [heading, findings, tensors], show_progress="hidden", api_name=False)
+    return page
 
 
 def _sampled(result: Sampled | None) -> Sampled:

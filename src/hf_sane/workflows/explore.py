@@ -4,36 +4,54 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, NotRequired, TypedDict
 
+from huggingface_hub import CardData
+
+from hf_sane.cards._rendering import render
 from hf_sane.explorer._atlas import Atlas
+from hf_sane.explorer._scans import Scans, is_scan, read_scans
 from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData
+from hf_sane.records._escaping import python_literal
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
-from hf_sane.workflows.doctor import make_tiny_zoo
-from hf_sane.workflows.results import Result
+from hf_sane.records._sources import hub_id
+from hf_sane.workflows.doctor import installed, make_tiny_zoo
+from hf_sane.workflows.results import Result, optional_output
 from hf_sane.workflows.sample import SampleResult, sample
 from hf_sane.workflows.sane import SANE, open_sane
+from hf_sane.workflows.scan import scan
 from hf_sane.workflows.shared import ZOO_CONFIG, SaneSettings
-from hf_sane.workflows.show_zoo import load_zoo
+from hf_sane.workflows.show_zoo import is_zoo, load_zoo
 from hf_sane.zoo._dataset import Zoo
 
 POOLING = "layer_mean_std"
 NO_GRADIO = "the explorer needs Gradio and matplotlib: pip install 'hf_sane[explore]'"
+GRADIO_VERSION = "6.31.0"  # that the page was tested with
+APP = """# Made by hf-sane explore --space: the page of a zoo.
+from hf_sane.workflows.explore import ExploreSettings, run_explore
+
+run_explore(ExploreSettings({arguments}))
+"""
 
 
 @dataclass(kw_only=True)
 class ExploreSettings(SaneSettings):
     """Settings of [`explore`]."""
 
-    source: str | Path | Zoo | None = setting("Zoo folder or Hub dataset id.", default=None, positional=True)
+    source: str | Path | Zoo | None = setting(
+        "Zoo (folder or Hub dataset id); or the output of hf-sane scan, or a file or folder of checkpoints, which are "
+        "scanned first.",
+        default=None,
+        positional=True,
+    )
     sane: str | Path | SANE | None = setting(
         "SANE (folder or Hub repo id) that embeds the networks and samples; without one, the map shows statistics of "
         "their weights.",
@@ -46,6 +64,9 @@ class ExploreSettings(SaneSettings):
     config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
     port: int | None = setting("Port of the page; by default the first free one from 7860 on.", default=None)
     share: bool = setting("Let Gradio publish the page under an address of its own.", default=False)
+    space: Path | None = setting(
+        "Do not open the page, but write the folder of a Hugging Face Space that shows it.", default=None
+    )
     self_test: bool = setting("Build a tiny zoo, open its page, use it, and close it.", default=False, once=True)
     hosted: bool = setting(
         "Whether the page runs in a Space, where nobody may write.", default=False, only_python=True
@@ -65,12 +86,12 @@ class ExploreJson(TypedDict):
     """What `--json` prints when the page is closed.
 
     Attributes:
-        address: Address of the page.
-        networks: Networks on the map.
+        address: Address of the page; not with --space.
+        networks: Networks or checkpoints that it shows; not with --space.
     """
 
-    address: str
-    networks: int
+    address: NotRequired[str]
+    networks: NotRequired[int]
 
 
 @dataclass(kw_only=True)
@@ -78,16 +99,30 @@ class ExploreResult(Result):
     """A page that was open.
 
     Attributes:
-        address: Its address.
+        address: Its address; empty if it was not opened.
+        files: Content of the files of a Space.
     """
 
     JSON: ClassVar[Any] = ExploreJson
+    JOB: ClassVar[str] = "space"
 
-    address: str
+    address: str = ""
+    files: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Address and number of networks."""
+        return {"address": self.address, **self.record.results} if self.address else {}
+
+    def write_all(self, partial: Path) -> None:
+        """Write the files of a Space, which needs no record of how it was made."""
+        for name, content in self.files.items():
+            (partial / name).write_text(content, encoding="utf-8")
 
     def summary(self) -> list[str]:
         """What was shown where."""
-        return [f"{self.record.results['networks']:,} networks were at {self.address}, which is closed"]
+        if not self.address:
+            return ["push it with: hf upload user/name FOLDER --repo-type space"]
+        return [f"{self.record.results['networks']:,} networks were shown at {self.address}, which is closed"]
 
 
 def explore(source: str | Path | Zoo, sane: str | Path | SANE | None = None, **options: Any) -> ExploreResult:
@@ -102,6 +137,10 @@ def run_explore(settings: ExploreSettings) -> ExploreResult:
     that are selected, and save or publish them. Only this machine can open the page, and nothing is loaded from
     elsewhere.
     """
+    if settings.space is not None:
+        with optional_output(settings.space, ExploreResult.JOB) as output:
+            record = RunRecord.start(arguments=as_arguments(settings))
+            return output.write(ExploreResult(record=record.finish({}), files=space_files(settings)))
     if find_spec("gradio") is None or find_spec("matplotlib") is None:
         raise ValueError(NO_GRADIO)
     record = RunRecord.start(arguments=as_arguments(settings))
@@ -115,17 +154,23 @@ def run_explore(settings: ExploreSettings) -> ExploreResult:
 def _show(settings: ExploreSettings, record: RunRecord, use: Callable[[str], None]) -> ExploreResult:
     """Open the page, use it, and close it."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before it is imported
-    from hf_sane.explorer._page import build_page, serve
+    from hf_sane.explorer._page import build_page, build_scan_page, serve
 
-    atlas, sampler = open_atlas(settings)
-    title = atlas.zoo.source or atlas.zoo.facts.name
-    page = build_page(atlas, str(title), sampler, can_write=not settings.hosted)
+    assert settings.source is not None
+    if isinstance(settings.source, Zoo) or is_zoo(settings.source) or not Path(settings.source).exists():
+        atlas, sampler = open_atlas(settings)
+        title, count = str(atlas.zoo.source or atlas.zoo.facts.name), len(atlas)
+        page = build_page(atlas, title, sampler, can_write=not settings.hosted)
+    else:
+        scans = open_scans(settings.source)
+        title, count = str(settings.source), len(scans)
+        page = build_scan_page(scans, title)
     address = serve(page, port=settings.port, share=settings.share, hosted=settings.hosted)
     try:
         use(address)
     finally:
         page.close(verbose=False)
-    return ExploreResult(record=record.finish({"networks": len(atlas)}), address=address)
+    return ExploreResult(record=record.finish({"networks": count}), address=address)
 
 
 def open_atlas(settings: ExploreSettings) -> tuple[Atlas, Callable[..., SampleResult] | None]:
@@ -138,6 +183,43 @@ def open_atlas(settings: ExploreSettings) -> tuple[Atlas, Callable[..., SampleRe
     is_one = len({key for split in zoo.splits.values() for key in split.column("layout").tolist()}) == 1
     embed = partial(sane.embed, pooling=POOLING if is_one else "mean")
     return Atlas.of(zoo, embed), partial(sample, sane=sane, images=settings.images)
+
+
+def open_scans(source: str | Path) -> Scans:
+    """The scans in the output of `hf-sane scan`, or of a file or folder of checkpoints."""
+    return read_scans(source) if is_scan(source) else scan(source, fail_on=["never"]).to_dict()["scans"]
+
+
+def space_files(settings: ExploreSettings) -> dict[str, str]:
+    """The files of a Space that shows a zoo of the Hub, by name.
+
+    Raises:
+        ValueError: If the zoo, the SANE or the images are not on the Hub, where the Space will read them.
+    """
+    given = {"source": settings.source, "sane": settings.sane, "images": settings.images}
+    for name, value in given.items():
+        if value is not None and (not isinstance(value, str) or Path(value).exists()):
+            shown = getattr(value, "source", None) or value
+            raise ValueError(
+                f"expected a {name} on the Hub, where a Space can read it, got {shown}; push it first (hf-sane push)"
+            )
+    chosen = {**given, "config": settings.config, "revision": settings.revision}
+    chosen["sane_subfolder"] = settings.sane_subfolder
+    arguments = [f"{name}={python_literal(value)}" for name, value in chosen.items() if value is not None]
+    known = {"datasets": [hub_id(settings.source)], "models": [hub_id(settings.sane)]}
+    metadata = CardData(
+        title="Networks on a map",
+        sdk="gradio",
+        sdk_version=installed("gradio") or GRADIO_VERSION,
+        app_file="app.py",
+        **{name: values for name, values in known.items() if all(values)},
+    )
+    facts = {"title": "Networks on a map", "source": settings.source, "samples": settings.sane is not None}
+    return {
+        "app.py": APP.format(arguments=", ".join([*arguments, "hosted=True"])),
+        "requirements.txt": f"hf_sane[explore]=={installed('hf_sane')}\n",
+        "README.md": render("space.md", metadata, **facts),
+    }
 
 
 def _wait(address: str) -> None:
