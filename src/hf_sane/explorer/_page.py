@@ -128,13 +128,13 @@ def build_page(atlas: Atlas, title: str, sample: Sample | None = None, *, can_wr
         def follow(table: Any, event: gr.SelectData) -> str:
             return str(table.iloc[event.index[0], 0])
 
-        picture.pick(pick, None, chosen, show_progress="hidden", api_name=False)
+        picture.pick(pick, None, chosen, show_progress="hidden", api_visibility="private")
         outputs = [picture, heading, card, layers, neighbours]
         chosen.change(show, chosen, outputs, show_progress="hidden", api_name="show")
         chosen.change(
             draw_spectrum, chosen, spectrum, show_progress="hidden", trigger_mode="always_last", api_name="spectrum"
         )
-        neighbours.select(follow, neighbours, chosen, show_progress="hidden", api_name=False)
+        neighbours.select(follow, neighbours, chosen, show_progress="hidden", api_visibility="private")
         colour.change(recolour, [colour, kept], picture, show_progress="hidden", api_name="colour")
     return page
 
@@ -199,8 +199,8 @@ def _add_sampling(
         address = _sampled(result).push_to_hub(_given(where, "a repository"), private=is_private)
         return f"Published: {markdown_text(address)}"
 
-    save.click(save_networks, [kept, folder], said, api_name=False)
-    push.click(push_networks, [kept, repo_id, private], said, api_name=False)
+    save.click(save_networks, [kept, folder], said, api_visibility="private")
+    push.click(push_networks, [kept, repo_id, private], said, api_visibility="private")
 
 
 def build_scan_page(scans: Scans, title: str) -> gr.Blocks:
@@ -219,7 +219,7 @@ def build_scan_page(scans: Scans, title: str) -> gr.Blocks:
             scan = next(scan for scan in scans if shorten(scan["source"]) == source)
             return [f"**{markdown_text(source)}**", _frame(list_findings(scan)), _frame(list_tensors(scan))]
 
-        table.select(show, table, [heading, findings, tensors], show_progress="hidden", api_name=False)
+        table.select(show, table, [heading, findings, tensors], show_progress="hidden", api_visibility="private")
     return page
 
 

@@ -196,7 +196,7 @@ def space_files(settings: ExploreSettings) -> dict[str, str]:
     Raises:
         ValueError: If the zoo, the SANE or the images are not on the Hub, where the Space will read them.
     """
-    given = {"source": settings.source, "sane": settings.sane, "images": settings.images}
+    given: dict[str, Any] = {"source": settings.source, "sane": settings.sane, "images": settings.images}
     for name, value in given.items():
         if value is not None and (not isinstance(value, str) or Path(value).exists()):
             shown = getattr(value, "source", None) or value
@@ -206,7 +206,7 @@ def space_files(settings: ExploreSettings) -> dict[str, str]:
     chosen = {**given, "config": settings.config, "revision": settings.revision}
     chosen["sane_subfolder"] = settings.sane_subfolder
     arguments = [f"{name}={python_literal(value)}" for name, value in chosen.items() if value is not None]
-    known = {"datasets": [hub_id(settings.source)], "models": [hub_id(settings.sane)]}
+    known: dict[str, Any] = {"datasets": [hub_id(given["source"])], "models": [hub_id(given["sane"])]}
     metadata = CardData(
         title="Networks on a map",
         sdk="gradio",
