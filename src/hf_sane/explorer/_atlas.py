@@ -1,4 +1,4 @@
-"""What is known about the networks of a zoo: their places on a map, properties, layers, spectra and neighbours."""
+"""Facts about the networks of a zoo: their places on a map, properties, layers, spectra and neighbours."""
 
 import re
 from collections import Counter
@@ -92,7 +92,7 @@ class Atlas:
 
     @cached_property
     def properties(self) -> dict[str, list[Any]]:
-        """Properties of all networks by name, without those that nobody knows; `None` for unknown values."""
+        """Properties of all networks by name, without those that are unknown for all; `None` for unknown values."""
         columns = [name for name in self.networks.table.scalar_columns if name != "layout"]
         found = {name: [_known(value) for value in self.networks.column(name).tolist()] for name in columns}
         found["split"] = list(self.split_names)
@@ -118,11 +118,11 @@ class Atlas:
         """Colours of a map by a property: a scale for numbers, the palette of all plots for everything else.
 
         Returns:
-            `colours`, the colour `of` each network (-1 if the property is not known), the value that is `told` of
-            it, and `labels` of all colours or both ends of the `scale`.
+            `colours`, the colour `of` each network (-1 if the property is not known), each value as text, `told`,
+            and `labels` of all colours or both ends of the `scale`.
 
         Raises:
-            ValueError: For a property that the zoo does not have.
+            ValueError: If the zoo does not have the property.
         """
         if name not in self.properties:
             raise ValueError(f"expected a property among {', '.join(self.properties)}, got {name!r}")
@@ -144,7 +144,7 @@ class Atlas:
         return {"title": title, "colours": colours, "of": of, "told": told, "labels": labels}
 
     def map(self, name: str, sampled: Sequence[nn.Module] = ()) -> dict[str, Any]:
-        """What the page draws: places from 0 to 1 and colours of all networks, and places of sampled networks."""
+        """Content of the map: places from 0 to 1 and colours of all networks, and places of sampled networks."""
         extra = self.place(sampled)
         everything = torch.cat([self.points, extra])
         low, high = everything.amin(dim=0), everything.amax(dim=0)
@@ -234,7 +234,7 @@ def parse_numbers(text: str, count: int) -> list[int]:
     """Numbers of networks in a text such as `3, 14-16`, each of them once.
 
     Raises:
-        ValueError: For anything else, or numbers that no network has.
+        ValueError: If the text is anything else, or no network has such a number.
     """
     numbers: dict[int, None] = {}
     for part in text.replace(",", " ").split():

@@ -38,7 +38,7 @@ class Sampled(Protocol):
         """The networks."""
 
     def tables(self) -> Sequence[Any]:
-        """What they and simpler networks reach."""
+        """Measurements of these and of simpler networks."""
 
     def save(self, folder: str) -> object:
         """Save them in a new folder."""
@@ -236,7 +236,7 @@ def _given(text: str, what: str) -> str:
 
 
 def _measured(result: Sampled) -> Table:
-    """What each sampled network reaches, and how far it is from trained ones."""
+    """Scores of each sampled network, and its distance to trained ones."""
     first = result.provenance[0]
     measured = [name for name in ("test_accuracy", "validation_accuracy") if getattr(first, name) is not None]
     header = ["network", *(name.replace("_", " ") for name in (*measured, *first.scores)), "distance"]

@@ -1,4 +1,4 @@
-"""What the explorer shows of a scan: its checkpoints, and the findings and tensors of each."""
+"""Tables of a scan: its checkpoints, and the findings and tensors of each."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

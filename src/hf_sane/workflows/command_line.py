@@ -299,7 +299,7 @@ def _parameter(entry: Field, *, is_known: bool) -> inspect.Parameter:
 
 
 def _completion(choices: Callable[[], Iterable[str]], *, is_list: bool) -> Callable[[str], list[str]]:
-    """What a shell offers for a text, or for the next one in a list that is separated by commas."""
+    """Words that a shell offers for a text, or for the next one in a list that is separated by commas."""
 
     def complete(incomplete: str) -> list[str]:
         before, comma, last = incomplete.rpartition(",") if is_list else ("", "", incomplete)

@@ -83,7 +83,7 @@ class ExploreSettings(SaneSettings):
 
 
 class ExploreJson(TypedDict):
-    """What `--json` prints when the page is closed.
+    """Output of `--json` when the page is closed.
 
     Attributes:
         address: Address of the page; not with --space.
@@ -119,7 +119,7 @@ class ExploreResult(Result):
             (partial / name).write_text(content, encoding="utf-8")
 
     def summary(self) -> list[str]:
-        """What was shown where."""
+        """Size and address of the page."""
         if not self.address:
             return ["push it with: hf upload user/name FOLDER --repo-type space"]
         return [f"{self.record.results['networks']:,} networks were shown at {self.address}, which is closed"]

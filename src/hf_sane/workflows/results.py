@@ -177,7 +177,7 @@ def optional_output(output: Path | None, job: str) -> Iterator[OptionalOutput]:
 
 
 def report_writer(make_result: Callable[..., Result], name: str = REPORT) -> Callable[..., None] | None:
-    """What adds a report to an output that others write, before it is finished; `None` if no command runs.
+    """Function that adds a report to an output that others write, before it is finished; `None` if no command runs.
 
     Args:
         make_result: Makes the result from what the writer of the output gives.
