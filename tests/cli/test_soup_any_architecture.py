@@ -6,6 +6,7 @@ import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from hf_sane.records._run_record import RunRecord
@@ -69,6 +70,31 @@ def test_classifiers_of_text(tmp_path, hf_sane_command):
     assert "AutoModelForSequenceClassification" in str(card)
 
 
+def test_a_reordered_copy_is_refused_unless_it_is_aligned(tmp_path, hf_sane_command):
+    network = BertForSequenceClassification(BertConfig(**SIZES))
+    network.save_pretrained(tmp_path / "bert")
+    expected = load_file(tmp_path / "bert" / "model.safetensors")
+    feed = network.bert.encoder.layer[0]
+    order = torch.randperm(len(feed.intermediate.dense.bias))
+    with torch.no_grad():
+        for tensor, dim in (
+            (feed.intermediate.dense.weight, 0),
+            (feed.intermediate.dense.bias, 0),
+            (feed.output.dense.weight, 1),
+        ):
+            tensor.copy_(tensor.index_select(dim, order))
+    network.save_pretrained(tmp_path / "bert_permuted")
+    folders = tmp_path / "bert", tmp_path / "bert_permuted"
+    refused = hf_sane_command("soup", *folders, "-o", tmp_path / "soup", exit_code=2).stderr
+    assert refused == (
+        "hf-sane: bert and bert_permuted are the same network with its channels in another order, whose plain average "
+        "computes something else; align them (--align), or compare them with hf-sane diff\n"
+    )
+    hf_sane_command("soup", *folders, "--align", "-o", tmp_path / "soup")
+    found = load_file(tmp_path / "soup" / "model.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
 def test_dtypes_that_differ_are_said(llamas, tmp_path, hf_sane_command):
     for index, dtype in enumerate((torch.float16, torch.bfloat16)):
         llama(index).to(dtype).save_pretrained(llamas / f"{index}")
@@ -82,7 +108,6 @@ def test_dtypes_that_differ_are_said(llamas, tmp_path, hf_sane_command):
     [
         (("--method", "greedy", "--images", "digits"), "--images"),
         (("--images", "digits"), "--images"),
-        (("--align",), "--align"),
         (("--include-code",), "--include-code"),
     ],
 )

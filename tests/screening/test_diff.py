@@ -87,13 +87,25 @@ def test_a_network_is_recognised_in_other_clothes(relation, saved):
         assert result.difference.distance < 1e-6 < 0.1 < result.difference.distance_as_stored
 
 
-@pytest.mark.parametrize("relation", ["permuted", "rescaled"])
-def test_without_alignment_it_is_not(relation, saved):
+@pytest.mark.parametrize(("relation", "likeness"), [("permuted", "equal"), ("rescaled", "same")])
+@pytest.mark.parametrize(
+    ("options", "why"), [({"align": False}, "--no-align"), ({"max_aligned": 99}, "--max-aligned 99")]
+)
+def test_without_alignment_it_is_not_told_to_be_another(relation, likeness, options, why, saved):
     state, config = network()
     folders = saved("a", state, config), saved("b", CLOTHES[relation](state, config), config)
-    result = hf_sane.diff(*folders, align=False)
-    assert result.difference.relation in ("far", "unrelated")
-    assert "--no-align" in str(result)
+    result = hf_sane.diff(*folders, **options)
+    assert (result.difference.relation, result.difference.likeness) == ("undecided", likeness)
+    assert result.difference.distance > 0.5
+    assert "channels were not matched; by their fingerprints, " in result.verdict
+    assert why in str(result)
+    assert result.to_dict()["likeness"] == likeness
+
+
+def test_without_alignment_independent_networks_are_still_unrelated(saved):
+    (one, config), (other, _) = network(), network(seed=1)
+    found = hf_sane.diff(saved("a", one, config), saved("b", other, config), max_aligned=99).difference
+    assert (found.relation, found.likeness) == ("unrelated", "other")
 
 
 def test_a_permuted_copy_in_half_precision_is_still_permuted(saved):
@@ -188,11 +200,12 @@ def test_networks_of_two_architectures_are_refused(tmp_path):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_not_finite_is_said_and_not_aligned(value, saved):
     state, config = network()
-    broken = dict(state)
+    broken, _ = network(seed=1)
     name = next(iter(broken))
     broken[name] = torch.full_like(broken[name], value)
     result = hf_sane.diff(saved("a", state, config), saved("b", broken, config))
     assert "there are NaN or infinite weights" in str(result)
+    assert result.difference.relation == "undecided"
     assert json.loads(result.to_json())["distance"] is None
 
 

@@ -149,6 +149,13 @@ def test_claims_of_cards_are_judged(found):
     }
 
 
+def test_a_claim_is_not_contradicted_by_a_comparison_without_alignment(family):
+    folder, _ = family
+    (claim,) = hf_sane.lineage(folder / "a2", folder / "a2_bf16", claims=True, max_aligned=99).claims
+    assert (claim.verdict, claim.confidence) == ("unknown", 0.0)
+    assert "their channels were not matched" in claim.reason
+
+
 def test_children_of_a_missing_root_are_related_but_neither_is_surely_the_parent():
     state = root(0)
     result = hf_sane.lineage(tuned(state, 1), tuned(state, 2), root(3))

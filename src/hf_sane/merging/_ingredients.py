@@ -188,6 +188,26 @@ def check_compatible(first: Ingredient, other: Ingredient) -> None:
             )
 
 
+def refuse_reordered(ingredients: Sequence[Ingredient]) -> None:
+    """Refuse to average copies of a network whose channels are in another order.
+
+    Only the first matrix that differs is compared, so that little is read.
+
+    Raises:
+        ValueError: If it holds the same values in another order.
+    """
+    first = ingredients[0]
+    matrices = [name for name, outline in first.outlines.items() if outline.ndim > 1 and is_averaged(outline)]
+    for other in ingredients[1:]:
+        pairs = ((first.tensor(name), other.tensor(name)) for name in matrices)
+        a, b = next((pair for pair in pairs if not torch.equal(*pair)), (None, None))
+        if a is not None and b is not None and torch.equal(a.flatten().sort().values, b.flatten().sort().values):
+            raise ValueError(
+                f"{first.name} and {other.name} are the same network with its channels in another order, whose plain "
+                "average computes something else; align them (--align), or compare them with hf-sane diff"
+            )
+
+
 def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that affect the network's function, including defaults that files omit."""
     facts = complete_config(config).to_dict() if config.get("model_type") in CONFIG_MAPPING else config

@@ -1,6 +1,6 @@
 """The tensors of a checkpoint as byte ranges of files, on this machine or the Hub, and the files next to them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
@@ -104,9 +104,7 @@ class OpenCheckpoint:
 
     def forget(self) -> None:
         """Remove kept parts of files on the Hub, since the scan is finished."""
-        for file, _ in self.files:
-            if isinstance(file, HubFile):
-                file.forget()
+        _forget(file for file, _ in self.files)
 
 
 def open_for_scan(checkpoint: CheckpointSource, *, takes_whole: Callable[[int], bool]) -> OpenCheckpoint:
@@ -190,11 +188,16 @@ def _open_repository(
         experts = Experts()
         parts = tuple((file, experts.split(fetch_entries(file))) for file in map(open_file, names))
     except InvalidFileError:
-        for file in files:
-            file.forget()
+        _forget(files)
         raise
     kind = "a safetensors file" if len(names) == 1 else f"{len(names)} safetensors files"
     return OpenCheckpoint(str(repo), kind, parts, surroundings=surroundings, experts=experts)
+
+
+def _forget(files: Iterable[RandomAccessFile]) -> None:
+    for file in files:
+        if isinstance(file, HubFile):
+            file.forget()
 
 
 def _remote_names(repo: HubRepo, checkpoint: CheckpointSource, info: ModelInfo) -> list[str]:

@@ -10,12 +10,25 @@ from torch import Tensor
 
 from hf_sane.core._types import StateDict
 from hf_sane.records._progress import tracked
+from hf_sane.screening._fingerprints import fingerprint
+from hf_sane.screening._index import Likeness, likeness
 from hf_sane.screening._names import outlines, pair_names
 from hf_sane.screening._scaling import canonical_scales, scalable_axes
 from hf_sane.symmetry._matching import match_weights
 from hf_sane.symmetry._permutation import Permutation, PermutationSpec
 
-Relation = Literal["equal", "cast", "quantised", "permuted", "rescaled", "partly equal", "close", "far", "unrelated"]
+Relation = Literal[
+    "equal",
+    "cast",
+    "quantised",
+    "permuted",
+    "rescaled",
+    "partly equal",
+    "close",
+    "far",
+    "unrelated",
+    "undecided",
+]
 GRID = 256  # distinct values of a row that was quantised to 8 bits
 LEVELS = (127, 128, 7, 8)  # steps up to the largest value of a row, in 8 and 4 bits
 WHOLE = 1e-3  # tolerance for multiples of the step, due to rounding
@@ -85,6 +98,7 @@ class Difference:
         is_permuted: Whether channels were reordered for the comparison.
         is_rescaled: Whether scales of channels were undone.
         unaligned: Why channels were not matched; `None` if they were.
+        likeness: Likeness of their fingerprints, if they are far apart and channels were not matched.
     """
 
     relation: Relation | None
@@ -97,6 +111,7 @@ class Difference:
     is_permuted: bool = False
     is_rescaled: bool = False
     unaligned: str | None = None
+    likeness: Likeness | None = None
 
 
 def compare_checkpoints(
@@ -139,7 +154,7 @@ def compare_checkpoints(
         spec, plain = None, replace(plain, unaligned=reason)
     if spec is None:
         chance = [compare_tensors(n, pairs[n], first[n], _shuffle(other[pairs[n]])) for n in pairs]
-        return _placed(plain, _total(chance))
+        return _doubted(_placed(plain, _total(chance)), first, other)
     mine, theirs = {n: first[n] for n in pairs}, {n: other[pairs[n]] for n in pairs}
     found = _undone(plain, spec, mine, theirs)
     if found.relation is not None:
@@ -206,6 +221,18 @@ def _placed(found: Difference, by_chance: float) -> Difference:
     if 2 * sum(x.is_cast for x in matrices) >= len(matrices):
         relation = "partly equal"
     return replace(found, relation=relation, distance_by_chance=by_chance)
+
+
+def _doubted(found: Difference, first: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Difference:
+    """The comparison without alignment, in which a network may seem unrelated to a reordered copy.
+
+    Fingerprints do not depend on the order of channels.
+    """
+    if found.relation not in ("far", "unrelated"):
+        return found
+    alike = likeness(fingerprint(first), fingerprint(other))
+    is_unclear = alike != "other" or math.isnan(found.distance)
+    return replace(found, relation="undecided" if is_unclear else found.relation, likeness=alike)
 
 
 def _is_identity(permutation: Mapping[str, Tensor]) -> bool:

@@ -129,6 +129,12 @@ def signed_gap(first: Fingerprint, other: Fingerprint) -> float:
     return min((one.distance for one in near if one.shared), default=math.inf)
 
 
+def likeness(first: Fingerprint, other: Fingerprint) -> Likeness:
+    """How alike two networks are."""
+    near = _nearest_of(_Group(dict(other.shapes), [""], [other.digest], [other.features[None]]), first, 1)
+    return near[0].likeness if near else "other"
+
+
 def _means(features: Tensor) -> Tensor:
     """Features of means, which alternate with those of absolute values."""
     return features.unflatten(1, (-1, 2, len(LEVELS)))[:, :, 0].flatten(1)

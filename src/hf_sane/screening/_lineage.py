@@ -34,7 +34,6 @@ COPY = 2e-3  # largest distance due to rounding to 16 bits
 SPARSER = 0.01  # least share of zeros that only one of two networks has
 EITHER = 0.5  # confidence in which of two copies came first
 MAX_HOMES = 3  # families, by the distance of fingerprints, with which a network is compared
-MAX_MATCHED_VALUES = 2 * 10**8  # largest network whose channels are matched
 
 FindSpec = Callable[[str], tuple[PermutationSpec | None, str]]
 
@@ -162,9 +161,7 @@ def _align(me: Member, other: Member, find_spec: FindSpec, unaligned: dict[str, 
     best, how = (_distance(renamed.tensors, other.tensors), renamed), ""
     spec, reason = None, ""
     if best[0] > COPY:
-        size = sum(tensor.numel() for tensor in outlines(other.tensors).values())
-        too_large = f"there are more than {MAX_MATCHED_VALUES:,} values"
-        spec, reason = find_spec(other.name) if size <= MAX_MATCHED_VALUES else (None, too_large)
+        spec, reason = find_spec(other.name)
     if spec is not None and not all(name in pairs for name in spec.axes):
         spec, reason = None, "not all tensors that move are in both"
     if reason:

@@ -17,16 +17,21 @@ from hf_sane.zoo._symmetries import fit_spec, imported_spec
 TOKEN_DIM = 64  # for the layout, whose names and shapes are used
 
 
-def find_symmetries(tensors: Mapping[str, Tensor], sources: Sequence[object]) -> tuple[PermutationSpec | None, str]:
+def find_symmetries(
+    tensors: Mapping[str, Tensor], sources: Sequence[object], *, max_weights: int
+) -> tuple[PermutationSpec | None, str]:
     """Find the permutation symmetries of a checkpoint.
 
     Args:
         tensors: Tensors of the checkpoint, possibly on the meta device.
         sources: Folders and repositories of networks of this architecture, which may hold a config.json.
+        max_weights: Largest network whose channels may be matched.
 
     Returns:
         The symmetries, or `None` and the reason why they are unknown.
     """
+    if (size := sum(tensor.numel() for tensor in tensors.values())) > max_weights:
+        return None, f"{size:,} weights, more than --max-aligned {max_weights:,}"
     found = find_architecture(tensors)
     if found is not None and found.example_inputs is not None:
         return found.permutations, ""

@@ -16,13 +16,13 @@ from hf_sane.tokenization._adapter_changes import open_factors
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.schemas import Fields
-from hf_sane.workflows.shared import PlotSettings, WeightsSettings, is_adapter, open_network
+from hf_sane.workflows.search import LIKENESS
+from hf_sane.workflows.shared import AlignmentSettings, PlotSettings, WeightsSettings, is_adapter, open_network
 
 if TYPE_CHECKING:
     import pandas as pd
 
 MAX_ROWS = 60  # most different tensors to print
-MAX_ALIGNED_VALUES = 2 * 10**8  # limit for matching channels, which is done in memory, in double precision
 VERDICTS = {
     "equal": "the same network, bit by bit",
     "cast": "the same network in another precision: equal in the coarser of the two types",
@@ -33,11 +33,12 @@ VERDICTS = {
     "close": "closer than independent networks: one was probably trained from the other, or both from a third",
     "far": "far apart, but closer than independent networks of the same size",
     "unrelated": "as far apart as independent networks",
+    "undecided": "far apart as stored, but the channels were not matched; by their fingerprints, ",
 }
 
 
 @dataclass(kw_only=True)
-class DiffSettings(ModuleSettings, WeightsSettings, PlotSettings):
+class DiffSettings(ModuleSettings, WeightsSettings, AlignmentSettings, PlotSettings):
     """Settings of [`diff`]."""
 
     first: Source = setting("Checkpoint (file, folder or Hub repo id) or LoRA adapter.", positional=True)
@@ -79,6 +80,8 @@ class DiffResult(Result):
     def verdict(self) -> str:
         """How the two checkpoints are related, as a sentence."""
         found = self.difference
+        if found.relation == "undecided":
+            return VERDICTS["undecided"] + LIKENESS[found.likeness or "other"]
         how = [text for text, holds in (("reordered", found.is_permuted), ("rescaled", found.is_rescaled)) if holds]
         after = f" (channels {' and '.join(how)} before the comparison)" if how else ""
         return VERDICTS[found.relation or "unrelated"] + after
@@ -165,10 +168,9 @@ def run_diff(settings: DiffSettings) -> DiffResult:
         first, other = _both(settings)
         spec, why_not = None, "--no-align was given"
         outlines = getattr(first, "outlines", first)
-        if settings.align and sum(tensor.numel() for tensor in outlines.values()) > MAX_ALIGNED_VALUES:
-            why_not = f"the checkpoint has more than {MAX_ALIGNED_VALUES:,} values"
-        elif settings.align:
-            spec, why_not = find_symmetries(outlines, (settings.first, settings.other))
+        if settings.align:
+            sources = (settings.first, settings.other)
+            spec, why_not = find_symmetries(outlines, sources, max_weights=settings.max_aligned)
         found = compare_checkpoints(first, other, spec, why_not=why_not)
         record.finish({"relation": found.relation, "distance": _known(found.distance)})
         result = DiffResult(record=record, difference=found, plots=settings.plots)

@@ -23,7 +23,7 @@ from hf_sane.symmetry._permutation import PermutationSpec
 from hf_sane.tokenization._checkpoints import Source
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.schemas import Fields
-from hf_sane.workflows.shared import PlotSettings, WeightsSettings, open_network
+from hf_sane.workflows.shared import AlignmentSettings, PlotSettings, WeightsSettings, open_network
 from hf_sane.zoo.importing._cards import CardFacts
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ STRANGERS = 0.97  # share of the pairs in different families that are unrelated:
 
 
 @dataclass(kw_only=True)
-class LineageSettings(ModuleSettings, WeightsSettings, PlotSettings):
+class LineageSettings(ModuleSettings, WeightsSettings, AlignmentSettings, PlotSettings):
     """Settings of [`lineage`]."""
 
     sources: list[Source] = setting(
@@ -178,7 +178,7 @@ def run_lineage(settings: LineageSettings) -> LineageResult:
     with optional_output(settings.output, LineageResult.JOB) as output:
         sources = dict(_named(settings.sources))
         networks = {name: open_network(settings.selected(x), settings.base) for name, x in sources.items()}
-        found = trace_lineage(networks, partial(_symmetries, networks, sources))
+        found = trace_lineage(networks, partial(_symmetries, networks, sources, settings.max_aligned))
         claims = list(_claims(found, sources)) if settings.claims else []
         record.finish({"networks": len(networks), "trees": len(found.roots)})
         return output.write(LineageResult(record=record, lineage=found, claims=claims, plots=settings.plots))
@@ -190,9 +190,9 @@ def _named(sources: Sequence[Source]) -> Iterator[tuple[str, Source]]:
 
 
 def _symmetries(
-    networks: Mapping[str, Mapping[str, Tensor]], sources: Mapping[str, Source], name: str
+    networks: Mapping[str, Mapping[str, Tensor]], sources: Mapping[str, Source], max_weights: int, name: str
 ) -> tuple[PermutationSpec | None, str]:
-    return find_symmetries(outlines(networks[name]), (sources[name],))
+    return find_symmetries(outlines(networks[name]), (sources[name],), max_weights=max_weights)
 
 
 def _claims(found: Lineage, sources: Mapping[str, Source]) -> Iterator[Claim]:
@@ -226,6 +226,8 @@ def _judge(found: Lineage, name: str, base: str, sources: Mapping[str, Source]) 
     if below >= SURE:
         return "contradicted", below, "it was made from this network"
     if other not in found.family_of(name):
+        if name in found.unaligned or other in found.unaligned:
+            return "unknown", 0.0, "their weights are far apart, but their channels were not matched"
         return "contradicted", STRANGERS, "their weights are not related"
     return "unknown", 0.0, "they are related, but it is uncertain which came first"
 

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 STACKED_BYTES = 2**26  # zoo networks to fingerprint together
 LIKENESS = {
     "equal": "equal weights, perhaps in another order",
-    "same": "the same up to rounding and scales of channels",
+    "same": "the same weights up to rounding and scales of channels",
     "related": "related: fine-tuned from each other, or from a common ancestor",
-    "other": "not related",
+    "other": "no relation found, though strong fine-tuning can hide one",
 }
 MAX_SKIPPED = 20  # networks to print
 

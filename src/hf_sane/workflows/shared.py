@@ -64,6 +64,18 @@ def open_network(source: Source | CheckpointSource, base: str | None) -> Mapping
 
 
 @dataclass(kw_only=True)
+class AlignmentSettings(CheckedSettings):
+    """Setting that limits the memory for matching channels."""
+
+    max_aligned: int = setting(
+        "Largest number of weights of networks whose channels are matched, since both are then in memory in double "
+        "precision.",
+        default=2 * 10**8,
+        least=0,
+    )
+
+
+@dataclass(kw_only=True)
 class SaneSettings(CheckedSettings):
     """Setting that selects the autoencoder in a folder or repository."""
 

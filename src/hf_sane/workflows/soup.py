@@ -23,7 +23,14 @@ from hf_sane.merging._adapters import (
     open_adapters,
 )
 from hf_sane.merging._averaging import soup_dtype, uniform_weights
-from hf_sane.merging._ingredients import Ingredient, align_ingredients, align_known, expand_folders, open_ingredients
+from hf_sane.merging._ingredients import (
+    Ingredient,
+    align_ingredients,
+    align_known,
+    expand_folders,
+    open_ingredients,
+    refuse_reordered,
+)
 from hf_sane.merging._methods import MERGE_METHODS, measured_soup
 from hf_sane.merging._reconciliation import complete_config
 from hf_sane.merging._soups import CheckpointMixer, Mixer, NamesMixer, Soup
@@ -259,11 +266,13 @@ def _soup_of_checkpoints(
     """Average checkpoints. Without evaluation, files of any architecture are averaged and no model is created."""
     dtype, notes = _dtype(opened)
     record.arguments |= {"dtype": dtype}
-    uses = {"--images": settings.data, "--align": settings.align, "--include-code": settings.include_code}
+    uses = {"--images": settings.data, "--include-code": settings.include_code}
     needs = [option for option, value in uses.items() if value]
     config = complete_config(opened[0].config)
+    if settings.align is None and not isinstance(config, ZooConfig):
+        refuse_reordered(opened)
     own = None if "model_type" in opened[0].config else find_architecture(opened[0].outlines)
-    is_model_needed = needs or scores or own is not None or isinstance(config, ZooConfig)
+    is_model_needed = needs or settings.align or scores or own is not None or isinstance(config, ZooConfig)
     if not is_model_needed and opened[0].folder is not None:
         record.arguments |= {"aligned": False, "recalibrated": False}
         mixer: Mixer = NamesMixer(tuple(ingredient.name for ingredient in opened))
