@@ -232,6 +232,13 @@ def mixed(tmp_path: Path) -> Path:
     (folder / "empty").mkdir()
     (folder / "empty.bin").write_bytes(b"")
     (folder / "gone.safetensors").symlink_to(folder / "nowhere")
+    (folder / "deep" / "up").symlink_to(folder)
+    os.mkfifo(folder / "pipe")
+    (folder / "garbage.onnx").write_bytes(b"\x08\x07\x12" + bytes(range(200)))
+    (folder / "photos.zip").write_bytes(b"PK\x05\x06" + bytes(18))
+    (folder / "dir.safetensors").mkdir()
+    (folder / "dir.safetensors" / "readme").write_text("nothing")
+    (folder / "long.safetensors").write_bytes((2**62).to_bytes(8, "little") + b"{}")
     (folder / "llama.gguf").write_bytes(b"GGUF" + bytes(40))
     (folder / "keras.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(40))
     (folder / "notes.txt").write_text("nothing")
@@ -254,8 +261,13 @@ def test_every_file_of_a_folder_has_a_line_and_none_stops_the_others(mixed, monk
         "empty": [],
         "empty.bin": [("unreadable", "warning")],
         "gone.safetensors": [("unreadable", "error")],
+        "garbage.onnx": [("unreadable", "error")],
+        "long.safetensors": [("unreadable", "error")],
+        "photos.zip": [("unreadable", "warning")],
+        "pipe": [("unreadable", "warning")],
+        "readme": [],
         "keras.h5": [("unreadable", "warning")],
-        "llama.gguf": [("unreadable", "warning")],
+        "llama.gguf": [("unreadable", "error")],
         "notes.txt": [],
         "page.bin": [],
         "plain.pt": [("pickle", "warning")],
@@ -271,6 +283,21 @@ def test_every_file_of_a_folder_has_a_line_and_none_stops_the_others(mixed, monk
     assert result.exit_code == 1
     for name in found:
         assert name in str(result)
+
+
+def test_a_folder_that_may_not_be_read_does_not_stop_the_others(mixed, monkeypatch):
+    """The owner of the machine may read everything, so the refusal is made."""
+    listing = Path.iterdir
+
+    def refuse(folder):
+        if folder.name == "empty":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listing(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    found = {Path(scan.source).name: scan for scan in hf_sane.scan(mixed).scans}
+    assert found["plain.pt"].num_weights > 0
+    assert "Permission denied" in found["empty"].findings[0].message
 
 
 def test_without_picklescan_it_says_that_opcodes_were_not_scanned(mixed, monkeypatch):
@@ -312,7 +339,7 @@ def test_reports_are_written_and_hold_what_was_found(mixed, tmp_path, hf_sane_co
     (mixed / "x](http:evil) *.safetensors").write_bytes(b"?" * 20)
     hf_sane_command("scan", mixed, "--output", tmp_path / "out", "--fail-on", "never", exit_code=0)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert len(report["scans"]) == 14
+    assert len(report["scans"]) == 19
     sarif = json.loads((tmp_path / "out" / "report.sarif").read_text())
     # The schema of SchemaStore, as the npm package @microsoft/jest-sarif (MIT) ships it.
     schema = json.loads((Path(__file__).parent / "sarif-2.1.0-rtm.5.json").read_text())
@@ -325,7 +352,7 @@ def test_reports_are_written_and_hold_what_was_found(mixed, tmp_path, hf_sane_co
     assert {x["level"] for x in results} == {"error", "warning", "note"}
     assert {x["ruleId"] for x in results} == {x["id"] for x in sarif["runs"][0]["tool"]["driver"]["rules"]}
     card = (tmp_path / "out" / "report.md").read_text()
-    assert card.count("\n- ") == 14
+    assert card.count("\n- ") == 19
     assert r"x\](http:evil) \*.safetensors" in card
     assert "**error** (nan)" in card
 

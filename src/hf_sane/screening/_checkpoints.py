@@ -284,18 +284,24 @@ def _code(names: list[str], config: Path | None) -> tuple[str, ...]:
     return tuple(found)
 
 
-def targets_in(folder: Path) -> Iterator[Path]:
+def targets_in(folder: Path, *, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     """Checkpoints of a folder: itself if it is one checkpoint, otherwise its files and subfolders of weights.
 
-    Empty or unreadable subfolders count as one file each.
+    Empty or unreadable subfolders count as one file each. Links to a folder that contains them are skipped.
+
+    Args:
+        folder: The folder.
+        above: Folders that contain it, without links.
     """
     if _holds_weights(folder):
         yield folder
         return
+    within = (*above, folder.resolve())
     for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        yield from targets_in(path) if _has_content(path) else (path,)
+        if not _has_content(path):
+            yield from () if path.name.startswith(".") else (path,)
+        elif not path.name.startswith(".") and path.resolve() not in within:
+            yield from targets_in(path, above=within)
 
 
 def _has_content(path: Path) -> bool:

@@ -19,7 +19,7 @@ from hf_sane.screening._checkpoints import OpenCheckpoint, open_for_scan
 from hf_sane.screening._embedding import Encoder, SampledEmbedding, TokenSample, embed_tensors
 from hf_sane.screening._experts import split_tensors
 from hf_sane.screening._findings import Evidence, Finding, Severity, find_faults
-from hf_sane.screening._other_formats import Encoding
+from hf_sane.screening._other_formats import INSTALL, OPENERS, Encoding
 from hf_sane.screening._pickles import scan_pickle
 from hf_sane.screening._plan import plan_reads
 from hf_sane.screening._statistics import Moments, TensorStatistics, tensor_statistics
@@ -250,10 +250,11 @@ def _spectra(
 def _unreadable(checkpoint: CheckpointSource, error: InvalidFileError, *, is_named: bool) -> Scan:
     """The result for a file that is damaged, has an unsupported format, or holds no weights."""
     source, path = str(checkpoint.source), Path(error.file)
-    found = file_format(path) if path.is_file() else None
+    found = file_format(path) if path.exists() and not path.is_dir() else None
     if found is not None and not found.holds_weights and path.stat().st_size and not is_named:
         return Scan(source=source, format=f"no weights: {found.name}")
-    severity: Severity = "warning" if found is not None and found.reader is None and not is_named else "error"
+    is_supported = found is None or found.reader is not None or (found in OPENERS and error.remedy != INSTALL)
+    severity: Severity = "error" if is_supported or is_named else "warning"
     problem = Finding("unreadable", severity, f"expected {error.expected}, got {error.got}", error.remedy)
     findings = (*(scan_pickle(path) if path.is_file() else ()), problem)
     return Scan(source=source, format=f"not read: {error.got}", findings=findings)

@@ -179,7 +179,7 @@ def _entries(
             _fail(file, f"{name}.data_offsets", [start, stop], f"{wanted:,} bytes for {dtype} {shape}")
         end = stop
     if end != size - first:
-        _fail(file, None, f"{size - first:,} of them", f"{EXPECTED} with {end:,} bytes after the header")
+        _fail(file, None, f"{size - first:,} bytes", f"{EXPECTED} with {end:,} bytes after the header")
     return {
         name: TensorEntry(torch.empty(shape, dtype=DTYPES[dtype], device="meta"), first + start, first + stop)
         for name, (dtype, shape, (start, stop)) in places.items()

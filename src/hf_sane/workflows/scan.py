@@ -308,9 +308,9 @@ def run_scan(settings: ScanSettings) -> ScanResult:
 def _scan(target: CheckpointSource, sampling: SamplingSettings, encoder: Encoder, named: Sequence[str]) -> Scan:
     """Scan one of several checkpoints; if it cannot be reached, the others are still scanned."""
     place = Path(target.source)
-    if place.is_dir() and target.source not in named and not any(place.iterdir()):
-        return Scan(source=str(target), format="no weights: the folder is empty")
     try:
+        if place.is_dir() and target.source not in named and not any(place.iterdir()):
+            return Scan(source=str(target), format="no weights: the folder is empty")
         return scan_checkpoint(target, sampling, encoder=encoder, is_named=target.source in named)
     except OSError as error:  # including errors from the Hub
         if named == [target.source]:

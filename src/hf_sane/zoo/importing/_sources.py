@@ -278,7 +278,7 @@ def _local_repositories(tree: Tree) -> Iterator[_Place]:
     for path in paths:
         if SHARD.search(path.name) or not folders.isdisjoint(path.parents):
             continue
-        if path.name.lower().endswith(CHECKPOINT_SUFFIXES) or tree.may_hold_weights(str(path)):
+        if path.name.lower().endswith((*CHECKPOINT_SUFFIXES, ".gguf", ".onnx")) or tree.may_hold_weights(str(path)):
             run = find_run(path, runs)
             files = [str(path), *shards[path.parent]]
             yield _Place(str(path), run or _label(path.parent, tree), path.parent, files, run)
