@@ -285,6 +285,20 @@ def test_every_file_of_a_folder_has_a_line_and_none_stops_the_others(mixed, monk
         assert name in str(result)
 
 
+def test_info_of_the_folder_has_a_line_for_each_too(mixed):
+    result = hf_sane.info(mixed)
+    found = {Path(path).name: facts for path, facts in result.checkpoints.items()}
+    assert len(found) == len(result.checkpoints) == 18
+    assert {name for name, facts in found.items() if "reason" not in facts} == {
+        "broken.safetensors",
+        "one",
+        "plain.pt",
+    }
+    assert found["broken.safetensors"]["not_finite"] == {"layers.0.bias": 700}
+    assert found["one"]["not_finite"] == {}
+    assert result.exit_code == 1
+
+
 def test_a_folder_that_may_not_be_read_does_not_stop_the_others(mixed, monkeypatch):
     """The owner of the machine may read everything, so the refusal is made."""
     listing = Path.iterdir

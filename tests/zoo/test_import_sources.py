@@ -207,6 +207,7 @@ def test_a_folder_is_taken_or_listed_file_by_file_whatever_their_names(tmp_path)
     skipped = {
         "model.gguf": (b"GGUF" + bytes(40), "it is a GGUF file, which is not supported; load it with Transformers"),
         "model.onnx": (b"\x08\x07\x12\x07pytorch" + bytes(40), "it is an ONNX file, which is not supported"),
+        "garbage.onnx": (bytes(range(200)), "no safetensors and no pickled weights, but .onnx"),
         "model.h5": (b"\x89HDF\r\n\x1a\n" + bytes(40), "it is an HDF5 file (Keras), which is not supported"),
         "array": (b"\x93NUMPY\x01\0" + bytes(60), "it is a NumPy array, which is not supported"),
         "pointer.safetensors": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
