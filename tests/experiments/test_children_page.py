@@ -17,7 +17,10 @@ def experiments(monkeypatch, request):
 
 
 def prompt_results(**accuracy):
-    return {"chosen": {}, "accuracy": {name: [values, values] for name, values in accuracy.items()}}
+    chosen = {
+        name: {"settings": {"rate": 0.1, "steps": [5]}, "accuracy": values[0]} for name, values in accuracy.items()
+    }
+    return {"chosen": chosen, "accuracy": {name: [values, values] for name, values in accuracy.items()}}
 
 
 @pytest.fixture
@@ -67,12 +70,17 @@ def test_the_page_names_the_winners_and_the_paired_differences(folder):
         "Of 3 cells (kind of prompt and data set), a method with SANE is best in 1, one with the linear"
         in (found["verdict"])
     )
-    assert "20 unlabelled images, USPS: nearest child is best (0.500)" in found["verdict"]
-    assert "nearest child -0.200, -0.200 to -0.200; tuned fine-tuning of the ancestor -0.100" in found["verdict"]
+    assert "No method with SANE is the best" not in found["verdict"]
+    row = "| 20 unlabelled images | USPS | nearest child (0.500) | kernel ridge to the latents of SANE (0.400) |"
+    assert f"{row} +0.100, +0.100 to +0.100 | -0.100, -0.100 to -0.100 |  | -0.200" in found["verdict"]
+    assert (
+        "| 5 images a class | USPS | nearest child (0.900) | fine-tuning of the ancestor (0.800) |" in found["verdict"]
+    )
     assert "reached on 1 of 1 data sets" in found["verdict"]  # .15 above fine-tuning and the linear code
     assert "| search in the latents of SANE |  | 0.750 (+0.150, +0.100 to +0.200) |" in found["prompts"]
     assert "| USPS | children of one ancestor, all | 0.200 (0.100) | 0.600 (0.200) |  |" in found["structure"]
     assert "| USPS | linear code, whole networks, 4 bits | 0.1250 | 0.500 | 0.400 | 0.500 | 0.600 |" in found["rates"]
+    assert "| USPS | 1 image a class | fine-tuning of the ancestor | rate 0.1, steps 5 | 0.600 |" in found["chosen"]
     assert "commit 0123456789ab" in found["source"]
 
 
