@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM := false
 # Tests start Python about forty times: compile modules once, whatever the environment says.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: fuzz demo demo-record test test-machines kill lint docs install benchmarks clean
+.PHONY: fuzz notebooks demo demo-record test test-machines kill lint docs install benchmarks clean
 
 demo: $(BIN)/.installed
 	HF_HUB_OFFLINE=1 $(BIN)/hf-sane demo --output $(DEMO_OUT)
@@ -51,6 +51,11 @@ fuzz: $(BIN)/.installed
 kill: $(BIN)/.installed
 	KILL_POINTS=all KILL_RECORD=runs/robustness/kill_points.json OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest -q -n 2 tests/robustness/test_kill_points.py $(KILL_ARGS)
+
+# Run the notebooks, which `make test` only reads; two minutes, and half a minute to install what runs them.
+notebooks: $(BIN)/.installed
+	$(BIN)/pip install -q --no-compile -c constraints.txt -e '.[notebooks]'
+	HF_HUB_OFFLINE=1 $(BIN)/python notebooks/run.py
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .
