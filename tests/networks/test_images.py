@@ -335,3 +335,8 @@ def test_resizing_to_the_same_size_changes_nothing():
     assert digits.resized(8) is digits
     with pytest.raises(ValueError, match="digits: expected a size of at least 1 pixel, got 0"):
         digits.resized(0)
+
+
+def test_a_missing_folder_of_images_is_no_dataset_on_the_hub(local_hub):
+    with pytest.raises(FileNotFoundError, match="no such file or folder.*no_such_images"):
+        load_images("no_such_images")

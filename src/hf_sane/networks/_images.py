@@ -16,7 +16,7 @@ from hf_sane.networks._image_arrays import npz_parts
 from hf_sane.networks._image_folders import folder_parts
 from hf_sane.networks._image_sources import SPLITS, WHITE, Part, digits_parts, numbered_from_zero
 from hf_sane.networks._labelled_datasets import dataset_name, dataset_parts, hub_parts, is_dataset, open_dataset
-from hf_sane.records._sources import HubRepo, parse_source
+from hf_sane.records._sources import HubRepo, find_source, parse_source
 
 logger = logging.getLogger(__name__)
 
@@ -249,6 +249,7 @@ def _named_parts(source: str | Path, image_size: int | None) -> tuple[dict[str, 
     """Images from a folder, a file or a dataset on the Hub, and their name."""
     place = parse_source(source)
     if isinstance(place, HubRepo):
+        find_source(source, repo_type="dataset")  # raises an error if neither a path nor a repository exists
         return hub_parts(place, image_size), place.repo_id.rpartition("/")[2]
     if is_dataset(place):
         loaded = open_dataset(place, "a dataset of images and labels", "see load_images()")

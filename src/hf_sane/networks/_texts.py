@@ -25,7 +25,7 @@ from hf_sane.networks._labelled_datasets import (
     open_dataset,
 )
 from hf_sane.records._patience import patiently
-from hf_sane.records._sources import HubRepo, parse_source
+from hf_sane.records._sources import HubRepo, find_source, parse_source
 from hf_sane.tokenization._pretrained import load_pretrained
 
 logger = logging.getLogger(__name__)
@@ -164,6 +164,7 @@ def _open(source: TextSource) -> tuple[datasets.Dataset | datasets.DatasetDict, 
         return source, "dataset"
     place = parse_source(source)
     if isinstance(place, HubRepo):
+        find_source(source, repo_type="dataset")  # raises an error if neither a path nor a repository exists
         loaded = patiently(datasets.load_dataset, place.repo_id, revision=place.revision)
         return loaded, place.repo_id.rpartition("/")[2]
     if not place.exists():
