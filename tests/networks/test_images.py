@@ -339,4 +339,4 @@ def test_resizing_to_the_same_size_changes_nothing():
 
 def test_a_missing_folder_of_images_is_no_dataset_on_the_hub(local_hub):
     with pytest.raises(FileNotFoundError, match="no such file or folder.*no_such_images"):
-        load_images("no_such_images")
+        load_images("images/no_such_images")
