@@ -5,7 +5,7 @@ and gradient-boosted regressors. Regressors are fitted on training runs of the s
 runs, and tested on test runs of the target zoo; the baseline is the mean accuracy of the source zoo. All networks are
 aligned to the reference network of the first zoo.
 
-    python benchmarks/accuracy_transfer.py --zoos zoos/digits zoos/mnist --output FILE
+    python benchmarks/accuracy_transfer.py --zoo zoos/digits zoos/mnist --output FILE
 """
 
 import json
@@ -76,7 +76,9 @@ def measure(zoos: Sequence[Zoo], regressors: Sequence[Any], grid: Sequence[Any] 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write a run record if requested."""
     parser = new_parser(__doc__)
-    parser.add_argument("--zoos", nargs="+", required=True, help="zoo folders or Hub dataset ids of one architecture")
+    parser.add_argument(
+        "--zoo", dest="zoos", nargs="+", required=True, help="zoo folders or Hub dataset ids of one architecture"
+    )
     parser.add_argument("--regressors", nargs="+", choices=list(FITTERS), default=list(FITTERS))
     parser.add_argument(
         "--boosting-grid",

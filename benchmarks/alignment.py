@@ -168,7 +168,7 @@ def measure(count: int, loop_count: int, repeats: int) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write a run record if requested."""
     parser = new_parser(__doc__)
-    parser.add_argument("--networks", type=int, default=1000, help="networks to align")
+    parser.add_argument("--num-models", dest="networks", type=int, default=1000, help="networks to align")
     parser.add_argument("--loop-networks", type=int, default=200, help="number of these to align in the loops")
     parser.add_argument("--repeats", type=int, default=5, help="timed calls per way")
     parser.add_argument("--resnet-width", type=int, default=64, help="channels of the first stage of the ResNet-18")

@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--epochs", type=int, default=5, help="of fine-tuning")
     parser.add_argument("--num-prompts", type=int, help="best networks of the training split; by default all")
     parser.add_argument("--num-candidates", type=int, default=64)
-    parser.add_argument("--num-kept", type=int, default=5)
+    parser.add_argument("--num-samples", dest="num_kept", type=int, default=5)
     arguments, record = start(parser, argv)
     zoo = align_zoo(Zoo.load(arguments.prompts, arguments.config))
     data = load_images(arguments.images) if arguments.images else load_zoo_images(zoo.facts)

@@ -151,7 +151,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = new_parser(__doc__)
     parser.add_argument("--checkpoints", type=Path, nargs="*", default=[], help="folders of checkpoints")
     parser.add_argument("--architectures", nargs="+", default=list(ARCHITECTURES), choices=list(ARCHITECTURES))
-    parser.add_argument("--networks", type=int, default=1000, help="networks of the first architecture")
+    parser.add_argument(
+        "--num-models", dest="networks", type=int, default=1000, help="networks of the first architecture"
+    )
     parser.add_argument("--epochs", type=int, default=10, help="of which all states are kept")
     parser.add_argument("--others", type=int, default=60, help="networks of each other architecture")
     parser.add_argument("--train-limit", type=int, default=200)

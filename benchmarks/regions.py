@@ -7,7 +7,7 @@ labels. Points on lines and in hulls are evaluated on test images: directly for 
 after refitting their last layer to every dataset (ridge regression on one-hot labels), as Gueta et al.
 (arXiv:2302.04863) do.
 
-    python benchmarks/regions.py --zoos zoos/digits zoos/mnist --tasks tasks.json --sane run/model \
+    python benchmarks/regions.py --zoo zoos/digits zoos/mnist --tasks tasks.json --sane run/model \
         --adapters folder --output FILE
 """
 
@@ -256,11 +256,13 @@ def measure(arguments: argparse.Namespace, tasks: Mapping[str, str]) -> dict[str
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, draw, print, and write a run record if requested."""
     parser = new_parser(__doc__)
-    parser.add_argument("--zoos", nargs="+", required=True, help="zoo folders or Hub dataset ids of one architecture")
+    parser.add_argument(
+        "--zoo", dest="zoos", nargs="+", required=True, help="zoo folders or Hub dataset ids of one architecture"
+    )
     parser.add_argument("--tasks", required=True, help="JSON object: data set to task")
     parser.add_argument("--sane", help="SANE folder or Hub repo id")
     parser.add_argument("--adapters", type=Path, help="folder of LoRA files of Stable Diffusion")
-    parser.add_argument("--networks", type=int, default=16, help="fine-tuned networks per dataset")
+    parser.add_argument("--num-models", dest="networks", type=int, default=16, help="fine-tuned networks per dataset")
     parser.add_argument("--shuffled-networks", type=int, default=4, help="the same on shuffled labels")
     parser.add_argument("--ancestor-epochs", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=8, help="of fine-tuning")

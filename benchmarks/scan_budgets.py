@@ -217,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = new_parser(__doc__)
     parser.add_argument("--checkpoints", type=Path, nargs="*", default=[], help="files, or folders of them")
     parser.add_argument("--images", default="digits", help="training images of the population")
-    parser.add_argument("--networks", type=int, default=40, help="networks of the population")
+    parser.add_argument("--num-models", dest="networks", type=int, default=40, help="networks of the population")
     parser.add_argument("--width", type=int, default=512, help="of their hidden layers")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--train-limit", type=int, default=2000)

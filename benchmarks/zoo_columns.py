@@ -75,7 +75,7 @@ def measure_column(name: str, networks: np.ndarray, folder: Path, rounds: int) -
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write a run record if requested."""
     parser = new_parser(__doc__)
-    parser.add_argument("--networks", type=int, default=256)
+    parser.add_argument("--num-models", dest="networks", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     arguments, record = start(parser, argv)
     disable_progress_bars()

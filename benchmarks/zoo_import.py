@@ -152,7 +152,7 @@ def measure(count: int, compared: int, folder: Path) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write a run record if requested."""
     parser = new_parser(__doc__)
-    parser.add_argument("--networks", type=int, default=10_000, help="files to import")
+    parser.add_argument("--num-models", dest="networks", type=int, default=10_000, help="files to import")
     parser.add_argument("--compared", type=int, default=1_000, help="networks of each kind to compare")
     arguments, record = start(parser, argv)
     with tempfile.TemporaryDirectory() as folder:

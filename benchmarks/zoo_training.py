@@ -3,7 +3,7 @@
 Also for a user's own module with the same layers, which the library runs under `torch.vmap`.
 
     python benchmarks/zoo_training.py --output runs/benchmarks/zoo_training.json
-    OMP_NUM_THREADS=1 python benchmarks/zoo_training.py --networks 64 --plain-networks 16 --output modules.json
+    OMP_NUM_THREADS=1 python benchmarks/zoo_training.py --num-models 64 --plain-networks 16 --output modules.json
 
 The plain loop has one module and one `torch.optim.Adam` per network: zero_grad, forward, backward, step. Both sides
 train the same networks on the same batches, in turn, in one process and under one allocator; medians over rounds.
@@ -118,7 +118,7 @@ def measure(num_networks: int, num_plain: int, batch_size: int, batches: int, ro
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write a run record if requested."""
     parser = new_parser(__doc__)
-    parser.add_argument("--networks", type=int, default=128)
+    parser.add_argument("--num-models", dest="networks", type=int, default=128)
     parser.add_argument("--plain-networks", type=int, default=32, help="networks of the plain loop")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--batches", type=int, default=10, help="updates per round")

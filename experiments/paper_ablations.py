@@ -299,7 +299,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--variants", nargs="+", choices=variants, metavar="NAME", help="names; by default all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     for entry in dataclasses.fields(Sizes):
-        parser.add_argument(f"--{entry.name.replace('_', '-')}", type=int, default=entry.default)
+        option = "--num-samples" if entry.name == "num_kept" else f"--{entry.name.replace('_', '-')}"
+        parser.add_argument(option, dest=entry.name, type=int, default=entry.default)
     options = parser.parse_args(argv)
     options.sizes = Sizes(**{entry.name: getattr(options, entry.name) for entry in dataclasses.fields(Sizes)})
     tune_allocator()

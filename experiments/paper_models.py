@@ -1,6 +1,6 @@
 """Save the best autoencoder of each family and a network sampled from it: weights, card, run record.
 
-    python experiments/paper_models.py --zoos ../zoos --images ../shared/data/images --work ../sane \
+    python experiments/paper_models.py --zoo ../zoos --images ../shared/data/images --work ../sane \
         --records runs/paper --output ../models
     python experiments/paper_models.py ... --families usps --output pretrained
 

@@ -1,6 +1,6 @@
 """Rate against function: accuracy and agreement of networks encoded with few latents and bits; one record per zoo.
 
-    python experiments/paper_rates.py --zoos ../zoos --images ../shared/data/images --work ../rates \
+    python experiments/paper_rates.py --zoo ../zoos --images ../shared/data/images --work ../rates \
         --records runs/paper/rates --plot docs/results/rates.png
     python experiments/paper_rates.py ... --families usps_seed --epochs 100     # one zoo, longer training
 
@@ -139,7 +139,7 @@ def draw(families: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the options, and measure each zoo."""
     parser = ScriptParser(__doc__)
-    parser.add_argument("--zoos", type=Path, required=True, help="folder of paper_zoos.py")
+    parser.add_argument("--zoo", dest="zoos", type=Path, required=True, help="folder of paper_zoos.py")
     parser.add_argument("--images", type=Path, required=True, help="folder with the .npz files")
     parser.add_argument("--work", type=Path, required=True, help="folder of the autoencoders")
     parser.add_argument("--records", type=Path, required=True, help="folder of the run records")

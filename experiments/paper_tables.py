@@ -1,6 +1,6 @@
 """Pre-train, probe and sample on the zoos of `paper_zoos.py`; one run record per family of zoos and seed.
 
-    python experiments/paper_tables.py --zoos ../zoos --images ../shared/data/images --work ../sane \
+    python experiments/paper_tables.py --zoo ../zoos --images ../shared/data/images --work ../sane \
         --records runs/paper
     python experiments/paper_tables.py ... --families usps --seeds 0          # one family and seed
 
@@ -265,7 +265,7 @@ def run_family(name: str, seed: int, options: argparse.Namespace) -> dict[str, A
 def parser_of_places(description: str | None) -> argparse.ArgumentParser:
     """Parser of the folders, shared by several scripts."""
     parser = ScriptParser(description)
-    parser.add_argument("--zoos", type=Path, required=True, help="folder that paper_zoos.py wrote")
+    parser.add_argument("--zoo", dest="zoos", type=Path, required=True, help="folder that paper_zoos.py wrote")
     parser.add_argument("--images", type=Path, required=True, help="folder with the .npz files")
     parser.add_argument("--work", type=Path, required=True, help="folder of the autoencoders")
     parser.add_argument("--records", type=Path, required=True, help="folder of the run records")
@@ -277,7 +277,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--finetune-epochs", type=int, default=25)
     parser.add_argument("--num-candidates", type=int, default=200)
-    parser.add_argument("--num-kept", type=int, default=5)
+    parser.add_argument("--num-samples", dest="num_kept", type=int, default=5)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

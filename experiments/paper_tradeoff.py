@@ -1,6 +1,6 @@
 """Measure the accuracy of sampled networks against their distance from all trained ones; a record per family and seed.
 
-    python experiments/paper_tradeoff.py --zoos ../zoos --images ../shared/data/images --work ../sane \
+    python experiments/paper_tradeoff.py --zoo ../zoos --images ../shared/data/images --work ../sane \
         --records runs/paper/tradeoff
     python experiments/paper_tradeoff.py ... --families usps --seeds 0          # one family and seed
     python experiments/paper_tradeoff.py ... --plot docs/results/tradeoff.png   # draw all existing records
@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--num-candidates", type=int, default=100)
-    parser.add_argument("--num-kept", type=int, default=5)
+    parser.add_argument("--num-samples", dest="num_kept", type=int, default=5)
     parser.add_argument("--plot", type=Path, help="PNG file for all existing records")
     options = parser.parse_args(argv)
     tune_allocator()

@@ -1,6 +1,6 @@
 """Sample networks for a dataset that the autoencoder was not trained on; a run record per study and seed.
 
-    python experiments/paper_transfer.py --zoos ../zoos --images ../shared/data/images --work ../sane \
+    python experiments/paper_transfer.py --zoo ../zoos --images ../shared/data/images --work ../sane \
         --records runs/paper/transfer
     python experiments/paper_transfer.py ... --studies usps_few_3 --seeds 0          # one study and seed
 

@@ -1,7 +1,7 @@
 """Build the zoos of docs/results/zoos.md; finished ones are kept, interrupted ones are resumed.
 
     python experiments/paper_zoos.py --images ../shared/data/images --output ../zoos --records runs/paper/zoos
-    python experiments/paper_zoos.py --images ... --output ... --zoos mnist_seed usps_seed      # selected zoos
+    python experiments/paper_zoos.py --images ... --output ... --zoo mnist_seed usps_seed      # selected zoos
 
 The folder `--images` contains mnist.npz, fashion_mnist_20k.npz, usps16.npz and cifar10_jpeg.npz. All zoos are written
 to one folder, from which `load_dataset(folder, "mnist_seed")` and `Zoo.load(folder, config="mnist_seed")` read them.
@@ -122,7 +122,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=Path, required=True, help="folder with the .npz files")
     parser.add_argument("--output", type=Path, required=True, help="folder of the zoos")
     parser.add_argument("--records", type=Path, help="folder of their run records")
-    parser.add_argument("--zoos", nargs="+", choices=sorted([*known, MIXED]), default=[*known, MIXED], metavar="NAME")
+    parser.add_argument(
+        "--zoo", dest="zoos", nargs="+", choices=sorted([*known, MIXED]), default=[*known, MIXED], metavar="NAME"
+    )
     parser.add_argument("--num-models", type=int, help="runs per zoo, for a quick trial")
     parser.add_argument("--epochs", type=int, help="epochs, all of which are kept, for a quick trial")
     options = parser.parse_args(argv)

@@ -1,7 +1,7 @@
 """Update the model cards of the demo and of the published zoos and models from their records.
 
 python experiments/update_cards.py --demo demo_output   # after `make demo`: copy its configurations, render the cards
-python experiments/update_cards.py --zoos ../zoos       # after experiments/paper_zoos.py: the same for its zoos
+python experiments/update_cards.py --zoo ../zoos        # after experiments/paper_zoos.py: the same for its zoos
 python experiments/update_cards.py --models ../models   # after experiments/paper_models.py: the same for its models
 python experiments/update_cards.py                      # render from model_cards/ and the demo's record
 python experiments/update_cards.py --check              # exit 1 if a card differs from its record
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Render or compare the cards; returns the exit code."""
     parser = ScriptParser(__doc__)
     parser.add_argument("--demo", type=Path, help="output folder of `make demo`")
-    parser.add_argument("--zoos", type=Path, help="output folder of experiments/paper_zoos.py")
+    parser.add_argument("--zoo", dest="zoos", type=Path, help="output folder of experiments/paper_zoos.py")
     parser.add_argument("--models", type=Path, help="output folder of experiments/paper_models.py")
     parser.add_argument("--check", action="store_true", help="only compare, without writing")
     options = parser.parse_args(argv)

@@ -148,7 +148,7 @@ def test_options_of_experiments_and_benchmarks_are_spelt_like_those_of_the_progr
         path: path.read_text() for folder in ("experiments", "benchmarks") for path in (ROOT / folder).rglob("*.py")
     }
     assert sum(text.count('add_argument("--') for text in code.values()) > 100
-    found = {path.name: re.findall(r'"(--config|--\w+_\w+)"', text) for path, text in code.items()}
+    found = {path.name: re.findall(r'"(--config|--num-kept|--zoos|--\w+_\w+)"', text) for path, text in code.items()}
     assert not {name: options for name, options in found.items() if options}
     assert [path.name for path, text in code.items() if "argparse.ArgumentParser(" in text] == []
 

@@ -29,7 +29,7 @@ def test_every_regressor_on_every_pair_of_zoos(script, tiny_zoo_folder, digits, 
     )
     build_zoo(arguments, digits, tmp_path / "other")
     zoos = [str(tiny_zoo_folder), str(tmp_path / "other")]
-    report = script.main(["--zoos", *zoos, "--boosting-grid", "[[7, 0.1, 3]]", "--output", str(tmp_path / "r.json")])
+    report = script.main(["--zoo", *zoos, "--boosting-grid", "[[7, 0.1, 3]]", "--output", str(tmp_path / "r.json")])
     assert report.keys() == {"mean_of_source", "ridge", "logit_linear", "gradient_boosting"}
     for regressor in ("ridge", "logit_linear", "gradient_boosting"):
         for kind in ("layer_statistics", "weights"):

@@ -12,10 +12,10 @@ SMALL = {
     "lazy_embedding": (
         "--gigabytes 0.001 --width 4 --hidden-size 8 --layers 1 --slice-tokens 600 --rounds 1 --window-size 64"
     ),
-    "alignment": "--networks 6 --loop-networks 2 --repeats 1 --resnet-width 2",
+    "alignment": "--num-models 6 --loop-networks 2 --repeats 1 --resnet-width 2",
     "kde_sampling": "--tokens 30 --latent-dim 4 --anchors 5 --samples 3 --subset 4 --rounds 1",
     "scan_budgets": (
-        "--networks 12 --width 30 --epochs 1 --train-limit 64 --test-limit 32 --steps 1 --seeds 0 "
+        "--num-models 12 --width 30 --epochs 1 --train-limit 64 --test-limit 32 --steps 1 --seeds 0 "
         "--checkpoints src/hf_sane/pretrained/small_images/anchors/anchor_0"
     ),
     "lineage_trees": ("--architectures mlp --fitting 1 --held-out 1 --roots 1 --children 2 --trees 1 --fan 1"),
@@ -23,11 +23,11 @@ SMALL = {
     "scan_large": "--hidden-size 64 --intermediate-size 80 --layers 1 --vocabulary 50 --budgets 1% 100%",
     "swa_gain": "--seeds 2 --epochs 1 --cycles 2 --cycle-epochs 1 --train-limit 64 --architectures cnn_digits",
     "pretraining_step": "--hidden 16 --layers 1 --batch 2 --product 16 --repeats 1",
-    "zoo_columns": "--networks 8 --rounds 1",
+    "zoo_columns": "--num-models 8 --rounds 1",
     "zoo_loader": "--models 10 --rounds 1 --batch-size 4",
-    "zoo_training": "--networks 4 --plain-networks 2 --batches 1 --rounds 1",
+    "zoo_training": "--num-models 4 --plain-networks 2 --batches 1 --rounds 1",
     "tokenization": "--rounds 1 --repeats 1",
-    "zoo_import": "--networks 6 --compared 4",
+    "zoo_import": "--num-models 6 --compared 4",
     "import_time": "--rounds 1 --discarded 0",
     "spectra": "--width 4 --values 100 --rounds 1",
 }

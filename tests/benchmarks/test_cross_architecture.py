@@ -45,7 +45,7 @@ def test_prompts_of_another_architecture_become_networks(benchmark, tiny_zoo, di
         tmp_path / "prompts",
     )
     output = tmp_path / "record.json"
-    sizes = ["--seeds", "0", "1", "--epochs", "1", "--num-candidates", "4", "--num-kept", "2", "--num-prompts", "3"]
+    sizes = ["--seeds", "0", "1", "--epochs", "1", "--num-candidates", "4", "--num-samples", "2", "--num-prompts", "3"]
     places = ["--sane", str(tmp_path / "sane"), "--prompts", str(tmp_path / "prompts"), "--output", str(output)]
     benchmark.main([*places, *sizes])
     results = json.loads(output.read_text())["results"]

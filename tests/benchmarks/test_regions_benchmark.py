@@ -60,9 +60,20 @@ def test_the_record(script, zoos, tmp_path):
     config = {"hidden_size": 16, "latent_dim": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     SANEModel(SANEConfig(token_dim=73, window_size=52, **config)).save_pretrained(tmp_path / "sane")
     write_adapters(tmp_path)
-    small = ["--networks", "3", "--shuffled-networks", "2", "--epochs", "1", "--ancestor-epochs", "1", "--points", "3"]
+    small = [
+        "--num-models",
+        "3",
+        "--shuffled-networks",
+        "2",
+        "--epochs",
+        "1",
+        "--ancestor-epochs",
+        "1",
+        "--points",
+        "3",
+    ]
     report = script.main([
-        "--zoos", *zoos, "--tasks", json.dumps({"plain": "one", "other": "two"}), "--sane", str(tmp_path / "sane"),
+        "--zoo", *zoos, "--tasks", json.dumps({"plain": "one", "other": "two"}), "--sane", str(tmp_path / "sane"),
         "--adapters", str(tmp_path), *small,
         "--picture", str(tmp_path / "map.png"), "--output", str(tmp_path / "r.json"),
     ])  # fmt: skip

@@ -47,7 +47,7 @@ def folder(script, images, tmp_path_factory):
     """Two small zoos and their records."""
     path = tmp_path_factory.mktemp("paper")
     options = ["--images", str(images), "--output", str(path / "zoos"), "--records", str(path / "records")]
-    script.main([*options, "--zoos", "usps_seed", "usps_hyper", "--num-models", "16", "--epochs", "1"])
+    script.main([*options, "--zoo", "usps_seed", "usps_hyper", "--num-models", "16", "--epochs", "1"])
     return path
 
 
@@ -62,14 +62,14 @@ def test_zoos_and_their_records(folder):
 def test_the_mixed_zoo_joins_those_of_both_cnns(script, images, folder, tmp_path, monkeypatch, capsys):
     options = ["--images", str(images), "--output", str(folder / "zoos"), "--records", str(tmp_path)]
     with pytest.raises(FileNotFoundError, match="mixed needs the zoos mnist_seed, .*; .* lacks mnist_seed, "):
-        script.main([*options, "--zoos", "mixed"])
+        script.main([*options, "--zoo", "mixed"])
     known = script.recipes()
     large = {"images": "usps16.npz", "image_size": 32, "architecture": "cnn_l", "group_size": 16}
     small = {name: known[name] for name in ("usps_seed", "usps_hyper")}
     monkeypatch.setattr(script, "recipes", lambda: {**small, "cifar10_seed": ("seed", {**script.COMMON, **large})})
-    script.main([*options, "--zoos", "cifar10_seed", "mixed", "--num-models", "8", "--epochs", "1"])
+    script.main([*options, "--zoo", "cifar10_seed", "mixed", "--num-models", "8", "--epochs", "1"])
     capsys.readouterr()
-    script.main([*options, "--zoos", "mixed"])  # what is there stays
+    script.main([*options, "--zoo", "mixed"])  # what is there stays
     assert "mixed            train         30 runs" in capsys.readouterr().out
     zoo = Zoo.load(folder / "zoos", config="mixed")
     assert len(zoo.facts.layouts) == 2
@@ -88,7 +88,7 @@ def test_the_zoos_of_the_tables(script):
     assert all(settings["num_models"] >= 40 for _, settings in zoos.values())
 
 
-SMALL = ["--seeds", "0", "--finetune-epochs", "1", "--num-candidates", "4", "--num-kept", "2"]
+SMALL = ["--seeds", "0", "--finetune-epochs", "1", "--num-candidates", "4", "--num-samples", "2"]
 
 
 def flags(places):
@@ -99,7 +99,7 @@ def flags(places):
 def places(folder, images, tmp_path_factory):
     """Where the family of USPS was pre-trained, probed and sampled."""
     path = tmp_path_factory.mktemp("tables")
-    found = {"--zoos": folder / "zoos", "--images": images, "--work": path / "sane", "--records": path}
+    found = {"--zoo": folder / "zoos", "--images": images, "--work": path / "sane", "--records": path}
     load_script("paper_tables").main([*flags(found), *SMALL, "--families", "usps", "--epochs", "1"])
     return found
 
@@ -160,7 +160,7 @@ def test_transfer_takes_the_autoencoder_of_the_tables(places, tmp_path, capsys, 
 
 def test_networks_with_batch_norm_are_conditioned_on_training_images(places, images):
     tables = load_script("paper_tables")
-    data = tables.load_zoo_images(tables.read_facts(places["--zoos"])["usps_seed"], path=images / "usps16.npz")
+    data = tables.load_zoo_images(tables.read_facts(places["--zoo"])["usps_seed"], path=images / "usps16.npz")
     plain, conditioned = (tables.judge_of(data, condition=condition) for condition in (False, True))
     assert plain.conditioning_images is None
     assert conditioned.conditioning_images is data.train_images
@@ -174,7 +174,7 @@ def test_the_tradeoff_of_accuracy_and_distance(places, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))  # it draws what results/ tells in words
     script = load_script("paper_tradeoff")
     monkeypatch.setattr(script, "BANDWIDTHS", (0.05, 0.6))
-    chosen = ["--families", "usps", "--seeds", "0", "--num-candidates", "4", "--num-kept", "2"]
+    chosen = ["--families", "usps", "--seeds", "0", "--num-candidates", "4", "--num-samples", "2"]
     options = [*flags({**places, "--records": tmp_path}), *chosen, "--plot", str(tmp_path / "plot.png")]
     script.main(options)
     path = tmp_path / "usps_0.json"

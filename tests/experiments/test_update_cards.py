@@ -54,7 +54,7 @@ def test_an_outdated_card_is_found_and_written(script, tmp_path, monkeypatch, ca
     assert "out of date: model_cards/sane/README.md" in capsys.readouterr().out
     (tmp_path / "model_cards/paper_zoos/zoo.json").write_text("{}")
     cards = ROOT / "model_cards"
-    assert script.main(["--demo", str(cards), "--zoos", str(cards / "paper_zoos")]) == 0
+    assert script.main(["--demo", str(cards), "--zoo", str(cards / "paper_zoos")]) == 0
     assert page.read_text() == before
 
 

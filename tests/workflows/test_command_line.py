@@ -173,14 +173,15 @@ def test_one_spelling_everywhere():
 
 def test_experiments_and_benchmarks_take_former_spellings(capsys):
     parser = ScriptParser("What it measures.")
-    parser.add_argument("--num-kept", type=int)
+    parser.add_argument("--num-samples", type=int)
+    parser.add_argument("--networks", type=int)  # an option of its own
     parser.add_argument("--zoo-config", dest="config")
-    new = parser.parse_args(["--num-kept", "3", "--zoo-config=a_b"])
+    new = parser.parse_args(["--num-samples", "3", "--zoo-config=a_b", "--networks", "2"])
     assert capsys.readouterr().err == ""
-    assert parser.parse_args(["--num_kept", "3", "--config=a_b"]) == new
+    assert parser.parse_args(["--num_kept", "3", "--config=a_b", "--networks", "2"]) == new
     notes = capsys.readouterr().err.splitlines()
     assert [note.partition(": ")[2].partition(";")[0] for note in notes] == [
-        "--num_kept is now --num-kept",
+        "--num_kept is now --num-samples",
         "--config is now --zoo-config",
     ]
-    assert (new.num_kept, new.config) == (3, "a_b")
+    assert (new.num_samples, new.config, new.networks) == (3, "a_b", 2)

@@ -49,6 +49,9 @@ def test_it_takes_tokens_and_latents_from_a_sane(tiny_zoo):
     config = hf_sane.SANEConfig(token_dim=layout.token_dim, hidden_size=16, latent_dim=6, num_attention_heads=2)
     linear = hf_sane.fit_linear(tiny_zoo, sane=hf_sane.SANE(hf_sane.SANEModel(config), extractor))
     assert linear.extractor is extractor
+    found = linear.record.results["reconstruction"]["train"]  # what the command prints
+    assert found["networks"] == len(split)
+    assert 0 < found["r2"] < 1
     assert linear.model.config.latent_dim == 6
     assert linear.model.config.groups == [0, 0, 0, 1, 1]  # convolutions, linear maps
     tokens = extractor.normalize(aligned_tokens(split), layout)[:, layout.layer_index >= 3].flatten(0, 1).double()

@@ -1,10 +1,12 @@
 """`push` and `pull` from Python, against a server: the same files and numbers as the verbs."""
 
 import json
+from dataclasses import fields
 
 import pytest
 
-from hf_sane.workflows.transfer import pull, push
+from hf_sane.workflows.finetune_lora import FinetuneLoraSettings
+from hf_sane.workflows.transfer import PushSettings, pull, push
 
 
 # huggingface_hub 2.4 uploads large files with an argument that httpx is about to rename.
@@ -26,6 +28,12 @@ def test_a_zoo_goes_to_the_hub_and_back(local_hub, tiny_zoo_folder, tmp_path, hf
     assert (fetched.repo_type, str(fetched).splitlines()[-1]) == ("dataset", f"wrote {tmp_path / 'zoo'}")
     as_json = json.loads(hf_sane_command("pull", "org/zoo", "-o", tmp_path / "zoo", "--json").output)
     assert as_json == fetched.to_dict() | {"output": str(tmp_path / "zoo")}
+
+
+@pytest.mark.parametrize("settings", [PushSettings, FinetuneLoraSettings])
+def test_private_means_the_same_everywhere(settings):
+    (entry,) = (entry for entry in fields(settings) if entry.name == "private")
+    assert (entry.type, entry.default, entry.metadata["opposite"]) == (bool | None, None, "--public")
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")

@@ -363,6 +363,15 @@ def _shown(default: Any) -> str:
     return f"  [default: {','.join(map(str, default)) if isinstance(default, list | tuple) else default}]"
 
 
+# Former options of experiments and benchmarks.
+SCRIPT_OPTIONS = {
+    "--config": "--zoo-config",
+    "--num-kept": "--num-samples",
+    "--zoos": "--zoo",
+    "--networks": "--num-models",
+}
+
+
 class ScriptParser(argparse.ArgumentParser):
     """Options of an experiment or a benchmark, spelt like those of `hf-sane`; former spellings still work.
 
@@ -379,7 +388,8 @@ class ScriptParser(argparse.ArgumentParser):
         for word in sys.argv[1:] if args is None else args:
             name, equals, value = word.partition("=")
             current = name.replace("_", "-") if name.startswith("--") else name
-            current = "--zoo-config" if name == "--config" else current
+            if current not in self._option_string_actions:
+                current = SCRIPT_OPTIONS.get(current, current)
             if name != current:
                 typer.echo(_note(self.prog, f"{name} is now {current}"), err=True)
             words.append(f"{current}{equals}{value}")

@@ -48,7 +48,9 @@ class FinetuneLoraSettings(StepSettings):
         "Hub repo id of the network, if the network is a local folder.", default=None, formerly="--base-model"
     )
     push_to: str | None = setting("Hub repo id under which to publish the adapter.", default=None)
-    private: bool = setting("Make a new repository private.", default=False)
+    private: bool | None = setting(
+        "Whether a new repository is private; by default as set in the account.", default=None, opposite="--public"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -157,7 +159,7 @@ def run_finetune_lora(settings: FinetuneLoraSettings) -> FinetuneLoraResult:
         output.write(result)
     if settings.push_to is not None and settings.output is not None:
         upload = plan_push("adapter", settings.output, settings.push_to)
-        result.published = [upload.push(private=settings.private or None)]
+        result.published = [upload.push(private=settings.private)]
     return result
 
 

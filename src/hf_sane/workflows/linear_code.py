@@ -100,6 +100,9 @@ def fit_linear(zoo: str | Path | Zoo | Sequence[str | Path | Zoo], **options: An
         zoo: A zoo, its folder or its Hub dataset id; or a list of these, which must share one token size.
         **options: Other fields of [`LinearCodeSettings`].
 
+    Returns:
+        The code; the R2 of each split is in `record.results["reconstruction"]`.
+
     Raises:
         ValueError: If zoos do not fit each other or the SANE, or layers of one index are of several kinds.
     """

@@ -42,7 +42,7 @@ class IndexSettings(CheckedSettings):
         "Networks: zoos, files, folders of checkpoints or Hub repo ids.", positional=True
     )
     output: Path = setting("New folder for the index.", short="-o")
-    zoos: list[str] = setting("Dataset ids of zoos on the Hub.", factory=list)
+    zoos: list[str] = setting("Dataset ids of zoos on the Hub.", factory=list, option="--zoo", formerly="--zoos")
 
 
 class IndexJson(TypedDict):
