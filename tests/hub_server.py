@@ -249,6 +249,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.send(416, b"", {"Content-Range": f"bytes */{total}"})
                 return
             content = content[start : int(wanted[2]) + 1 if wanted[1] and wanted[2] else None]
+            if self.hub.meeting:
+                self.hub.meeting.wait(timeout=60)
             headers["Content-Range"] = f"bytes {start}-{start + len(content) - 1}/{total}"
         if self.is_corrupted and content:
             content = bytes([content[0] ^ 1]) + content[1:]
@@ -301,6 +303,7 @@ class Hub:
         die_after_uploads: Large objects it takes before it dies in the middle of the next one; never when `None`.
         faults: Wrong answers to come.
         has_ranges: Whether parts of files are sent where a part is asked for.
+        meeting: Where requests for parts of files wait for each other before they are answered, if anywhere.
     """
 
     def __init__(self) -> None:
@@ -309,6 +312,7 @@ class Hub:
         self.die_after_uploads: int | None = None
         self.faults: list[Fault] = []
         self.has_ranges = True
+        self.meeting: threading.Barrier | None = None
         self.port = 0
         self.died = threading.Event()
         self.receiving = threading.Lock()  # clients upload on several threads

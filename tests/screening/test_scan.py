@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import shlex
+import threading
 from http import HTTPStatus
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from safetensors.torch import save, save_file
 import hf_sane
 from hf_sane.screening import _pickles
 from hf_sane.screening._statistics import Moments, tensor_statistics
-from hf_sane.tokenization._byte_ranges import JOINED_GAP, joined
+from hf_sane.tokenization._byte_ranges import JOINED_GAP, HubFile, joined
 from hf_sane.tokenization._kept_ranges import KeptRanges, kept_bytes
 
 
@@ -156,6 +157,18 @@ def test_a_hub_that_fails_for_good_leaves_what_was_read(local_hub, monkeypatch):
             hf_sane.scan("org/big", budget="40%")
     local_hub.faults.clear()
     assert hf_sane.scan("org/big", budget="40%").scans[0].findings
+
+
+def test_parts_are_fetched_in_parallel(local_hub):
+    """The Hub answers no request for a part before another has arrived."""
+    content = bytes(range(256)) * 4096
+    local_hub.storage.add_files("models", "org/parts", {"model.safetensors": content})
+    file = HubFile("org/parts", "model.safetensors")
+    assert file.read(0, 8) == content[:8]
+    local_hub.meeting = threading.Barrier(2)
+    parts = [(start, start + 100) for start in range(0, len(content), 4 * JOINED_GAP)]
+    assert len(parts) == 4
+    assert list(file.read_ranges(parts)) == [content[start:stop] for start, stop in parts]
 
 
 def test_a_server_without_ranges_is_read_once_or_refused(local_hub):
