@@ -113,7 +113,7 @@ def test_a_part_of_the_work_prints_what_it_found(script, tmp_path, capsys):
 def test_nothing_to_do_is_refused(script, capsys):
     with pytest.raises(SystemExit):
         script.main([])
-    assert "give --policies, --acasxu or both" in capsys.readouterr().err
+    assert "expected --policies, --acasxu or both, got neither" in capsys.readouterr().err
 
 
 def test_a_folder_of_which_something_cannot_be_read_is_refused(script, tmp_path):

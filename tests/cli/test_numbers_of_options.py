@@ -28,6 +28,7 @@ NEEDED = {
     "doctor": {},
     "diff": {"first": "a", "other": "b"},
     "embed": {"sane": "sane", "checkpoints": ["a"], "output": "out"},
+    "explore": {"source": "a"},
     "finetune": {"networks": ["a"], "output": "out"},
     "import": {"repos": ["a/b"], "output": "out"},
     "index": {"sources": ["a"], "output": "out"},

@@ -1,7 +1,6 @@
 """Every reader of the library with a small real file of its kind: what `test_readers.py` and `make fuzz` mutate."""
 
 import json
-import struct
 import tarfile
 import tempfile
 import zipfile
@@ -16,6 +15,9 @@ import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import nn
 
 from hf_sane.architectures.presets import cnn_s
@@ -419,10 +421,12 @@ def _tables() -> tuple[bytes, ...]:
 
 def _events() -> bytes:
     """An event file of TensorBoard: its version, and one scalar."""
-    value = b"\x0a\x03acc\x15" + struct.pack("<f", 0.5)
-    scalar = b"\x10\x07\x2a" + bytes([len(value) + 2]) + b"\x0a" + bytes([len(value)]) + value
-    events = (b"\x09" + bytes(8) + rest for rest in (b"\x1a\x0dbrain.Event:2", scalar))
-    return b"".join(struct.pack("<QI", len(event), 0) + event + bytes(4) for event in events)
+    buffer = BytesIO()
+    writer = RecordWriter(buffer)
+    writer.write(Event(wall_time=1.0, file_version="brain.Event:2").SerializeToString())
+    summary = Summary(value=[Summary.Value(tag="acc", simple_value=0.5)])
+    writer.write(Event(wall_time=2.0, step=7, summary=summary).SerializeToString())
+    return buffer.getvalue()
 
 
 def _archives() -> tuple[bytes, ...]:
