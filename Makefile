@@ -17,9 +17,10 @@ export PYTHONDONTWRITEBYTECODE :=
 demo: $(BIN)/.installed
 	HF_HUB_OFFLINE=1 $(BIN)/hf-sane demo --output $(DEMO_OUT)
 
-# For maintainers: copy the record of the demo in $(DEMO_OUT) into the repository, and update cards and README.
+# For maintainers: copy the record and the overview of the demo in $(DEMO_OUT) into the repository, and update cards and README.
 demo-record: $(BIN)/.installed
 	cp $(DEMO_OUT)/report.json runs/demo/report.json
+	cp $(DEMO_OUT)/overview.png docs/results/overview.png
 	$(BIN)/python experiments/update_cards.py --demo $(DEMO_OUT)
 	$(BIN)/python experiments/update_results.py
 

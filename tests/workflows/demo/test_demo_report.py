@@ -111,6 +111,7 @@ def test_the_result_prints_its_tables_and_writes_its_record(record, tmp_path):
 
 def test_report_links_only_to_files_beside_it(record):
     text = render_report(record)
+    assert "](overview.png)" in text
     assert "](embedding_map.png)" in text
     assert "](finetuning.png)" in text
     assert "](/" not in text

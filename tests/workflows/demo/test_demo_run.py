@@ -44,9 +44,9 @@ def test_folder_holds_everything(demo):
     output, record = demo
     names = {path.name for path in output.iterdir()}
     expected = {"zoos", "sane", "sampled", "probe_table.md", "sampling_table.md", "report.md", "report.json"}
-    assert expected | {"embedding_map.png", "finetuning.png"} <= names
+    assert expected | {"overview.png", "embedding_map.png", "finetuning.png"} <= names
     assert json.loads((output / "report.json").read_text()) == record
-    for plot in ("embedding_map.png", "finetuning.png"):
+    for plot in ("overview.png", "embedding_map.png", "finetuning.png"):
         assert (output / plot).read_bytes().startswith(b"\x89PNG")
 
 

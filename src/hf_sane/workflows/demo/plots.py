@@ -1,4 +1,4 @@
-"""The demo's two plots: a map of embeddings, and accuracy during fine-tuning."""
+"""The demo's plots: an overview, and accuracy during fine-tuning."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,12 +12,14 @@ from hf_sane.analysis._pictures import (
     ORANGE,
     PURPLE,
     RED,
+    SCALE,
     label_ends,
     make_figure,
     save_picture,
     use_decades,
 )
 
+OVERVIEW = ("anchors", "sane_subsampled", "linear_subsampled", "anchor_noise_selected", "scratch")
 LEAST = 0.1  # % that is drawn on the logarithmic axis: no test error
 # Name, colour and line of each method: a hue per family, and lines that tell its members apart.
 STYLES = {
@@ -55,6 +57,48 @@ def plane(embeddings: np.ndarray, *, seed: int) -> np.ndarray:
     reduced = PCA(components, random_state=seed).fit_transform(standardised)
     perplexity = min(30.0, (len(reduced) - 1) / 3)
     return TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
+
+
+def plot_overview(
+    points: np.ndarray, accuracies: Sequence[float], curves: Mapping[str, Sequence[Sequence[float]]], path: Path
+) -> None:
+    """Plot the map of a zoo's test networks beside the accuracy of sampled networks before any training.
+
+    Args:
+        points: Coordinates `[M, 2]` of the test networks.
+        accuracies: Test accuracy of each of them, which colours its dot.
+        curves: Accuracies `[epochs + 1, networks]` by method; only row 0, before any training, is drawn.
+        path: PNG to write.
+    """
+    figure, (left, right) = make_figure(9.4, 3.7, 1, 2, width_ratios=(1, 1.15))
+    left.scatter(
+        points[:, 0],
+        points[:, 1],
+        c=100 * np.asarray(accuracies),
+        s=12,
+        cmap=SCALE,
+        edgecolors=GREY,  # since the ends of the scale may be as dark, or as light, as the page
+        linewidths=0.4,
+    )
+    scale = figure.colorbar(left.collections[0], ax=left, location="bottom", aspect=40, pad=0.02)
+    scale.outline.set_visible(False)
+    scale.ax.tick_params(labelsize=8)
+    scale.set_label("test accuracy (%)", fontsize=9)
+    left.set_title("Trained networks, embedded from their weights (t-SNE)", fontsize=9)
+    left.set(xticks=[], yticks=[])
+    left.spines[:].set_visible(False)
+    shown = [name for name in OVERVIEW if name in curves]
+    for row, name in enumerate(reversed(shown)):
+        values = 100 * np.asarray(curves[name][0], dtype=np.float64)
+        label, colour, _ = STYLES[name]
+        heights = row + np.linspace(-0.18, 0.18, len(values)) if len(values) > 1 else np.full(1, row)
+        right.scatter(values, heights, s=13, color=colour, alpha=0.55, linewidths=0)
+        right.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color=colour, linewidth=2.2)
+        right.annotate(f"{label}: {values.mean():.1f}", (1, row + 0.26), color=colour, fontsize=8, va="bottom")
+    right.set_title("Sampled networks before any training", fontsize=9)
+    right.set(xlabel="test accuracy (%); bars are means", yticks=[])
+    right.set(xlim=(0, 101), ylim=(-0.5, len(shown) - 0.2))
+    save_picture(figure, path)
 
 
 def plot_finetuning(curves: Mapping[str, Sequence[Sequence[float]]], path: Path) -> None:

@@ -15,7 +15,7 @@ from hf_sane.cards._tables import fact_text, markdown_table
 from hf_sane.records._escaping import Markup
 from hf_sane.records._files import write_atomically
 from hf_sane.workflows.compare import comparison_table
-from hf_sane.workflows.demo.plots import plot_finetuning
+from hf_sane.workflows.demo.plots import plot_finetuning, plot_overview
 from hf_sane.workflows.results import Result, Table
 
 LINEAR = ("linear_r2", "linear_accuracy_reconstructed")  # of the linear code with as many latents
@@ -157,9 +157,12 @@ class DemoResult(Result):
         return content | content.pop("results")
 
     def draw(self, partial: Path) -> None:
-        """Draw the map of embeddings and the curves of fine-tuning."""
+        """Draw the overview, the map of embeddings and the curves of fine-tuning."""
         if self.map is not None:
             plot_properties(*self.map, partial / "embedding_map.png")
+            if self.curves:
+                points, (accuracies, *_) = self.map[0], self.map[1].values()
+                plot_overview(points, accuracies, self.curves, partial / "overview.png")
         if self.curves:
             plot_finetuning(self.curves, partial / "finetuning.png")
 
