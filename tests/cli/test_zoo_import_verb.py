@@ -129,7 +129,7 @@ def test_a_stream_of_it_trains_too(imported, tmp_path, hf_sane_command):
 def test_rows_that_are_mostly_padding_are_pointed_out(imported, tmp_path, hf_sane_command):
     save_file({"w": torch.randn(20, 2)}, tmp_path / "narrow.safetensors")
     arguments = ("zoo", "import", "--folder", tmp_path, "--split-shares", "1,0,0", "--output")
-    hint = "1 layouts are at least 90% padding: --token-layout dense takes less space"
+    hint = "layouts that are at least 90% padding: 1 of 1; --token-layout dense takes less space"
     assert hint in hf_sane_command(*arguments, tmp_path / "rowwise").output
     assert (
         hint
@@ -173,7 +173,7 @@ def test_networks_whose_properties_are_unknown_are_left_out():
     targets["b"] = {"train": np.array([1.0, 2, 3]), "test": np.array([2.0])}
     known, notes = known_networks(targets)
     assert {key: rows.tolist() for key, rows in known.items()} == {"train": [0, 2], "test": [0]}
-    assert notes == ["1 networks left out, since not all of their properties are known"]
+    assert notes == ["networks left out, since not all of their properties are known: 1"]
 
 
 def test_what_stops_a_run_is_said_before_it_begins(imported, sane, tmp_path, hf_sane_command):

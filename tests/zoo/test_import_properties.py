@@ -148,7 +148,7 @@ def test_rows_name_files_by_path_file_name_or_stem(written, tmp_path):
     found = column(result.zoo, "score")
     assert found["x/a.safetensors"] == 5
     assert np.isnan(found["y/b.safetensors"])
-    assert any("no row for 1 networks (y/b.safetensors)" in note for note in result.notes)
+    assert any("networks without a row: 1 (y/b.safetensors)" in note for note in result.notes)
 
 
 def names(*paths: str, pattern: str | None = None):
@@ -173,7 +173,7 @@ def test_rows_that_repeat_others_are_taken_once_and_those_that_differ_are_not_gu
     found = match_rows([table(*({**row, "v": 1} for row in rows))], networks)
     assert found.rows == {networks[0].name: {"v": 1}}
     assert found.unmatched == []
-    assert "1 duplicate rows were left out" in found.notes
+    assert any("duplicate rows, left out: 1" in note for note in found.notes)
     with pytest.raises(ValueError, match=r"t.csv: 1 networks have several different rows; expected one row per"):
         match_rows([table(*({**row, "v": number} for number, row in enumerate(rows)))], networks)
 
@@ -311,7 +311,7 @@ def test_a_pattern_keeps_runs_together_and_gives_columns(tmp_path):
         for r, e, lr in zip(s.run_ids, s.column("epoch"), s.column("learning_rate"), strict=True)
     }
     assert rows["r2", 3] == pytest.approx(0.3)
-    assert result.notes == ["1 paths do not match the pattern: other.safetensors"]
+    assert result.notes == ["paths that do not match the pattern: 1 (other.safetensors)"]
     with pytest.raises(ValueError, match="no path matches the pattern"):
         import_zoo(ImportSettings(folder=tmp_path / "nets", token_dim=9, pattern="{run}.pt"), tmp_path / "none")
 
@@ -380,7 +380,7 @@ def test_a_text_among_numbers_is_left_empty_and_said():
     found = typed_columns(raw)
     assert "loss_x" not in found.rows["3"]
     assert found.rows["4"] == {"loss_x": 4, "epoch": 4}
-    assert "loss_x: 1 of 20 values are not numbers, left empty: 'crashed'" in found.notes
+    assert "loss_x: values that are not numbers, left empty: 1 of 20 ('crashed')" in found.notes
 
 
 def test_names_of_other_projects():
@@ -415,7 +415,9 @@ def test_exports_of_trackers(tmp_path):
     assert found.unmatched == ["board, step 1.0 of r1"]
     assert any(note.startswith("run-r2-tag-cut.csv: expected a table") for note in found.notes)
     (board / "other.csv").write_text("name,x\nelsewhere,1\n")
-    assert "1 tables of the folder match no network: other.csv" in match_rows(read_tables(board), networks).notes
+    assert (
+        "tables of the folder that match no network: 1 (other.csv)" in match_rows(read_tables(board), networks).notes
+    )
     wandb = tmp_path / "wandb.csv"
     wandb.write_text('"Step","r1 - val_acc","r1 - val_acc__MIN","r2 - val_acc"\n1,0.1,0.1,0.25\n2,0.75,0.7,\n')
     assert match_rows([read_properties(wandb)], networks).rows == {

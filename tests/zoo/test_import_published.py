@@ -122,7 +122,7 @@ def test_a_run_is_in_one_split_and_nothing_of_the_machine_is_published(imported)
     assert "node7" not in text
     columns = imported.zoo.splits["train"].table.dataset.column_names
     assert not {"pid", "hostname", "config_seed"} & set(columns)
-    assert f"{RUNS} lines of result.json are not JSON and were left out" in imported.notes
+    assert f"lines of result.json that are not JSON, left out: {RUNS}" in imported.notes
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "tar.xz"])
@@ -187,8 +187,10 @@ def test_damaged_runs_are_told_and_the_rest_goes_on(tmp_path):
         _, index, split = found[run.name, 5]
         values = [split.column(name)[index] for name in ("learning_rate", "test_accuracy")]
         assert [None if np.isnan(value) else round(value, 4) for value in values] == known
-    assert f"no settings for 1 runs, whose params.json is missing or not a JSON object: {first.name}" in result.notes
-    assert any("result.json has no results for 3 networks" in note for note in result.notes)
+    assert (
+        f"runs without settings, since params.json is missing or not a JSON object: 1 ({first.name})" in result.notes
+    )
+    assert any("networks without results in result.json: 3" in note for note in result.notes)
 
 
 def test_archives_are_known_by_their_first_bytes(published, tmp_path):

@@ -230,7 +230,7 @@ def test_architectures_keep_what_their_configuration_says(imported):
     assert sum(settings["model_type"] == "imported" for settings in facts.architectures.values()) == 2
     card = (imported[0] / "README.md").read_text()
     assert "imported: BertModel" in card
-    assert "imported: 9 networks of 9 repositories" in card
+    assert "imported: 9 networks from a folder; each row names its path there" in card
     assert "licences: not stated (6), mit (3)" in card
     assert "`metric_accuracy_digits`" in card
     assert "15 networks left out" in card

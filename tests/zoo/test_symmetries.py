@@ -37,6 +37,7 @@ from hf_sane.zoo.importing._settings import ImportSettings
 
 TINY = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
 IMAGES = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+KIND = ("architecture", "layout")
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 0}
 
 
@@ -186,6 +187,34 @@ def test_specs_can_be_given_for_networks_without_a_configuration(tmp_path):
             torch.testing.assert_close(networks[1](inputs), networks[0](inputs))
     with pytest.raises(ValueError, match=r"4 tensors of the network are unknown to the permutation spec, .*'0.bias'"):
         align_zoo(zoo, specs={split.column("layout")[0]: permutation_spec(cnn_digits())})
+
+
+def test_networks_of_unknown_symmetries_stay_as_they_are_beside_others(tmp_path, caplog):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        (tmp_path / f"nets/{seed}").mkdir(parents=True)
+        save_file(plain().state_dict(), tmp_path / f"nets/{seed}/network.safetensors")
+    (tmp_path / "nets/stray").mkdir()
+    save_file(nn.Linear(3, 4).state_dict(), tmp_path / "nets/stray/network.safetensors")
+    arguments = ImportSettings(folder=str(tmp_path / "nets"), token_dim=9, split_shares=[1, 0, 0])
+    zoo = import_zoo(arguments, tmp_path / "zoo").zoo
+    split = zoo.splits["train"]
+    stray = split.run_ids.index("stray/network.safetensors")
+    of_others = split.column("layout")[(stray + 1) % 4]
+    aligned = align_zoo(zoo, specs={of_others: trace_permutations(plain(), torch.randn(3, 4))})
+    assert "symmetries are unknown: 1 of the runs, stray/network.safetensors (" in caplog.text
+    aligned.save(tmp_path / "aligned")
+    for found in (aligned, Zoo.load(tmp_path / "aligned")):
+        part = found.splits["train"]
+        assert torch.equal(aligned_tokens(part.select([stray]))[0], split.tokens(stray))
+        moved = [
+            not torch.equal(aligned_tokens(part.select([index]))[0], split.tokens(index))
+            for index in range(4)
+            if index != stray
+        ]
+        assert sorted(moved) == [False, True, True]  # one of them is the reference
+        reasons = found.alignment.specs[found.alignment.key(*(split.column(n)[stray] for n in KIND))].reasons
+        assert reasons == {"symmetries unknown": ["bias[0]", "weight[0]", "weight[1]"]}
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "vit"])

@@ -188,6 +188,11 @@ def has_registered() -> bool:
     return bool(_REGISTERED)
 
 
+def registered_names() -> list[str]:
+    """Names of the registered modules."""
+    return [architecture.name for architecture in _REGISTERED.values()]
+
+
 def architecture_permutations(config: ZooConfig | nn.Module) -> PermutationSpec | None:
     """Symmetries of an architecture; `None` for a module that is not registered or has no example inputs."""
     if isinstance(config, ZooConfig):

@@ -230,7 +230,7 @@ def known_networks(targets: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[dic
             f"known in {', '.join(splits)}: {counts}; choose other properties (--properties)"
         )
     missing = sum(int((~mask).sum()) for mask in known.values())
-    notes = [f"{missing} networks left out, since not all of their properties are known"] if missing else []
+    notes = [f"networks left out, since not all of their properties are known: {missing}"] if missing else []
     return {key: np.flatnonzero(mask) for key, mask in known.items()}, notes
 
 

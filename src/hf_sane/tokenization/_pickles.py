@@ -1,5 +1,6 @@
 """Open weights-only pickles without running code."""
 
+import errno
 import pickle
 import re
 import struct
@@ -30,6 +31,9 @@ FAILURES: tuple[type[Exception], ...] = (
     zipfile.BadZipFile,
     zlib.error,
 )
+DAMAGED = "a file that is damaged or cut off"
+AGAIN = "save it or download it again"
+ARCHIVE = b"PK\x03\x04"  # first bytes of zip archives
 BLOCKED = re.compile(r"(?:GLOBAL|but got|[Uu]nsupported class) (?:<class ')?([\w.]+)")
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 # A few bytes can claim a tensor of any size (strides of zero, a bytearray): anything this much larger than its file is
@@ -75,7 +79,11 @@ def unpickle(path: Path) -> Any:
             # torch reads any path that ends in .safetensors as safetensors.
             with path.open("rb") as file, torch.serialization.safe_globals(list(INERT)):
                 content = torch.load(file, map_location="cpu", weights_only=True)
-    except FAILURES as error:
+    except (*FAILURES, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # of the disk, not of the content
+            raise
+        if _is_damaged(path, error):
+            raise InvalidFileError(path, expected="a whole file of torch.save", got=DAMAGED, remedy=AGAIN) from error
         raise InvalidFileError(
             path,
             expected="nothing but tensors",
@@ -87,6 +95,15 @@ def unpickle(path: Path) -> Any:
         got = f"tensors of {claimed:,} bytes in a file of {path.stat().st_size:,}"
         raise InvalidFileError(path, expected="tensors that are in the file", got=got, remedy=REMEDY)
     return content
+
+
+def _is_damaged(path: Path, error: BaseException) -> bool:
+    """Whether a file ends too early, or its archive cannot be read: torch then seeks to places outside of the file."""
+    with path.open("rb") as file:
+        is_archive = file.read(len(ARCHIVE)) == ARCHIVE
+    if is_archive:
+        return not zipfile.is_zipfile(path) or not isinstance(error, pickle.UnpicklingError)
+    return isinstance(error, EOFError | OSError | IndexError | struct.error) or "unexpected EOF" in str(error)
 
 
 def _reason(error: BaseException) -> str:

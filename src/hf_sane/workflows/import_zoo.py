@@ -103,12 +103,13 @@ class ImportZooResult(Result):
         return ["not taken", *lines] if lines else []
 
     def tables(self) -> list[Table]:
-        """Number of networks, repositories and layouts per split."""
+        """Number of networks, of runs or repositories, and of layouts per split."""
+        kind, key = ("runs", "run_id") if self.zoo.facts.arguments.get("folder") else ("repositories", "repo_id")
         rows = [
-            [name, len(split), *(len(set(split.column(key))) for key in ("repo_id", "layout"))]
+            [name, len(split), *(len(set(split.column(column))) for column in (key, "layout"))]
             for name, split in self.zoo.splits.items()
         ]
-        return [Table(("split", "networks", "repositories", "structures"), rows)]
+        return [Table(("split", "networks", kind, "structures"), rows)]
 
     def details(self) -> list[Table]:
         """Files that were not imported, with the reason, and rows of property tables that belong to no network."""
@@ -194,10 +195,11 @@ def _result(settings: ImportZooSettings, found: importing.ImportResult) -> Impor
     layouts = found.zoo.facts.parsed_layouts.values()
     if wasteful := sum(layout.padding_share > MUCH_PADDING for layout in layouts):
         notes.append(
-            f"{wasteful} layouts are at least {MUCH_PADDING:.0%} padding: --token-layout dense takes less space"
+            f"layouts that are at least {MUCH_PADDING:.0%} padding: {wasteful} of {len(layouts)}; --token-layout "
+            "dense takes less space"
         )
     if any(entry.status == "failed" for entry in found.entries):
-        notes.append("some networks could not be reached: repeat the call to try them again")
+        notes.append("some networks could not be read or reached: repeat the call to try them again")
     return ImportZooResult(
         record=found.zoo.run_record or RunRecord.start(seed=settings.seed, arguments=settings.to_dict()),
         output=Path(settings.output),

@@ -1,7 +1,9 @@
 """Align a zoo's networks to a reference by permuting channels, without changing their outputs."""
 
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from hf_sane.core._layout import Layout
 from hf_sane.core._types import StateDict
+from hf_sane.records._errors import name_some
 from hf_sane.symmetry._matching import match_many
 from hf_sane.symmetry._permutation import PermutationSpec
 from hf_sane.symmetry._token_permutations import TokenPermutations
@@ -16,8 +19,10 @@ from hf_sane.zoo._alignment_record import Alignment
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 from hf_sane.zoo._facts import DEFAULT_CONFIG
 from hf_sane.zoo._records import ANCESTOR
-from hf_sane.zoo._symmetries import Specs, network_spec
+from hf_sane.zoo._symmetries import Specs, UnknownSymmetriesError, fixed_spec, network_spec
 from hf_sane.zoo._writing import writing_zoo
+
+logger = logging.getLogger(__name__)
 
 NETWORKS_PER_BLOCK = 512
 MATCH_BYTES = 512 * 2**20  # weights in memory at a time
@@ -31,7 +36,8 @@ def align_zoo(zoo: Zoo, *, reference: StateDict | None = None, specs: Specs | No
     for its children, which share its order of channels. The reference is the first training run at its last epoch.
     Networks that are not finite (kept on request) are not permuted. Unlike the released code, which stores aligned
     copies, only permutations are stored: `aligned_tokens` and the window sampler apply them while reading. The
-    symmetries of imported networks are traced from the configuration in their repository.
+    symmetries of imported networks are traced from the configuration in their repository. Networks whose symmetries
+    are unknown stay as they are, with a log message, if there are others that can be aligned.
 
     Args:
         zoo: Zoo to align; each architecture (and each layout of imported networks) gets its own reference.
@@ -43,7 +49,7 @@ def align_zoo(zoo: Zoo, *, reference: StateDict | None = None, specs: Specs | No
         The zoo with its [`Alignment`].
 
     Raises:
-        ValueError: If `reference` is given for several architectures, or symmetries are unknown.
+        ValueError: If `reference` is given for several architectures, or the symmetries of all networks are unknown.
     """
     finals = [split.final_epochs() for split in zoo.splits.values()]
     kinds = sorted(
@@ -55,23 +61,47 @@ def align_zoo(zoo: Zoo, *, reference: StateDict | None = None, specs: Specs | No
             f"expected one architecture to align to a reference, got {architectures}; leave the reference out"
         )
     references, run_ids, permutations, found = {}, {}, {}, {}
+    known = _known_specs(zoo, kinds, specs)
     for architecture, layout in kinds:
         key = f"{architecture}:{layout}" if architectures.count(architecture) > 1 else str(architecture)
-        spec = network_spec(zoo.facts, str(architecture), str(layout), specs=specs)
+        is_known = (architecture, layout) in known
+        spec = known[architecture, layout] if is_known else fixed_spec(zoo.facts.parsed_layouts[str(layout)])
         chosen = [
             (split.column("architecture") == architecture) & (split.column("layout") == layout) for split in finals
         ]
         parts = [split.select(mask) for split, mask in zip(finals, chosen, strict=True) if mask.any()]
         first = next((i for i in range(len(parts[0])) if parts[0].tokens(i).isfinite().all()), 0)
         target = parts[0].state_dict(first) if reference is None else reference
-        matched = [_match(spec, part.select(rows), target) for part in parts for rows in _pieces(part)]
         references[key] = parts[0].run_ids[first] if reference is None else "given"
         run_ids[key] = [run_id for part in parts for run_id in part.run_ids]
+        if not is_known:
+            logger.warning(
+                "not aligned, since their symmetries are unknown: %d of the runs, %s (%s). Pass their code: "
+                "hf_sane.register_architecture(MyModule, example_inputs), or --module my_file.py:MyModule "
+                "--module-input 1,28,28",
+                *(len(run_ids[key]), name_some(run_ids[key]), key),
+            )
+        matched = [_match(spec, part.select(rows), target) for part in parts for rows in _pieces(part)]
         rows = _permuted_as(parts, run_ids[key])
         permutations[key] = {axis: torch.cat([piece[axis] for piece in matched])[rows] for axis in spec.sizes}
         if zoo.facts.parsed_architectures[architecture] is None or {architecture, layout} & set(specs or ()):
             found[key] = spec
     return zoo.with_alignment(Alignment(references, run_ids, permutations, found))
+
+
+def _known_specs(
+    zoo: Zoo, kinds: Sequence[tuple[Any, Any]], specs: Specs | None
+) -> dict[tuple[Any, Any], PermutationSpec]:
+    """Symmetries of architectures and layouts, without unknown ones, unless there are no others."""
+    found, errors = {}, []
+    for architecture, layout in kinds:
+        try:
+            found[architecture, layout] = network_spec(zoo.facts, str(architecture), str(layout), specs=specs)
+        except UnknownSymmetriesError as error:
+            errors.append(error)
+    if errors and not found:
+        raise errors[0]
+    return found
 
 
 def align_folder(

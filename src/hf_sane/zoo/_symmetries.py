@@ -8,7 +8,8 @@ import torch
 from transformers import CONFIG_MAPPING
 
 from hf_sane.core._layout import Layout
-from hf_sane.networks._modules import find_architecture
+from hf_sane.networks._modules import find_architecture, registered_names
+from hf_sane.records._errors import name_some
 from hf_sane.symmetry._networks import permutation_spec
 from hf_sane.symmetry._permutation import PermutationSpec
 from hf_sane.symmetry._transformers_models import select_tensors, transformers_spec
@@ -16,6 +17,11 @@ from hf_sane.zoo._alignment_record import Alignment
 from hf_sane.zoo._facts import ZooFacts
 
 Specs = Mapping[str, PermutationSpec]
+UNKNOWN = "symmetries unknown"  # reason why the dimensions of a network are fixed
+
+
+class UnknownSymmetriesError(ValueError):
+    """Nothing describes the symmetries of an imported network."""
 
 
 def network_spec(
@@ -36,7 +42,8 @@ def network_spec(
         specs: Specs by architecture or layout, for networks that cannot be traced.
 
     Raises:
-        ValueError: If an imported network cannot be traced and no spec is given, or a spec does not fit the network.
+        UnknownSymmetriesError: If an imported network cannot be traced and no spec is given.
+        ValueError: If a spec does not fit the network.
     """
     structure = facts.parsed_layouts[layout]
     for key in (layout, architecture):
@@ -53,12 +60,22 @@ def network_spec(
     try:
         return imported_spec(facts.architectures[architecture]["config"], structure)
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"the symmetries of the imported networks {architecture!r} (layout {layout!r}) are unknown ({error}); "
-            "pass their code: hf_sane.register_architecture(MyModule, example_inputs), or --module "
+        known = f"; the module {name_some(registered_names())} has other tensors" if registered_names() else ""
+        raise UnknownSymmetriesError(
+            f"the symmetries of the imported networks {architecture!r} (layout {layout!r}) are unknown "
+            f"({error}{known}); pass their code: hf_sane.register_architecture(MyModule, example_inputs), or --module "
             "my_file.py:MyModule "
             "--module-input 1,28,28; or use the view 'original' (twice for the contrastive loss)"
         ) from error
+
+
+def fixed_spec(layout: Layout) -> PermutationSpec:
+    """A spec that permutes nothing, for networks whose symmetries are unknown."""
+    sizes = {tensor.name: len(tensor.shape) for layer in layout.layers for tensor in layer.tensors}
+    sizes |= {name: tensor.ndim for name, tensor in layout.template.items()}
+    sizes |= {name: sizes[first] for name, first in layout.aliases.items()}
+    axes = {name: (None,) * sizes[name] for name in layout.tensor_names}
+    return PermutationSpec(axes, {}, fixed={name: dict.fromkeys(range(len(a)), UNKNOWN) for name, a in axes.items()})
 
 
 def imported_spec(settings: Mapping[str, Any], layout: Layout) -> PermutationSpec:

@@ -393,7 +393,7 @@ def _match_properties(importer: _Importer, tables: Sequence[PropertyTable]) -> t
                 f"relative to the "
                 "folder, with / as separator"
             )
-        matched.notes.append(f"{len(others)} paths do not match the pattern: {name_some(others)}")
+        matched.notes.append(f"paths that do not match the pattern: {len(others)} ({name_some(others)})")
     matched.runs = _short_runs(matched.runs)
     for name, times in matched.times.items():
         if "epoch" in times:

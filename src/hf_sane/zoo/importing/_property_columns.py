@@ -163,7 +163,11 @@ def _typed(values: Mapping[str, Any], wanted: Kind | None) -> tuple[dict[str, An
         is_number = len(numbers) >= MOSTLY * len(values) and numbers
         if is_number or wanted is not None:
             odd = [value for network, value in values.items() if network not in numbers]
-            note = f"{len(odd)} of {len(values)} values are not numbers, left empty: {_examples(odd)}" if odd else None
+            note = (
+                f"values that are not numbers, left empty: {len(odd)} of {len(values)} ({_examples(odd)})"
+                if odd
+                else None
+            )
             are_whole = all(float(value).is_integer() and abs(value) <= MAX_INTEGER for value in numbers.values())
             if wanted == "integer" or (wanted is None and all(isinstance(v, int) for v in numbers.values())):
                 if are_whole:
@@ -173,7 +177,7 @@ def _typed(values: Mapping[str, Any], wanted: Kind | None) -> tuple[dict[str, An
                     return (
                         whole,
                         "integer",
-                        (f"{len(values) - len(whole)} values are not whole numbers and were left empty"),
+                        f"values that are not whole numbers, left empty: {len(values) - len(whole)} of {len(values)}",
                     )
             return {network: float(value) for network, value in numbers.items()}, "float", note
     texts = {network: _text(value) for network, value in values.items()}

@@ -81,7 +81,7 @@ def match_rows(tables: Sequence[PropertyTable], networks: Sequence[NetworkName],
     if unused and unused == len(tables):
         raise next(iter(errors.values()))
     if unused:
-        result.notes.append(f"{unused} tables of the folder match no network: {name_some(errors)}")
+        result.notes.append(f"tables of the folder that match no network: {unused} ({name_some(errors)})")
     return result
 
 
@@ -114,11 +114,12 @@ def _match_table(table: PropertyTable, networks: Sequence[NetworkName], key: str
             "run and epoch; remove the others, or say which part of a path is the epoch (--pattern)"
         )
     if best is None or not best.rows:
-        named = ", ".join(repr(shorten(next(iter(row.values()), ""))) for row in table.rows[:LISTED])
+        first = (columns or table.columns)[0]  # not the epoch
+        named = ", ".join(repr(shorten(row.get(first))) for row in table.rows[:LISTED])
         raise ValueError(
             f"{table.file}: no row matches any of {len(networks)} networks; expected a column with names such as "
-            f"{', '.join(repr(shorten(n.name)) for n in networks[:LISTED])}, got rows such as {named}; name the "
-            "column (--properties-key), or describe the paths (--pattern)"
+            f"{', '.join(repr(shorten(n.name)) for n in networks[:LISTED])}, got {named} in the column {first!r}; "
+            "name the column (--properties-key), or describe the paths (--pattern)"
         )
     _take_rows(table, best, result)
     used = set(best.rows.values())
@@ -129,8 +130,8 @@ def _match_table(table: PropertyTable, networks: Sequence[NetworkName], key: str
     result.notes += [
         *table.notes,
         f"{table.file}: {len(best.rows)} of {len(networks)} networks matched by {how}",
-        *([f"{table.file}: {len(free)} rows match no network ({name_some(free)})"] if free else []),
-        *([f"{table.file}: no row for {len(missing)} networks ({name_some(missing)})"] if missing else []),
+        *([f"{table.file}: rows that match no network: {len(free)} ({name_some(free)})"] if free else []),
+        *([f"{table.file}: networks without a row: {len(missing)} ({name_some(missing)})"] if missing else []),
     ]
 
 
@@ -140,7 +141,7 @@ def _without_repeats(table: PropertyTable) -> PropertyTable:
     kept = sorted(first.values())
     if len(kept) == len(table.rows):
         return table
-    note = f"{len(table.rows) - len(kept)} duplicate rows were left out"
+    note = f"{table.file}: duplicate rows, left out: {len(table.rows) - len(kept)}"
     rows, places = ([values[number] for number in kept] for values in (table.rows, table.places))
     return replace(table, rows=rows, places=places, notes=(*table.notes, note))
 

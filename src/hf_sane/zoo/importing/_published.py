@@ -84,14 +84,14 @@ def published_table(networks: Iterable[NetworkName], fetch: Callable[[str], Path
             without_results += [] if epoch in found else [place]
             rows.append({RUN: run, EPOCH: epoch, **settings, **found.get(epoch, {})})
             places.append(place)
-    notes = [f"{broken} lines of {RESULTS} are not JSON and were left out"] if broken else []
+    notes = [f"lines of {RESULTS} that are not JSON, left out: {broken}"] if broken else []
     if without_settings:
         notes.append(
-            f"no settings for {len(without_settings)} runs, whose {PARAMS} is missing or not a JSON object: "
-            f"{name_some(without_settings)}"
+            f"runs without settings, since {PARAMS} is missing or not a JSON object: {len(without_settings)} "
+            f"({name_some(without_settings)})"
         )
     if without_results:
-        notes.append(f"{RESULTS} has no results for {len(without_results)} networks: {name_some(without_results)}")
+        notes.append(f"networks without results in {RESULTS}: {len(without_results)} ({name_some(without_results)})")
     return PropertyTable(RESULTS, rows, places, tuple(notes)) if rows else None
 
 

@@ -86,7 +86,7 @@ def logged_table(networks: Sequence[NetworkName], tree: Tree) -> PropertyTable |
         if row:
             rows.append({FILE: network.name, **row})
     if without_values:
-        notes.append(f"no values at the epoch of {len(without_values)} networks: {name_some(without_values)}")
+        notes.append(f"networks without values at their epoch: {len(without_values)} ({name_some(without_values)})")
     if not rows:
         return None
     return PropertyTable("logs beside networks", rows, [str(row[FILE]) for row in rows], tuple(notes))
