@@ -25,6 +25,7 @@ FAILURES: tuple[type[Exception], ...] = (
     *MALFORMED,
     AssertionError,  # messages of torch's unpickler
     RuntimeError,
+    OSError,
     pickle.UnpicklingError,
     struct.error,
     tarfile.TarError,
@@ -79,7 +80,7 @@ def unpickle(path: Path) -> Any:
             # torch reads any path that ends in .safetensors as safetensors.
             with path.open("rb") as file, torch.serialization.safe_globals(list(INERT)):
                 content = torch.load(file, map_location="cpu", weights_only=True)
-    except (*FAILURES, OSError) as error:
+    except FAILURES as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # of the disk, not of the content
             raise
         if _is_damaged(path, error):

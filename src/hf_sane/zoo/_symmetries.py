@@ -60,10 +60,10 @@ def network_spec(
     try:
         return imported_spec(facts.architectures[architecture]["config"], structure)
     except (TypeError, ValueError) as error:
-        known = f"; the module {name_some(registered_names())} has other tensors" if registered_names() else ""
+        others = f"; the module {name_some(registered_names())} has other tensors" if registered_names() else ""
         raise UnknownSymmetriesError(
             f"the symmetries of the imported networks {architecture!r} (layout {layout!r}) are unknown "
-            f"({error}{known}); pass their code: hf_sane.register_architecture(MyModule, example_inputs), or --module "
+            f"({error}{others}); pass their code: hf_sane.register_architecture(MyModule, example_inputs), or --module "
             "my_file.py:MyModule "
             "--module-input 1,28,28; or use the view 'original' (twice for the contrastive loss)"
         ) from error
