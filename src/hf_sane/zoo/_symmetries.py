@@ -63,9 +63,9 @@ def network_spec(
         others = f"; the module {name_some(registered_names())} has other tensors" if registered_names() else ""
         raise UnknownSymmetriesError(
             f"the symmetries of the imported networks {architecture!r} (layout {layout!r}) are unknown "
-            f"({error}{others}); pass their code: hf_sane.register_architecture(MyModule, example_inputs), or --module "
-            "my_file.py:MyModule "
-            "--module-input 1,28,28; or use the view 'original' (twice for the contrastive loss)"
+            f"({error}{others}); pass their code: hf_sane.register_architecture(MyModule, example_inputs), or "
+            "--module my_file.py:MyModule --module-input 1,28,28; or use the view 'original' "
+            "(twice for the contrastive loss)"
         ) from error
 
 
