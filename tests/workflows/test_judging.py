@@ -1,6 +1,7 @@
 """Networks that are not image classifiers, judged by a function of the user's own."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from hf_sane.networks._tasks import Classification, OwnTask
 from hf_sane.sampling._export import Provenance
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.workflows.finetune import FinetuneSettings
+from hf_sane.workflows.judging import accuracy_notes
 from hf_sane.workflows.regions import RegionsSettings
 from hf_sane.workflows.sane import SANE
 from hf_sane.workflows.soup import SoupSettings
@@ -246,3 +248,10 @@ def test_a_name_that_cannot_be_called_is_refused(tmp_path: Path):
     (tmp_path / "mine.py").write_text("value = 3")
     with pytest.raises(TypeError, match="expected a class or function, got value of .*, which is a int"):
         FinetuneSettings(networks=["a"], output=None, evaluate=f"{tmp_path}/mine.py:value").judgement()
+
+
+def test_networks_far_below_their_records_are_noticed():
+    (note,) = accuracy_notes([0.9, 0.96, math.nan], 0.11)
+    assert "have an accuracy of 0.11 on this data, but 0.93 in their records" in note
+    assert "--image-size" in note
+    assert accuracy_notes([0.9], 0.8) == accuracy_notes([], 0.1) == accuracy_notes([0.9], None) == []

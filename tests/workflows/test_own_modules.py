@@ -1,6 +1,7 @@
 """The whole road for a module that the library has never seen: import, align, pre-train, probe, sample, fine-tune."""
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -168,6 +169,9 @@ def test_it_is_sampled_judged_saved_and_fine_tuned(own, zoo, sane, tmp_path):
     assert accuracy == pytest.approx(networks.provenance[0].test_accuracy)
     card = (tmp_path / "sampled/network_0/README.md").read_text()
     assert "network = TwoHeads()" in card
+    settings = json.loads((tmp_path / "sampled/network_0/config.json").read_text())
+    assert settings["id2label"] == {str(label): str(label) for label in range(10)}
+    assert settings["label2id"]["7"] == 7
     soup = hf_sane.soup(tmp_path / "sampled", method="greedy", images="digits")
     assert type(soup.model).__name__ == "TwoHeads"
     assert soup.record.results["test_accuracy"] > 0
@@ -178,6 +182,20 @@ def test_it_is_sampled_judged_saved_and_fine_tuned(own, zoo, sane, tmp_path):
     resized = load_images("digits", image_size=10).split("test")
     larger = hf_sane.finetune(networks, "digits", image_size=10, epochs=1, train_limit=64, scratch=False)
     assert larger.curves["networks"][0] == pytest.approx(networks.stack.evaluate(*resized)[1].tolist())
+
+
+def test_classes_in_another_order_are_noticed(own, zoo, sane, tmp_path):
+    register(own)
+    data = load_images("digits")
+    shifted = {f"{split}_labels": (data.split(split)[1] + 1) % 10 for split in ("train", "validation", "test")}
+    wrong = dataclasses.replace(data, **shifted)
+    options = {"num_samples": 1, "num_candidates": 2, "bandwidth": [0.0]}
+    right = hf_sane.sample(zoo, sane, images=data, **options)
+    assert not right.notes
+    found = hf_sane.sample(zoo, sane, images=wrong, **options)
+    (note,) = found.notes
+    assert note.startswith("the trained networks have an accuracy of 0.")
+    assert "and classes the order, of training" in note
 
 
 def test_zoos_without_alignment_and_accuracies_are_compared_and_reconstructed(own, zoo, sane):

@@ -17,7 +17,7 @@ from hf_sane.records._errors import InvalidFileError
 from hf_sane.workflows.probe import _left_out
 from hf_sane.zoo.importing._event_files import read_scalars
 from hf_sane.zoo.importing._importing import ImportResult, import_zoo
-from hf_sane.zoo.importing._property_files import read_properties, read_tables
+from hf_sane.zoo.importing._property_files import read_properties, read_tables, rows_by_time, times_of_log
 from hf_sane.zoo.importing._settings import ImportSettings
 
 RUNS, EPOCHS, STEPS = 3, 4, 10  # steps of an epoch
@@ -173,7 +173,7 @@ def test_damaged_logs_are_told_and_the_rest_goes_on(tmp_path):
     for note in (
         "version_0/metrics.csv: left out, an empty file",
         "version_1/hparams.yaml: left out, ParserError",
-        "version_2/hparams.yaml: left out, ConstructorError",
+        "version_2/hparams.yaml: left out, TypeError: the YAML is not an object",
     ):
         assert any(found.startswith(note) for found in result.notes), result.notes
     found = values(result, *COLUMNS)
@@ -228,3 +228,47 @@ def test_a_table_of_runs_of_weights_and_biases(tmp_path):
     (note,) = _left_out([result.zoo], ["epoch"])
     assert note.startswith("test_accuracy is known of 3 of 9 networks only, and was left out; name it")
     assert any("by run, in the column 'Name'" in note for note in result.notes)
+
+
+def test_settings_with_python_tags_are_read_as_plain_values(tmp_path):
+    folder = write_runs(tmp_path / "runs", log_as_csv)
+    (folder / "version_1/hparams.yaml").write_text(
+        "!!python/object:argparse.Namespace\nlr: 0.02\nmodel: !!python/object:my.Config\n  depth: 2\n"
+        "optimizer: !!python/name:torch.optim.Adam ''\nplace: !!python/object/apply:pathlib.PosixPath [/, home]\n"
+        f"evil: !!python/object/apply:os.mkdir ['{tmp_path}/made']\n"
+    )
+    result = import_runs(folder, tmp_path / "zoo")
+    assert values(result, *COLUMNS) == EXPECTED
+    found = {key[0]: row for key, row in values(result, "optimizer").items()}
+    assert found["version_1"] == ["torch.optim.Adam"]
+    assert not (tmp_path / "made").exists()
+
+
+def test_texts_in_a_log_do_not_hide_it(tmp_path):
+    folder = write_runs(tmp_path / "runs", log_as_csv)
+    for path in folder.glob("*/metrics.csv"):
+        header, *lines = path.read_text().splitlines()
+        path.write_text("\n".join([f"{header},host", *(f"{line},node-1" for line in lines)]))
+    assert values(import_runs(folder, tmp_path / "zoo"), *COLUMNS) == EXPECTED
+
+
+def test_values_of_a_log_are_named_after_their_phase(tmp_path):
+    (tmp_path / "metrics.csv").write_text("epoch,phase,loss\n0,train,2.0\n0,val,3.0\n1,train,1.0\n1,val,2.5\n")
+    table = read_properties(tmp_path / "metrics.csv")
+    assert times_of_log(table) == ["epoch"]
+    expected = {0: {"train_loss": "2.0", "val_loss": "3.0"}, 1: {"train_loss": "1.0", "val_loss": "2.5"}}
+    assert rows_by_time(table, "epoch") == expected
+    (tmp_path / "nets.csv").write_text("epoch,file,loss\n0,a.pt,2.0\n1,b.pt,3.0\n")
+    assert times_of_log(read_properties(tmp_path / "nets.csv")) == []
+
+
+def test_rows_of_one_epoch_that_complete_each_other_are_one(tmp_path):
+    folder = write_runs(tmp_path / "nets", lambda *_: None)
+    lines = ["run,epoch,train_loss,val_acc"]
+    for run in range(RUNS):
+        for epoch in range(EPOCHS):
+            lines += [f"version_{run},{epoch},{2 - epoch / 10},", f"version_{run},{epoch},,{accuracy(run, epoch)}"]
+    (tmp_path / "log.csv").write_text("\n".join(lines))
+    found = values(import_runs(folder, tmp_path / "zoo", properties=[tmp_path / "log.csv"]), *COLUMNS[:2])
+    expected = {key: row[:2] for key, row in EXPECTED.items() if key[1] < 3}
+    assert {key: row for key, row in found.items() if key in expected} == expected

@@ -3,6 +3,7 @@
 Functions that save replace an unmodified artefact of the same kind, and refuse to overwrite anything else.
 """
 
+import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -36,7 +37,15 @@ from hf_sane.records._outputs import add_file, output_folder
 from hf_sane.records._patience import patiently
 from hf_sane.records._run_record import RECORD, RunRecord
 from hf_sane.records._sources import HubRepo, find_source, parse_source
-from hf_sane.sampling._export import NETWORK, PROVENANCE_FILE, Provenance, check_saved, save_module
+from hf_sane.sampling._export import (
+    CONFIG,
+    NETWORK,
+    OWN_LIBRARY,
+    PROVENANCE_FILE,
+    Provenance,
+    check_saved,
+    save_module,
+)
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization._loading import load_config
 from hf_sane.tokenization._pretrained import load_pretrained
@@ -271,6 +280,7 @@ def save_network(
                 save_model(partial, network, auto_class="AutoModelForImageClassification", include_code=include_code)
         else:
             save_module(partial, network)
+            _name_classes(partial, record)
         save_image_processor(partial, record, include_code=include_code)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
@@ -321,6 +331,17 @@ def save_image_processor(partial: Path, record: RunRecord, *, include_code: bool
     )
     with _code_included((ZooImageProcessor, "AutoImageProcessor")) if include_code else nullcontext():
         processor.save_pretrained(partial)
+
+
+def _name_classes(partial: Path, record: RunRecord) -> None:
+    """Add the class names of the run's data to the configuration of a user's own module."""
+    data = record.data.get("images", record.data.get("texts"))
+    names = data.get("classes", ()) if isinstance(data, Mapping) else ()
+    path = partial / CONFIG
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    if names and settings.get("library_name") == OWN_LIBRARY:  # other classes write configurations of their own
+        settings |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -148,6 +148,20 @@ def find_source(
     return found
 
 
+def describe_silence(error: Exception, text: str, *, api: HfApi) -> str:
+    """Message that a name is neither a path nor a repository that can be asked for.
+
+    Args:
+        error: Error of a request to the Hub, which cannot be reached.
+        text: `owner/name`, or a wrong path.
+        api: Client that sent the request.
+    """
+    found = parse_repo(text)
+    beside = _folder_of(found)
+    tried = f"tried {Path(text).absolute()} and {_address(api, found, 'model')}"
+    return _silence(error, tried) + (f"; the folder {beside} is here, without that in it" if beside else "")
+
+
 def check_path(path: Path, *, remedy: str = "give an existing path") -> Path:
     """An existing path; a `FileNotFoundError` with the absolute path and a remedy if it does not exist."""
     if not _exists(path):
@@ -222,15 +236,20 @@ def _explain_silence(error: Exception, repo: HubRepo, repo_type: RepoType, tried
     name = repo_folder_name(repo_id=repo.repo_id, repo_type=repo_type)
     if (Path(constants.HF_HUB_CACHE) / name / "snapshots").is_dir():
         return
+    kind = FileNotFoundError if isinstance(error, OfflineModeIsEnabled) else ConnectionError
+    raise kind(_silence(error, tried)) from error
+
+
+def _silence(error: Exception, tried: str) -> str:
     if isinstance(error, OfflineModeIsEnabled):
-        raise FileNotFoundError(
+        return (
             "no such file or folder, and in offline mode (HF_HUB_OFFLINE) only repositories in the cache are read: "
             f"{tried}"
-        ) from error
-    raise ConnectionError(
+        )
+    return (
         f"no such file or folder, and the Hub cannot be reached to ask for a repository of that name: {tried}; "
         "check the path, or the connection"
-    ) from error
+    )
 
 
 def _as_path(text: str) -> Path:

@@ -20,6 +20,7 @@ from hf_sane.records._outputs import check_finished, output_folder
 from hf_sane.sampling._generation import BandwidthUnit
 
 PROVENANCE_FILE = "provenance.json"
+OWN_LIBRARY = "pytorch"  # library in configurations of own modules
 NETWORK = "network"  # which manifests verify
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -134,7 +135,7 @@ def save_module(partial: Path, model: nn.Module) -> None:
         tensors = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
         save_file(tensors, partial / WEIGHTS)
     if not (partial / CONFIG).is_file():
-        named = {"architectures": [type(model).__name__], "library_name": "pytorch", **module_arguments(model)}
+        named = {"architectures": [type(model).__name__], "library_name": OWN_LIBRARY, **module_arguments(model)}
         (partial / CONFIG).write_text(json.dumps(named, indent=2) + "\n", encoding="utf-8")
 
 

@@ -17,7 +17,7 @@ from hf_sane.networks._training import train_stacked
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.sampling._baselines import SCRATCH_SEED
-from hf_sane.workflows.judging import MetricSettings, TextSettings
+from hf_sane.workflows.judging import MetricSettings, TextSettings, accuracy_notes, recorded_accuracies
 from hf_sane.workflows.networks import Network, NetworksResult, open_images, open_stack
 from hf_sane.workflows.results import Table, optional_output
 from hf_sane.workflows.shared import SourceSettings
@@ -146,8 +146,10 @@ def run_finetune(settings: FinetuneSettings) -> FinetuneResult:
             _, curves["scratch"] = _train(fresh, data, task, settings)
         measured = task.label("test")
         record.finish({measured: curves})
+        first_mean = sum(curves["networks"][0]) / stack.num_models if measured == "test_accuracy" else None
         result = FinetuneResult(
             record=record,
+            notes=accuracy_notes(recorded_accuracies(names), first_mean),
             stack=trained,
             names=names,
             curves=curves,

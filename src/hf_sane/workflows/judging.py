@@ -1,5 +1,6 @@
 """Settings for judging networks, by a metric on labelled examples or by a function of the user."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,9 +16,12 @@ from hf_sane.networks._tasks import Classification, Judgement, LabelledData, Own
 from hf_sane.networks._texts import MAX_TOKENS, TEXT_KINDS, TextData, load_texts
 from hf_sane.records._documents import parse_document
 from hf_sane.records._own_code import load_named
+from hf_sane.records._run_record import RECORD, RunRecord
 from hf_sane.records._settings import CheckedSettings, setting
 from hf_sane.records._sources import HubRepo, find_source
 from hf_sane.zoo._facts import ZooFacts
+
+FAR_BELOW = 0.2  # difference of accuracies that is no accident
 
 
 @dataclass(kw_only=True)
@@ -117,6 +121,33 @@ class TextSettings(CheckedSettings):
             max_tokens=self.max_tokens,
             **options,
         )
+
+
+def recorded_accuracies(names: Sequence[str]) -> list[float]:
+    """Accuracies on test images in the run records of saved networks, as far as there are any."""
+    found = []
+    for name in names:
+        path = Path(name) / RECORD
+        if path.is_file() and isinstance(value := RunRecord.load(path).results.get("test_accuracy"), float):
+            found.append(value)
+    return found
+
+
+def accuracy_notes(recorded: Sequence[float], measured: float | None) -> list[str]:
+    """A note if trained networks are far less accurate on the given data than recorded.
+
+    Args:
+        recorded: Accuracies from tables or run records; may be empty.
+        measured: Mean accuracy of these networks on the given data; `None` for other metrics.
+    """
+    known = [value for value in recorded if math.isfinite(value)]
+    if not known or measured is None or sum(known) / len(known) - measured < FAR_BELOW:
+        return []
+    return [
+        f"the trained networks have an accuracy of {measured:.2f} on this data, but {sum(known) / len(known):.2f} in "
+        "their records: check that images have the size (--image-size) and scale, and classes the order, of training, "
+        "or judge networks by a function that prepares images as in training (--evaluate my_file.py:my_metric)"
+    ]
 
 
 def recorded_texts(facts: ZooFacts) -> TextData | None:

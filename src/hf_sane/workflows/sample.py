@@ -27,7 +27,13 @@ from hf_sane.sampling._generation import Density, NetworkCodec
 from hf_sane.sampling._samplers import SAMPLERS, SamplingTask, parse_bandwidths, run_sampler
 from hf_sane.sampling._selection import Judge, SelectedNetworks
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.workflows.judging import MetricSettings, TextSettings, recorded_texts
+from hf_sane.workflows.judging import (
+    MetricSettings,
+    TextSettings,
+    accuracy_notes,
+    recorded_accuracies,
+    recorded_texts,
+)
 from hf_sane.workflows.networks import Network, NetworksResult, open_images, open_stack
 from hf_sane.workflows.results import Table, optional_output, rows_of
 from hf_sane.workflows.shared import ZOO_CONFIG, CodecSettings, SaneSettings, SourceSettings
@@ -286,13 +292,22 @@ def _sample(settings: SampleSettings, record: RunRecord) -> SampleResult:
     record.finish({"networks": rows})
     return SampleResult(
         record=record,
-        notes=task.notes,
+        notes=[*task.notes, *accuracy_notes(_recorded(zoo, anchors), rows.get("anchors", {}).get("test_accuracy"))],
         stack=selected.networks,
         provenance=_provenance(settings, record, anchors, selected, task),
         comparison=rows,
         include_code=settings.include_code,
         tokenizer=data.tokenizer if isinstance(data, TextData) else None,
     )
+
+
+def _recorded(zoo: Zoo | None, anchors: AnchorSet) -> list[float]:
+    """Recorded test accuracies of the anchors."""
+    if zoo is None:
+        return recorded_accuracies(anchors.names)
+    final = zoo.splits["train"].final_epochs()
+    known = dict(zip(final.run_ids, final.column("test_accuracy").tolist(), strict=True))
+    return [float(known[name]) for name in anchors.names if known.get(name) is not None]
 
 
 def _open_task(settings: SampleSettings, record: RunRecord) -> tuple[Task, LabelledData | None, Zoo | None]:

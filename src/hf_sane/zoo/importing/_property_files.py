@@ -9,13 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from io import BytesIO, StringIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_sane.records._errors import InvalidFileError, name_some, reading, shorten
+from hf_sane.records._file_kinds import PICKLE_SUFFIXES
 from hf_sane.tokenization._formats import file_format
 from hf_sane.zoo.importing._event_files import is_event_file, read_scalars
 from hf_sane.zoo.importing._network_names import TIMES
@@ -41,6 +42,8 @@ NO_TABLES = (
 )
 EVENTS = "tfevents"  # part of the names of TensorBoard's event files
 SEPARATOR = re.compile(r'"?sep=(?P<mark>.)"?', re.IGNORECASE)  # the first line of files from Excel
+NETWORK_COLUMN = re.compile(r"(^|_|\b)(file|filename|path|network|net|checkpoint|ckpt|weights)($|_|\b)", re.IGNORECASE)
+NETWORK_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
 MOSTLY_BAD = 0.5  # share of bad rows above which the whole table is wrong
 
 
@@ -119,17 +122,36 @@ def _may_be_table(name: str) -> bool:
 
 
 def times_of_log(table: PropertyTable) -> list[str]:
-    """`epoch` and `step`, as far as a table has them, if it has nothing but numbers, as the log of one run."""
+    """`epoch` and `step`, as far as a table has them, if it is the log of one run, which names no others."""
     roles = {zoo_name(name): name for name in table.columns}
-    texts = [value for row in table.rows for value in row.values() if isinstance(value, str)]
-    is_log = RUN not in roles and len(numbers_of({str(number): text for number, text in enumerate(texts)})) == len(
-        texts
-    )
+    is_log = RUN not in roles and not any(_names_networks(table, name) for name in text_columns(table))
     return [time for time in TIMES if time in roles] if is_log else []
 
 
+def text_columns(table: PropertyTable) -> list[str]:
+    """Columns with values that are not numbers."""
+    found = []
+    for name in table.columns:
+        values = {str(number): row[name] for number, row in enumerate(table.rows) if row.get(name) is not None}
+        if len(numbers_of(values)) < len(values):
+            found.append(name)
+    return found
+
+
+def _names_networks(table: PropertyTable, column: str) -> bool:
+    """Whether a column of texts names files or networks."""
+    values = [value for row in table.rows if isinstance(value := row.get(column), str)]
+    is_named = NETWORK_COLUMN.search(column) is not None and len(set(values)) > 1
+    return is_named or any(PurePosixPath(value).suffix.lower() in NETWORK_SUFFIXES for value in values)
+
+
 def rows_by_time(table: PropertyTable, time: str) -> dict[int, dict[str, Any]]:
-    """Values of a log by epoch or step; a loop that logs several times in one epoch leaves its last values."""
+    """Values of a log by epoch or step; a loop that logs several times in one epoch leaves its last values.
+
+    If a column such as `phase` distinguishes rows of one epoch that share other columns, their values are named after
+    it: `loss` becomes `train_loss` and `val_loss`.
+    """
+    table = _by_phase(table, time)
     found: dict[int, dict[str, Any]] = {}
     for row in table.rows:
         numbers = {zoo_name(name): value for name, value in row.items() if zoo_name(name) in TIMES}
@@ -137,6 +159,27 @@ def rows_by_time(table: PropertyTable, time: str) -> dict[int, dict[str, Any]]:
             known = {name: value for name, value in row.items() if value is not None and zoo_name(name) not in TIMES}
             found.setdefault(number, {}).update(known)
     return found
+
+
+def _by_phase(table: PropertyTable, time: str) -> PropertyTable:
+    phases: dict[str, dict[Any, set[Any]]] = {name: {} for name in text_columns(table)}
+    times = [name for name in table.columns if zoo_name(name) == time]
+    for name, found in phases.items():
+        for row in table.rows:
+            if row.get(name) is not None:
+                found.setdefault(_number(row.get(times[0])), set()).add(row[name])
+    varying = [name for name, found in phases.items() if any(len(values) > 1 for values in found.values())]
+    rows = []
+    for row in table.rows:
+        kept = {name: value for name, value in row.items() if name not in varying}
+        prefix = "_".join(str(row[name]) for name in varying if row.get(name) is not None)
+        rows.append(
+            {
+                f"{prefix}_{name}" if prefix and name not in phases and zoo_name(name) not in TIMES else name: value
+                for name, value in kept.items()
+            }
+        )
+    return replace(table, rows=rows) if varying else table
 
 
 def _joined(path: Path, logs: Sequence[PropertyTable]) -> PropertyTable:

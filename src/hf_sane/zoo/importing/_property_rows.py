@@ -11,7 +11,7 @@ from hf_sane.records._errors import did_you_mean, name_some, shorten
 from hf_sane.zoo._records import MEASURES, NUMBERS
 from hf_sane.zoo.importing._network_names import TIMES, NetworkName
 from hf_sane.zoo.importing._property_columns import zoo_name
-from hf_sane.zoo.importing._property_files import PropertyTable, whole
+from hf_sane.zoo.importing._property_files import PropertyTable, text_columns, whole
 
 NO_NAMES = (*TIMES, *MEASURES, *NUMBERS)  # columns that do not name networks, even if their numbers match names
 LISTED = 3
@@ -97,7 +97,7 @@ class _Match:
 
 
 def _match_table(table: PropertyTable, networks: Sequence[NetworkName], key: str | None, result: Matched) -> None:
-    table = _without_repeats(table)
+    table = _with_joined_rows(_without_repeats(table))
     columns = [name for name in table.columns if zoo_name(name) not in NO_NAMES]
     if key is not None and key in table.columns:
         columns = [key]
@@ -144,6 +144,33 @@ def _without_repeats(table: PropertyTable) -> PropertyTable:
     note = f"{table.file}: duplicate rows, left out: {len(table.rows) - len(kept)}"
     rows, places = ([values[number] for number in kept] for values in (table.rows, table.places))
     return replace(table, rows=rows, places=places, notes=(*table.notes, note))
+
+
+def _with_joined_rows(table: PropertyTable) -> PropertyTable:
+    """The table with one row for rows of one epoch or step that complete each other, as of training and tests."""
+    times = {str(zoo_name(name)): name for name in reversed(table.columns) if zoo_name(name) in TIMES}
+    time = next((times[name] for name in TIMES if name in times), None)
+    if time is None:
+        return table
+    names = [name for name in table.columns if zoo_name(name) == "run" or name in text_columns(table)]
+    groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for number, row in enumerate(table.rows):
+        groups[(*(row.get(name) for name in names), whole(row.get(time)))].append(number)
+    rows: list[Mapping[str, Any]] = []
+    places: list[str] = []
+    for numbers in groups.values():
+        joined: dict[str, Any] = {}
+        fits = True
+        for number in numbers:
+            known = {name: value for name, value in table.rows[number].items() if value is not None}
+            fits &= all(
+                joined.get(name, value) == value for name, value in known.items() if name not in times.values()
+            )
+            joined |= known
+        kept = [joined] if fits else [table.rows[number] for number in numbers]
+        rows += kept
+        places += [table.places[number] for number in numbers[: len(kept)]]
+    return replace(table, rows=rows, places=places)
 
 
 def _by_fields(table: PropertyTable, networks: Sequence[NetworkName]) -> _Match:

@@ -35,6 +35,23 @@ BOOKKEEPING = re.compile(r"learning_rate|grad_norm|total_flos|.*_(runtime|per_se
 REMEDY = "correct or remove it"
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Reads tagged values, such as `!!python/object:argparse.Namespace`, as plain ones; creates no Python objects."""
+
+
+def _plain(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> Any:
+    if isinstance(node, yaml.MappingNode):
+        return loader.construct_mapping(node, deep=True)
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    # Names of classes and functions are in the tag: `!!python/name:torch.optim.Adam ''`.
+    return loader.construct_scalar(node) or suffix.rpartition(":")[2]
+
+
+for tag in ("tag:yaml.org,2002:python/", "!"):
+    _PlainLoader.add_multi_constructor(tag, _plain)
+
+
 @dataclass
 class _Run:
     """Settings of a run, and its values by epoch and by step."""
@@ -125,7 +142,7 @@ def _read_run(files: Iterable[str], tree: Tree, notes: list[str]) -> _Run:
 
 def _read_settings(path: Path) -> dict[str, Any]:
     with reading(path, expected="hyper-parameters (YAML)", remedy=REMEDY, also=(yaml.YAMLError,)):
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)  # creates no objects
         if not isinstance(found, Mapping | None):
             raise TypeError("the YAML is not an object")
         return dict(flat_values(found or {}))

@@ -16,8 +16,8 @@ from hf_sane.records._errors import InvalidFileError, name_some
 from hf_sane.records._file_kinds import PICKLE_SUFFIXES
 from hf_sane.records._manifests import CARD
 from hf_sane.records._outputs import check_finished
-from hf_sane.records._patience import patiently
-from hf_sane.records._sources import parse_source
+from hf_sane.records._patience import HubBusyError, patiently
+from hf_sane.records._sources import describe_silence, parse_source
 from hf_sane.tokenization._formats import FileFormat, Reader, file_format
 from hf_sane.tokenization._safetensors_header import fetch_header, read_header
 from hf_sane.tokenization._weight_files import (
@@ -169,7 +169,12 @@ def _open_named(api: HfApi, text: str) -> list[Repository]:
     if isinstance(place, Path):
         what = "is on this machine: pass it as folder (--folder)" if place.exists() else "does not exist"
         raise ValueError(f"expected a repository on the Hub, owner/name, got a path, which {what}")
-    return _open_remote(api, place.repo_id, place.revision)
+    try:
+        return _open_remote(api, place.repo_id, place.revision)
+    except HubBusyError:
+        raise
+    except ConnectionError as error:
+        raise ConnectionError(describe_silence(error, text, api=api)) from error
 
 
 def _open_remote(api: HfApi, repo_id: str, revision: str | None) -> list[Repository]:
