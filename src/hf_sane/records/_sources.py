@@ -149,7 +149,7 @@ def find_source(
 
 
 def describe_silence(error: Exception, text: str, *, api: HfApi) -> str:
-    """Message that a name is neither a path nor a repository that can be asked for.
+    """Message that a name is no path, and that the Hub cannot say whether it is a repository.
 
     Args:
         error: Error of a request to the Hub, which cannot be reached.
