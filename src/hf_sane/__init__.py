@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from hf_sane.workflows.embed import embed
     from hf_sane.workflows.explore import explore as explore
     from hf_sane.workflows.finetune import finetune
+    from hf_sane.workflows.fit_zoo import fit_zoo as fit_zoo
     from hf_sane.workflows.import_zoo import import_zoo
     from hf_sane.workflows.info import info as info
     from hf_sane.workflows.lineage import lineage as lineage
@@ -86,6 +87,7 @@ _ALSO = {
     "diff": "workflows.diff",
     "explore": "workflows.explore",
     "fit_linear": "workflows.linear_code",
+    "fit_zoo": "workflows.fit_zoo",
     "index_networks": "workflows.search",
     "info": "workflows.info",
     "lineage": "workflows.lineage",

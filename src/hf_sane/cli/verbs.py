@@ -159,6 +159,10 @@ ZOO_VERBS = (
         *(ZOOS, "--images digits --num-models 128 --output my_zoo"),
     ),
     Verb(
+        *("fit", "fit_zoo", "FitZooSettings", "run_fit_zoo", "Fit an implicit network to each image; save a zoo."),
+        *(ZOOS, "--images digits --output my_fields"),
+    ),
+    Verb(
         *("import", "import_zoo", "ImportZooSettings", "run_import_zoo", "Import existing networks into a zoo."),
         *(ZOOS, "checkpoints --properties runs.csv --output my_zoo"),
     ),

@@ -13,6 +13,7 @@ from huggingface_hub import DatasetCardData
 
 from hf_sane.cards._rendering import render
 from hf_sane.cards._tables import markdown_table
+from hf_sane.networks._fields import SIREN
 from hf_sane.records._errors import shorten
 from hf_sane.records._escaping import Markup, markdown_code, markdown_text
 from hf_sane.zoo._facts import DEFAULT_CONFIG, IMPORT_KEY, IMPORTED, MIX_KEY, MODULE_ARGUMENTS, ZooFacts, data_folder
@@ -21,6 +22,7 @@ from hf_sane.zoo._records import SPLITS
 SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}")
 MAX_LICENSE, MAX_ARCHITECTURE, MAX_LISTED = 80, 200, 20  # characters of each licence, and licences to list
+FIELD_KEY = "batch_pixels"  # in the arguments of zoos of implicit networks
 PLACEHOLDER = "PATH_OR_REPO"  # in the card's code, until the zoo is published
 # Hyper-parameters of a build, with their names on cards.
 RECIPE = {
@@ -48,7 +50,8 @@ def zoo_card(zoos: Mapping[str, ZooFacts], *, source: str = PLACEHOLDER) -> str:
         names=", ".join(names),
         zoos=[_section(config, facts) for config, facts in zoos.items()],
         are_imported=any(IMPORT_KEY in data for _, _, data in _all_parts(zoos)),
-        own_modules=sorted({name for facts in zoos.values() for name in _own_modules(facts)}),
+        own_modules=sorted({name for facts in zoos.values() for name in _own_modules(facts)} - {SIREN.__name__}),
+        are_fields=any(FIELD_KEY in arguments for _, arguments, _ in _all_parts(zoos)),
         source=source,
         first_config=next(iter(zoos)),
     )
@@ -130,7 +133,12 @@ def _origin(name: str, arguments: Mapping[str, Any], data: Mapping[str, Any]) ->
         "licenses": licenses[:MAX_LISTED],
         "num_more_licenses": len(licenses[MAX_LISTED:]),
         "counts": [f"{data[split]:,} {split}" for split in SPLITS if split in data],
-        "recipe": {title: _drawn(arguments[key]) for key, title in RECIPE.items() if arguments.get(key)},
+        "is_of_fields": FIELD_KEY in arguments,
+        "recipe": {
+            title: _drawn(arguments[key])
+            for key, title in RECIPE.items()
+            if arguments.get(key) and FIELD_KEY not in arguments
+        },
     }
 
 
@@ -160,6 +168,7 @@ def _describe(settings: Mapping[str, object]) -> Markup:
         found = config.get("architectures") or config.get("model_type") or "no configuration"
         names = found if isinstance(found, list) else [found]
         origin = "module of its authors" if MODULE_ARGUMENTS in config else "imported"
+        origin = "implicit network" if names == [SIREN.__name__] else origin
         given = "".join(f", {name} {value!r}" for name, value in (config.get(MODULE_ARGUMENTS) or {}).items())
         return Markup(f"{origin}: {markdown_text(', '.join(map(str, names)) + given, MAX_ARCHITECTURE)}")
     rest = {name: value for name, value in settings.items() if name not in ("model_type", "id2label")}

@@ -26,6 +26,7 @@ from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.architectures.presets import build_model
 from hf_sane.core._layout import Layout
 from hf_sane.core._types import StateDict
+from hf_sane.networks._fields import field_architecture
 from hf_sane.networks._modules import ModuleArchitecture, find_architecture, transformers_architecture
 from hf_sane.networks._stacked import StackedNetworks, with_settings
 from hf_sane.records._disks import NO_SPACE
@@ -169,7 +170,8 @@ class ZooSplit:
         """The registered architecture of an imported network, or that of its class of Transformers."""
         layout = self.layout(index)
         settings = self.facts.architectures[self.table.column("architecture")[self.rows[index]]]
-        return find_architecture(layout) or transformers_architecture(settings["config"], layout)
+        known = find_architecture(layout) or field_architecture(settings["config"], layout)
+        return known or transformers_architecture(settings["config"], layout)
 
     def whole_layout(self, index: int) -> Layout:
         """The layout with names of tied tensors that files omit, if the architecture is known."""
