@@ -99,15 +99,15 @@ def fit_fields(
     """
     parts = []
     for rows in torch.arange(len(values)).split(STACK):
-        stack = _Stack({name: tensor[rows].clone() for name, tensor in start.items()}, frequency)
+        stack, own = _Stack({name: tensor[rows] for name, tensor in start.items()}, frequency), values[rows]
         generator = torch.Generator().manual_seed(seed)
         for step in range(steps):
             chosen: Any = slice(None)
             if batch_pixels is not None and batch_pixels < len(positions):
                 chosen = torch.randperm(len(positions), generator=generator)[:batch_pixels]
-            gradients = stack.gradients(positions[chosen], values[rows][:, chosen])
+            gradient = stack.gradients(positions[chosen], own[:, chosen])
             share = LAST_RATE + (1 - LAST_RATE) * (1 + math.cos(math.pi * step / steps)) / 2
-            stack.update(gradients, learning_rate * share)
+            stack.update(gradient, learning_rate * share)
         parts.append(stack.tensors)
     return {name: torch.cat([part[name] for part in parts]) for name in start}
 
@@ -127,18 +127,21 @@ def peak_signal_to_noise(found: Tensor, values: Tensor) -> Tensor:
 
 
 class _Stack:
-    """Networks `{name: [m, *shape]}` in training."""
+    """Networks `{name: [m, *shape]}` in training, whose parameters form a matrix `[m, P]` that few operations update."""
 
-    def __init__(self, tensors: dict[str, Tensor], frequency: float) -> None:
-        self.tensors, self.frequency = tensors, frequency
+    def __init__(self, tensors: Mapping[str, Tensor], frequency: float) -> None:
+        self.frequency = frequency
+        self.parameters = torch.cat([tensor.flatten(1) for tensor in tensors.values()], dim=1)
+        parts = self.parameters.split([tensor[0].numel() for tensor in tensors.values()], dim=1)
+        self.tensors = {name: part.view(tensors[name].shape) for name, part in zip(tensors, parts, strict=True)}
         depth = sum(name.startswith("hidden.") and name.endswith(".weight") for name in tensors)
         self.layers = [f"hidden.{i}" for i in range(depth)]
         self.done = 0
-        self.moments = [{name: torch.zeros_like(tensor) for name, tensor in tensors.items()} for _ in ADAM_BETAS]
+        self.first, self.second = torch.zeros_like(self.parameters), torch.zeros_like(self.parameters)
 
     def run(self, positions: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Outputs `[m, P, C]`, arguments of the sines and inputs of the layers, `[m, P, width]` each."""
-        inputs = [positions.expand(len(self.tensors["output.bias"]), -1, -1)]
+        inputs = [positions.expand(len(self.parameters), -1, -1)]
         arguments = []
         for name in self.layers:
             weight, bias = (self.frequency * self.tensors[f"{name}.{part}"] for part in ("weight", "bias"))
@@ -147,27 +150,26 @@ class _Stack:
         bias = self.tensors["output.bias"].unsqueeze(1)
         return torch.baddbmm(bias, inputs[-1], self.tensors["output.weight"].mT), arguments, inputs
 
-    def gradients(self, positions: Tensor, values: Tensor) -> dict[str, Tensor]:
-        """Gradients of the mean squared error of every network, by name."""
+    def gradients(self, positions: Tensor, values: Tensor) -> Tensor:
+        """Gradients of the mean squared error of every network, `[m, P]`."""
         output, arguments, inputs = self.run(positions)
         error = (output - values) * (2 / values[0].numel())
         found = {}
         for name in ("output", *reversed(self.layers)):
             found[f"{name}.weight"], found[f"{name}.bias"] = error.mT @ inputs.pop(), error.sum(dim=1)
             if arguments:
-                error = (error @ self.tensors[f"{name}.weight"]).mul_(arguments.pop().cos_()).mul_(self.frequency)
-        return found
+                weight = self.frequency * self.tensors[f"{name}.weight"]
+                error = (error @ weight).mul_(arguments.pop().cos_())
+        return torch.cat([found[name].flatten(1) for name in self.tensors], dim=1)
 
-    def update(self, gradients: Mapping[str, Tensor], learning_rate: float) -> None:
+    def update(self, gradient: Tensor, learning_rate: float) -> None:
         """One step of Adam."""
         self.done += 1
         first_bias, second_bias = (1 - beta**self.done for beta in ADAM_BETAS)
-        for name, gradient in gradients.items():
-            first, second = (moments[name] for moments in self.moments)
-            first.lerp_(gradient, 1 - ADAM_BETAS[0])
-            second.mul_(ADAM_BETAS[1]).addcmul_(gradient, gradient, value=1 - ADAM_BETAS[1])
-            scale = (second / second_bias).sqrt_().add_(ADAM_EPSILON)
-            self.tensors[name].addcdiv_(first / first_bias, scale, value=-learning_rate)
+        self.first.lerp_(gradient, 1 - ADAM_BETAS[0])
+        self.second.mul_(ADAM_BETAS[1]).addcmul_(gradient, gradient, value=1 - ADAM_BETAS[1])
+        scale = self.second.sqrt().div_(math.sqrt(second_bias)).add_(ADAM_EPSILON)
+        self.parameters.addcdiv_(self.first, scale, value=-learning_rate / first_bias)
 
 
 def field_architecture(settings: Mapping[str, Any], layout: Layout) -> ModuleArchitecture | None:

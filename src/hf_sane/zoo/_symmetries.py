@@ -8,6 +8,7 @@ import torch
 from transformers import CONFIG_MAPPING
 
 from hf_sane.core._layout import Layout
+from hf_sane.networks._fields import field_architecture
 from hf_sane.networks._modules import find_architecture, registered_names
 from hf_sane.records._errors import name_some
 from hf_sane.symmetry._networks import permutation_spec
@@ -54,7 +55,9 @@ def network_spec(
     config = facts.parsed_architectures[architecture]
     if config is not None:
         return permutation_spec(config)
-    registered = find_architecture(structure)
+    registered = find_architecture(structure) or field_architecture(
+        facts.architectures[architecture]["config"], structure
+    )
     if registered is not None and registered.example_inputs is not None:
         return fit_spec(registered.permutations, structure)
     try:

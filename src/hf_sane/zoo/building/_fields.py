@@ -160,7 +160,9 @@ class _Fit:
         height, width = data.train_images.shape[2:]
         self.positions = pixel_positions(height, width)
         facts = {name: value for name, value in data.describe().items() if name not in ("image_size", "white")}
-        self.examples = json.loads(json.dumps({**facts, "num_classes": data.num_classes, "sha256": digest.hexdigest()}))
+        self.examples = json.loads(
+            json.dumps({**facts, "num_classes": data.num_classes, "sha256": digest.hexdigest()})
+        )
         self.title = arguments.name or f"{data.name}, implicit networks"
         settings = {"hidden_sizes": list(arguments.hidden_sizes), "frequency": float(arguments.frequency)}
         self.architecture = siren_architecture({**settings, "num_channels": data.num_channels})
