@@ -1,4 +1,4 @@
-"""Order and signs of the hidden units of SIREN networks: sines are odd, so that a unit and all it feeds may be negated."""
+"""Order and signs of hidden units of SIREN networks: since sines are odd, a unit and what it feeds may be negated."""
 
 import numpy as np
 import torch

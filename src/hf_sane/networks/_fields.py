@@ -122,12 +122,12 @@ def field_images(tensors: Mapping[str, Tensor], positions: Tensor, *, frequency:
 
 
 def peak_signal_to_noise(found: Tensor, values: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio `[M]` in dB of images `[M, P, C]` with values in [0, 1]; infinite if all are equal."""
+    """Peak signal-to-noise ratio `[M]` in dB of images `[M, P, C]` with values in [0, 1]."""
     return -10 * (found - values).square().mean(dim=(1, 2)).log10()
 
 
 class _Stack:
-    """Networks `{name: [m, *shape]}` in training, whose parameters form a matrix `[m, P]` that few operations update."""
+    """Networks in training, whose parameters form a matrix `[m, P]` that few operations update."""
 
     def __init__(self, tensors: Mapping[str, Tensor], frequency: float) -> None:
         self.frequency = frequency

@@ -38,8 +38,8 @@ from hf_sane.zoo._records import FEATURES, ModelRecord, batched, write_parquet
 from hf_sane.zoo._writing import RECORD_NAME, is_finished, tidy, work_folder, writing_zoo
 
 SETTINGS_NAME = "fit.json"  # of an unfinished zoo
-MAY_DIFFER = ("progress_bar", "group_size")
-# Columns in addition to those of `FEATURES`: position of the image in its split, its class, and the quality of the fit.
+MAY_DIFFER = ("progress_bar", "group_size", "images")  # images are identified by their digest
+# Columns in addition to those of `FEATURES`: place of the image in its split, its class, quality of the fit.
 FIELD_FEATURES = Features({**FEATURES, "image": Value("int64"), "label": Value("int64"), "psnr": Value("float32")})
 
 
