@@ -78,11 +78,10 @@ PER_COMBINATION = 2  # networks of each held-out combination
 DIRECTIONS = (1, 4, 16, 64)
 
 
-def build_zoos(name: str, options: argparse.Namespace) -> tuple[Zoo, Zoo]:
-    """The family, and independent seeds of the same network."""
-    common = {**NETWORKS, "images": str(options.images / GREY[name]), "seed": options.seed}
+def build_family(name: str, options: argparse.Namespace) -> Zoo:
+    """The ancestors and their children."""
     settings = ZooSettings(
-        **common,
+        **{**NETWORKS, "images": str(options.images / GREY[name]), "seed": options.seed},
         name=f"{name}, children",
         num_models=ANCESTORS,
         epochs=ANCESTOR_EPOCHS,
@@ -91,11 +90,19 @@ def build_zoos(name: str, options: argparse.Namespace) -> tuple[Zoo, Zoo]:
         child_epochs=CHILD_EPOCHS,
         split_shares=SHARES,
     )
-    family = build_zoo(settings, None, options.work / "zoos", config=f"{name}_children")
-    seeds = ZooSettings(
-        **common, name=f"{name}, seeds", num_models=options.seeds, epochs=SEED_EPOCHS, keep_epochs=[SEED_EPOCHS]
+    return build_zoo(settings, None, options.work / "zoos", config=f"{name}_children")
+
+
+def build_seeds(name: str, options: argparse.Namespace) -> Zoo:
+    """Independent seeds of the same network."""
+    settings = ZooSettings(
+        **{**NETWORKS, "images": str(options.images / GREY[name]), "seed": options.seed},
+        name=f"{name}, seeds",
+        num_models=options.seeds,
+        epochs=SEED_EPOCHS,
+        keep_epochs=[SEED_EPOCHS],
     )
-    return family, build_zoo(seeds, None, options.work / "zoos", config=f"{name}_seeds")
+    return build_zoo(settings, None, options.work / "zoos", config=f"{name}_seeds")
 
 
 def describe_structure(found: SharedStructure) -> dict[str, Any]:
@@ -236,7 +243,7 @@ def run_family(name: str, options: argparse.Namespace) -> dict[str, Any]:
         return RunRecord.load(path).results
     arguments = {key: getattr(options, key) for key in ("children", "seeds", "epochs", "hidden_size")}
     record = RunRecord.start(seed=options.seed, arguments={"data": name, **arguments})
-    zoo, seeds = build_zoos(name, options)
+    zoo, seeds = build_family(name, options), build_seeds(name, options)
     limits = {key: NETWORKS[key] for key in ("image_size", "train_limit", "validation_limit", "test_limit")}
     data, family = load_images(options.images / GREY[name], **limits), Family.open(zoo)
     print(name, {part: len(children) for part, children in family.splits.items()}, flush=True)

@@ -193,7 +193,7 @@ def siren_architecture(arguments: Mapping[str, Any]) -> ModuleArchitecture:
 
     with torch.random.fork_rng(devices=[]):
         structure = make().eval()
-    example = torch.zeros(1, structure.hidden[0].in_features)
+    example = torch.zeros(1, arguments.get("num_inputs", 2))
     return ModuleArchitecture(SIREN.__name__, make, structure, (example,), arguments)
 
 

@@ -49,8 +49,8 @@ def fit_zoo(images: str | Path | ImageData = "digits", *, output: str | Path | N
         FileExistsError: If the folder holds something else.
     """
     data = images if isinstance(images, ImageData) else None
-    named = {"images": data.name if data is not None else str(images)}
-    settings = FitZooSettings(output=output or temporary_folder("zoo"), **named, **options)
+    name = data.name if data is not None else str(images)
+    settings = FitZooSettings(output=output or temporary_folder("zoo"), images=name, **options)
     return run_fit_zoo(settings, data=data).zoo
 
 

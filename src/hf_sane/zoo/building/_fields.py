@@ -30,7 +30,7 @@ from hf_sane.records._errors import InvalidFileError
 from hf_sane.records._files import write_atomically
 from hf_sane.records._progress import progress
 from hf_sane.records._run_record import RunRecord
-from hf_sane.records._settings import CheckedSettings, as_arguments, check_numbers, setting
+from hf_sane.records._settings import CheckedSettings, as_arguments, setting
 from hf_sane.tokenization._safetensors_header import read_header
 from hf_sane.zoo._dataset import Zoo, open_data
 from hf_sane.zoo._facts import DEFAULT_CONFIG, MODULE_ARGUMENTS, ZooFacts, foreign_facts, layout_key, read_facts
@@ -80,7 +80,6 @@ class FieldSettings(CheckedSettings):
 
     def validate_numbers(self) -> None:
         """Check that numbers are in range."""
-        check_numbers(self)
         if not self.hidden_sizes:
             raise ValueError("hidden_sizes is empty: name at least one width")
         for name in ("learning_rate", "frequency"):
@@ -262,7 +261,8 @@ class _Fit:
             "activation": "sine",
             "initialization": "siren",
         }
-        splits, excluded = {}, []
+        splits: dict[str, dict[str, Any]] = {}
+        excluded = []
         for split in SPLITS:
             fits: list[float] = []
 
@@ -282,7 +282,7 @@ class _Fit:
                 splits[split]["psnr"] = float(np.mean(fits))
         return ZooFacts(
             name=self.title,
-            layouts={shared["layout"]: self.layout.to_dict()},
+            layouts={layout_key(self.layout): self.layout.to_dict()},
             architectures={architecture: settings},
             arguments=self.arguments.to_dict(),
             data=self.examples,
