@@ -19,7 +19,7 @@ WHOLE = 64  # principal components of whole networks
 
 @dataclass(frozen=True)
 class Sabotage:
-    """What was done to a network: the kind of fault, the layer, and the share of its channels."""
+    """A fault of a network: its kind, the layer, and the share of its channels."""
 
     fault: str
     layer: int

@@ -93,7 +93,7 @@ def test_the_version(hf_sane_command):
     ("line", "offered"),
     [
         ("hf-sane p", ["pretrain", "probe", "push", "pull"]),
-        ("hf-sane zoo ", ["build", "import", "mix", "align", "show", "structure"]),
+        ("hf-sane zoo ", ["build", "fit", "import", "mix", "align", "show", "structure"]),
         ("hf-sane scan folder --fai", ["--fail-on"]),
         ("hf-sane push ", ["zoo", "model", "samples", "adapter"]),
         ("hf-sane sample --unit la", ["latent_std", "latent"]),

@@ -30,6 +30,7 @@ NEEDED = {
     "embed": {"sane": "sane", "checkpoints": ["a"], "output": "out"},
     "explore": {"source": "a"},
     "finetune": {"networks": ["a"], "output": "out"},
+    "fit": {"output": "out"},
     "import": {"repos": ["a/b"], "output": "out"},
     "index": {"sources": ["a"], "output": "out"},
     "info": {"checkpoint": "a"},

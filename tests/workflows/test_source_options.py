@@ -49,6 +49,7 @@ WITHOUT = {
     "doctor": "reads no networks",
     "index": "reads zoos and folders of many networks",
     "zoo build": "trains its own networks",
+    "zoo fit": "fits its own networks",
     "zoo mix": "reads zoos",
     "zoo align": "reads a zoo",
     "zoo show": "reads a zoo",

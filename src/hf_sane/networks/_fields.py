@@ -176,7 +176,7 @@ def field_architecture(settings: Mapping[str, Any], layout: Layout) -> ModuleArc
     """The architecture of implicit networks, from their settings in a zoo; `None` for other networks.
 
     Args:
-        settings: What the zoo knows about the networks: the name of the class, and its arguments.
+        settings: Name of the class and its arguments, as in the facts of a zoo.
         layout: Layout of the networks.
     """
     if settings.get("architectures") != [SIREN.__name__]:
