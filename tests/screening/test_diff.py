@@ -193,7 +193,9 @@ def test_a_module_of_ones_own_is_aligned(tmp_path):
 def test_networks_of_two_architectures_are_refused(tmp_path):
     save_file({"a": torch.ones(3)}, tmp_path / "a.safetensors")
     save_file({"b": torch.ones(4)}, tmp_path / "b.safetensors")
-    with pytest.raises(ValueError, match="no tensor with the same name and shape; compare networks of one"):
+    with pytest.raises(
+        ValueError, match="no layers in common: no matrix has the same name .* compare networks of one"
+    ):
         hf_sane.diff(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
 
 
@@ -232,8 +234,11 @@ def test_adapters_are_compared_by_their_products(tmp_path):
         )
         settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["fc"]}
         (tmp_path / name / "adapter_config.json").write_text(json.dumps(settings))
-    found = hf_sane.diff(tmp_path / "one", tmp_path / "two").difference
+    result = hf_sane.diff(tmp_path / "one", tmp_path / "two")
+    found = result.difference
     assert found.distance < 1e-6
+    assert found.relation == "rounded"
+    assert result.verdict == "the same change of the base: the products of the factors are equal up to rounding"
     assert [x.name for x in found.tensors] == ["fc"]
 
 
@@ -249,6 +254,7 @@ def test_an_adapter_is_compared_with_a_model_through_its_base(tmp_path):
     save_file({name: x.clone() for name, x in merged.items()}, tmp_path / "merged.safetensors")
     found = hf_sane.diff(tmp_path / "adapter", tmp_path / "merged.safetensors", base=tmp_path / "base.safetensors")
     assert found.difference.distance < 1e-6
+    assert found.difference.relation in ("equal", "rounded")
     frame = found.to_frame()
     assert sorted(frame["name"]) == ["fc.bias", "fc.weight", "last.bias", "last.weight"]
     apart = hf_sane.diff(tmp_path / "base.safetensors", tmp_path / "adapter", base=str(tmp_path / "base.safetensors"))
@@ -258,3 +264,152 @@ def test_an_adapter_is_compared_with_a_model_through_its_base(tmp_path):
     save_file({"other.weight": torch.ones(2, 2)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"the base of adapter lacks \['fc.weight', 'fc.bias'\]; pass the model"):
         hf_sane.diff(tmp_path / "adapter", tmp_path / "merged.safetensors", base=tmp_path / "other.safetensors")
+
+
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+@pytest.mark.parametrize("dtype", FLOAT8)
+def test_8_bit_floats_are_compared_like_other_types(dtype, saved):
+    state, config = network()
+    plain, coarse = saved("a", state, config), saved("b", {name: x.to(dtype) for name, x in state.items()}, config)
+    moved = saved("c", {name: x.to(dtype) for name, x in permuted(state, config).items()}, config)
+    strange = saved("d", {name: x.to(dtype) for name, x in network(seed=1)[0].items()}, config)
+    assert hf_sane.diff(plain, coarse).difference.relation == "cast"
+    assert hf_sane.diff(coarse, coarse).difference.relation == "equal"
+    assert hf_sane.diff(plain, moved).difference.relation == "permuted"
+    assert hf_sane.diff(coarse, moved).difference.relation == "permuted"
+    assert hf_sane.diff(coarse, strange).difference.relation in ("far", "unrelated")
+    assert hf_sane.diff(coarse, moved, align=False).difference.relation == "undecided"
+
+
+def test_a_fine_tuned_network_in_half_precision_is_not_told_to_be_the_same(saved):
+    """Differences below eight machine epsilons of bfloat16 are more than its rounding."""
+    state, config = network()
+    tuned = {name: x + 0.04 * x.std() * torch.randn(x.shape) if x.numel() > 1 else x for name, x in state.items()}
+    halved = {name: x.bfloat16() for name, x in permuted(tuned, config).items()}
+    found = hf_sane.diff(saved("a", {n: x.bfloat16() for n, x in state.items()}, config), saved("b", halved, config))
+    assert found.difference.relation == "close"
+    assert found.difference.is_permuted
+    assert 0.01 < found.difference.distance < 0.05
+
+
+def with_head(state, rows, size=1.0):
+    """Another last layer."""
+    weight, bias = list(state)[-2:]
+    return state | {weight: size * torch.randn(rows, *state[weight].shape[1:]), bias: torch.randn(rows)}
+
+
+@pytest.mark.parametrize("rows", [None, 4])
+@pytest.mark.parametrize("change", [lambda state, config: state, permuted])
+def test_an_equal_trunk_is_seen_under_another_head_even_a_large_one(rows, change, saved):
+    state, config = network()
+    head = list(state)[-2:]
+    other = with_head(change(state, config), rows or len(state[head[1]]), size=50.0)
+    result = hf_sane.diff(saved("a", state, config), saved("b", other, config))
+    found = result.difference
+    assert found.relation == "partly equal", result.verdict
+    assert {x.name for x in found.tensors if not x.is_equal} == (set() if rows else set(head))
+    sizes = [sum(x.numel() for x in side.values()) for side in (state, other)]
+    trunk = sum(x.numel() for name, x in state.items() if name not in head)
+    assert found.equal_shares == pytest.approx([trunk / size for size in sizes])
+    assert f"{trunk / sizes[0]:.1%} of the weights of the first" in str(result)
+    assert found.is_permuted == (change is permuted)
+
+
+@pytest.mark.parametrize("rows", [None, 4])
+def test_a_fine_tuned_trunk_is_close_whatever_its_head(rows, saved):
+    state, config = network()
+    tuned = {name: x + 0.1 * x.std() * torch.randn(x.shape) if x.numel() > 1 else x for name, x in state.items()}
+    head = list(state)[-2:]
+    other = with_head(permuted(tuned, config), rows or len(state[head[1]]), size=50.0)
+    found = hf_sane.diff(saved("a", state, config), saved("b", other, config)).difference
+    assert (found.relation, found.is_permuted, found.is_rescaled) == ("close", True, False)
+    assert all(x.distance < 0.2 for x in found.tensors if x.name not in head)
+
+
+def test_other_layers_make_two_networks_partly_equal_but_counters_and_tied_weights_do_not(saved):
+    state, config = network()
+    first = saved("a", state, config)
+    more = state | {"extra.weight": torch.randn(20, 20)}
+    found = hf_sane.diff(first, saved("b", more, config)).difference
+    assert (found.relation, found.only_other) == ("partly equal", ("extra.weight",))
+    assert found.equal_shares[0] == 1 > found.equal_shares[1]
+    tied = state | {"tied.weight": state[next(iter(state))].clone(), "steps": torch.tensor(7)}
+    assert hf_sane.diff(first, saved("c", tied, config)).difference.relation == "equal"
+
+
+def test_a_fine_tuned_copy_is_close_after_its_scales_were_undone(saved):
+    state, config = network()
+    tuned = {name: x + 0.1 * x.std() * torch.randn(x.shape) if x.numel() > 1 else x for name, x in state.items()}
+    found = hf_sane.diff(saved("a", state, config), saved("b", rescaled(permuted(tuned, config)), config)).difference
+    assert (found.relation, found.is_permuted, found.is_rescaled) == ("close", True, True)
+    assert found.distance < 0.15 < 0.5 < found.distance_as_stored
+
+
+def test_a_quantised_copy_is_recognised_in_another_order(saved):
+    state, config = network()
+    other = {name: quantised(x) for name, x in permuted(state, config).items()}
+    found = hf_sane.diff(saved("a", state, config), saved("b", other, config)).difference
+    assert (found.relation, found.is_permuted) == ("quantised", True)
+
+
+def test_what_alignment_does_not_find_is_not_contradicted(saved, monkeypatch):
+    """Weight matching that fails leaves the verdict to the fingerprints."""
+    monkeypatch.setattr("hf_sane.screening._differences.match_weights", lambda spec, *_, **__: spec.identity())
+    state, config = network()
+    result = hf_sane.diff(saved("a", state, config), saved("b", permuted(state, config), config))
+    assert (result.difference.relation, result.difference.likeness) == ("undecided", "equal")
+    assert result.difference.unaligned is None
+    assert "far apart even with the channels matched, but by their fingerprints, equal weights" in result.verdict
+
+
+def test_nan_are_equal_to_themselves(saved):
+    state, config = network()
+    name = next(iter(state))
+    state[name] = torch.full_like(state[name], math.nan)
+    result = hf_sane.diff(saved("a", state, config), saved("b", state, config))
+    assert (result.difference.relation, result.difference.distance) == ("equal", 0)
+
+
+def test_a_copy_that_was_rounded_and_stored_as_before_is_a_cast(saved):
+    state, config = network()
+    rounded = {name: x.bfloat16().float() for name, x in state.items()}
+    found = hf_sane.diff(saved("a", state, config), saved("b", rounded, config)).difference
+    assert (found.relation, set(found.tensors[0].dtypes)) == ("cast", {"float32"})
+
+
+@pytest.mark.parametrize(
+    ("first", "other"),
+    [
+        (
+            {"0.weight": (8, 6), "2.weight": (6, 8)},
+            {"1.weight": (8, 6), "3.weight": (4, 8)},
+        ),  # some layer, not the first
+        ({"a.0.fc.weight": (6, 6), "a.1.fc.weight": (6, 5)}, {"b.3.fc.weight": (6, 6), "b.4.fc.weight": (6, 7)}),
+        ({"fc.weight": (8, 6), "fc.bias": (8,)}, {"fc.weight": (8, 7), "fc.bias": (8,)}),  # only a bias
+        (
+            {"x.q.weight": (4, 4), "x.k.weight": (3, 4), "x.v.weight": (2, 4)},
+            {"y.q.weight": (4, 4), **{f"y.{i}.weight": (3, 3) for i in range(3)}},
+        ),
+    ],
+)
+def test_layers_that_only_happen_to_have_one_shape_are_not_paired(first, other):
+    one, two = ({name: torch.randn(shape) for name, shape in shapes.items()} for shapes in (first, other))
+    with pytest.raises(ValueError, match="no layers in common"):
+        hf_sane.diff(one, two)
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [("", "bert."), ("0.", ""), ("module.", "backbone."), ("", "a.b.")])
+def test_wrappers_on_either_side_are_seen_through(mine, theirs):
+    torch.manual_seed(0)
+    network = {
+        "emb.weight": torch.randn(7, 4),
+        "layer.0.fc.weight": torch.randn(4, 4),
+        "layer.1.fc.weight": torch.randn(4, 4),
+    }
+    one = {mine + name: x for name, x in network.items()} | {"classifier.weight": torch.randn(2, 4)}
+    two = {theirs + name: x for name, x in network.items()}
+    found = hf_sane.diff(one, two).difference
+    assert {x.name: x.other_name for x in found.tensors} == {mine + name: theirs + name for name in network}
+    assert found.relation == "partly equal"

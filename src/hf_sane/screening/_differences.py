@@ -1,25 +1,29 @@
 """Compare two checkpoints tensor by tensor, and up to changes that do not affect the network's outputs."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from hf_sane.core._types import StateDict
 from hf_sane.records._progress import tracked
-from hf_sane.screening._fingerprints import fingerprint
+from hf_sane.screening._fingerprints import fingerprint, is_weights
+from hf_sane.screening._float8 import readable
 from hf_sane.screening._index import Likeness, likeness
 from hf_sane.screening._names import outlines, pair_names
 from hf_sane.screening._scaling import canonical_scales, scalable_axes
+from hf_sane.screening._tensor_differences import EPS, TensorDifference, compare_tensors, total_distance
 from hf_sane.symmetry._matching import match_weights
 from hf_sane.symmetry._permutation import Permutation, PermutationSpec
+from hf_sane.symmetry._transformers_models import select_tensors
 
 Relation = Literal[
     "equal",
     "cast",
+    "rounded",
     "quantised",
     "permuted",
     "rescaled",
@@ -29,57 +33,13 @@ Relation = Literal[
     "unrelated",
     "undecided",
 ]
-GRID = 256  # distinct values of a row that was quantised to 8 bits
-LEVELS = (127, 128, 7, 8)  # steps up to the largest value of a row, in 8 and 4 bits
-WHOLE = 1e-3  # tolerance for multiples of the step, due to rounding
-GROUP = 32  # neighbours that 4-bit formats quantise together
-ON_GRID = 0.999  # share of values that must be the nearest on the grid
-MAX_QUANTISED_DISTANCE = 0.3
-EPS = 8  # machine epsilons of the coarser type allowed for rounding
-ORDERS = 3  # random orders of weight matching, after the given order
+ORDERS = 2  # random orders of weight matching, after the given order
+SWEEPS = 2  # over the axes, to undo scales or to try which axes are better left in their order
+BETTER = 0.9  # share of the distance that undoing scales has to leave at most
+TRUST = 0.05  # distance of tensors that count for half of equal ones when channels are matched again
 CLOSE, UNRELATED = 0.5, 0.9  # shares of the distance by chance at which networks are close and unrelated
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorDifference:
-    """How much a tensor differs from its counterpart.
-
-    Attributes:
-        name: Name in the first checkpoint.
-        other_name: Name in the other checkpoint.
-        shape: Shape of both tensors.
-        dtypes: Types of both tensors.
-        gap: `|A - B|`, after undoing permutations and scales.
-        scale: `sqrt(|A|^2 + |B|^2)`.
-        cosine: Cosine of the angle between them; NaN if one is zero.
-        largest: Largest absolute difference.
-        is_equal: Whether they are equal, bit by bit.
-        is_cast: Whether they are equal in the coarser of their types.
-        is_quantised: Whether one is the other, rounded to a few values per row or group of neighbours.
-    """
-
-    name: str
-    other_name: str
-    shape: tuple[int, ...]
-    dtypes: tuple[str, str]
-    gap: float
-    scale: float
-    cosine: float
-    largest: float
-    is_equal: bool
-    is_cast: bool
-    is_quantised: bool
-
-    @property
-    def distance(self) -> float:
-        """Gap over scale: 0 for equal tensors, 1 for independent ones with mean zero; NaN if one is not finite."""
-        return 0.0 if self.gap == 0 else self.gap / self.scale
-
-    def row(self) -> dict[str, Any]:
-        """A row for JSON."""
-        values = {name: getattr(self, name) for name in (*self.__dataclass_fields__, "distance")}
-        values |= {"shape": list(self.shape), "dtypes": list(self.dtypes)}
-        return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in values.items()}
+MAX_TIED = 4  # tensors that only one checkpoint has that are compared with its others, to find tied ones
+PART = 0.1  # share of the weights of one checkpoint that must be equal to call the two partly equal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +51,8 @@ class Difference:
         tensors: Tensors that both have, in the order of the first.
         only_first: Names that only the first has.
         only_other: Names that only the other has.
+        equal_shares: Shares of the weights of the first and of the other in tensors that are equal in both, up to
+            rounding.
         distance: Distance of all common tensors, as one vector.
         distance_as_stored: The same before undoing permutations and scales.
         distance_by_chance: Distance of the first from the other with the values of each tensor shuffled, after the
@@ -98,13 +60,14 @@ class Difference:
         is_permuted: Whether channels were reordered for the comparison.
         is_rescaled: Whether scales of channels were undone.
         unaligned: Why channels were not matched; `None` if they were.
-        likeness: Likeness of their fingerprints, if they are far apart and channels were not matched.
+        likeness: Likeness of their fingerprints, if they are far apart.
     """
 
     relation: Relation | None
     tensors: tuple[TensorDifference, ...]
     only_first: tuple[str, ...]
     only_other: tuple[str, ...]
+    equal_shares: tuple[float, float] = (0.0, 0.0)
     distance: float
     distance_as_stored: float
     distance_by_chance: float = math.nan
@@ -115,7 +78,12 @@ class Difference:
 
 
 def compare_checkpoints(
-    first: Mapping[str, Tensor], other: Mapping[str, Tensor], spec: PermutationSpec | None, *, why_not: str = ""
+    first: Mapping[str, Tensor],
+    other: Mapping[str, Tensor],
+    spec: PermutationSpec | None,
+    *,
+    why_not: str = "",
+    tolerance: float = EPS,
 ) -> Difference:
     """Compare two checkpoints as stored, and after undoing changes that do not affect the function.
 
@@ -124,114 +92,266 @@ def compare_checkpoints(
         other: Tensors of the other checkpoint. Names may have another prefix.
         spec: Permutation symmetries of the first; `None` if they are unknown.
         why_not: Why they are unknown.
+        tolerance: Distance of a tensor that counts as rounding.
 
     Raises:
-        ValueError: If they have no tensor in common.
+        ValueError: If they have no layer in common.
     """
     pairs = pair_names(outlines(first), outlines(other))
     if not pairs:
         raise ValueError(
-            "the checkpoints have no tensor with the same name and shape; compare networks of one architecture"
+            "the checkpoints have no layers in common: no matrix has the same name (apart from a prefix) and shape in "
+            "both; compare networks of one architecture"
         )
     only = (
         tuple(name for name in first if name not in pairs),
         tuple(name for name in other if name not in set(pairs.values())),
     )
     named = tracked(pairs.items(), desc="comparing", unit="tensor")
-    stored = [compare_tensors(name, other_name, first[name], other[other_name]) for name, other_name in named]
+    stored = [compare_tensors(n, m, first[n], other[m], tolerance=tolerance) for n, m in named]
+    is_part = bool(_additional(first, only[0]) or _additional(other, only[1]))
     plain = Difference(
-        relation=_same(stored) if not any(only) else None,
+        relation=None if is_part else _same(stored),
         tensors=tuple(stored),
         only_first=only[0],
         only_other=only[1],
-        distance=_total(stored),
-        distance_as_stored=_total(stored),
+        distance=total_distance(stored),
+        distance_as_stored=total_distance(stored),
         unaligned=why_not or None,
     )
+    sizes = _size(first), _size(other)
     if plain.relation is not None:
-        return plain
-    if spec is not None and (reason := _hindrance(spec, first, other, pairs)):
-        spec, plain = None, replace(plain, unaligned=reason)
+        return _with_shares(plain, sizes)
+    if _same(stored) is not None:
+        return _with_shares(replace(plain, relation="partly equal"), sizes)
+    if spec is not None:
+        spec = select_tensors(spec, {name: name for name in spec.axes if name in pairs})
+        if not all(
+            x.isfinite().all() for name in spec.axes for x in (_plain(first[name]), _plain(other[pairs[name]]))
+        ):
+            spec, plain = None, replace(plain, unaligned="there are NaN or infinite weights")
+    if spec is not None and not spec.sizes:
+        spec = None  # no channels can move
     if spec is None:
-        chance = [compare_tensors(n, pairs[n], first[n], _shuffle(other[pairs[n]])) for n in pairs]
-        return _doubted(_placed(plain, _total(chance)), first, other)
-    mine, theirs = {n: first[n] for n in pairs}, {n: other[pairs[n]] for n in pairs}
-    found = _undone(plain, spec, mine, theirs)
-    if found.relation is not None:
-        return found
-    shuffled = {name: _shuffle(tensor) for name, tensor in theirs.items()}
-    chance = [compare_tensors(n, pairs[n], mine[n], shuffled[n]) for n in pairs]
-    _, aligned = _aligned(plain, spec, mine, shuffled, None)
-    return _placed(found, min(_total(chance), _total(aligned)))
+        shuffled = [compare_tensors(n, m, first[n], _shuffle(other[m])) for n, m in pairs.items()]
+        return _doubted(_placed(_with_shares(plain, sizes), shuffled, sizes), first, other)
+    mine, theirs = {n: _plain(first[n]) for n in pairs}, {n: _plain(other[pairs[n]]) for n in pairs}
+    found = _with_shares(_undone(plain, spec, mine, theirs, tolerance), sizes)
+    if all(x.is_same for x in found.tensors):
+        return found if not is_part else replace(found, relation="partly equal")
+    mixed = {name: _shuffle(tensor) for name, tensor in theirs.items()}
+    permutation = _match(spec, mine, mixed, is_rescaled=found.is_rescaled)
+    aligned = _moved(spec, mine, mixed, permutation, is_rescaled=found.is_rescaled)
+    by_chance = [[compare_tensors(n, m, mine[n], x[n]) for n, m in pairs.items()] for x in (mixed, aligned)]
+    return _doubted(_placed(found, min(by_chance, key=total_distance), sizes), first, other)
 
 
-def _hindrance(
-    spec: PermutationSpec, first: Mapping[str, Tensor], other: Mapping[str, Tensor], pairs: Mapping[str, str]
-) -> str | None:
-    """Why channels cannot be matched, if so."""
-    if missing := [name for name in spec.axes if name not in pairs]:
-        return f"{len(missing)} tensors with channels to match are not in both, such as {missing[0]!r}"
-    is_finite = all(first[name].isfinite().all() and other[pairs[name]].isfinite().all() for name in spec.axes)
-    return None if is_finite else "there are NaN or infinite weights"
+def _additional(tensors: Mapping[str, Tensor], names: Sequence[str]) -> list[str]:
+    """Those of some tensors that are weights and not tied to another tensor of the network."""
+    known = outlines(tensors)
+    weights, found = [name for name in names if is_weights(known[name])], list[str]()
+    if len(weights) > MAX_TIED:
+        return weights
+    for name in weights:
+        alike = [other for other in known if other not in names and known[other].shape == known[name].shape]
+        if not any(torch.equal(_plain(tensors[name]), _plain(tensors[other])) for other in alike):
+            found.append(name)
+    return found
 
 
-def _undone(plain: Difference, spec: PermutationSpec, mine: StateDict, theirs: StateDict) -> Difference:
-    """The comparison after matching channels and, if scales explain the rest, after undoing scales."""
+def _size(tensors: Mapping[str, Tensor]) -> int:
+    return sum(x.numel() for x in outlines(tensors).values() if is_weights(x))
+
+
+def _with_shares(found: Difference, sizes: tuple[int, int]) -> Difference:
+    """The comparison with the shares of the weights that are equal."""
+    equal = sum(x.size for x in found.tensors if x.is_same and _holds_weights(x))
+    return replace(found, equal_shares=(min(1.0, equal / max(1, sizes[0])), min(1.0, equal / max(1, sizes[1]))))
+
+
+def _holds_weights(found: TensorDifference) -> bool:
+    """Whether a tensor holds weights."""
+    return is_weights(torch.empty(found.shape, dtype=getattr(torch, found.dtypes[0]), device="meta"))
+
+
+def _undone(
+    plain: Difference, spec: PermutationSpec, mine: StateDict, theirs: StateDict, tolerance: float
+) -> Difference:
+    """The comparison after matching channels and undoing scales, where that brings the networks nearer.
+
+    The order in which they are stored is a candidate, for all axes together and for each by itself.
+    """
     best = replace(plain, unaligned=None)
     for is_rescaled in (False, True) if scalable_axes(spec) else (False,):
-        a, b = (canonical_scales(spec, x) if is_rescaled else x for x in (mine, theirs))
-        for attempt in range(1 + ORDERS):
-            generator = torch.Generator().manual_seed(attempt) if attempt else None
-            permutation, found = _aligned(plain, spec, a, b, generator)
+        for permutation in _candidates(spec, mine, theirs, is_rescaled=is_rescaled):
+            moved = _moved(spec, mine, theirs, permutation, is_rescaled=is_rescaled)
+            found = [
+                compare_tensors(
+                    x.name,
+                    x.other_name,
+                    mine[x.name],
+                    moved[x.name],
+                    dtypes=_types(x),
+                    tolerance=tolerance,
+                    is_rescaled=is_rescaled,
+                )
+                for x in plain.tensors
+            ]
+            is_permuted = not _is_identity(permutation)
             aligned = replace(
-                best, tensors=tuple(found), distance=_total(found), is_permuted=not _is_identity(permutation)
+                best,
+                tensors=tuple(found),
+                distance=total_distance(found),
+                is_permuted=is_permuted,
+                is_rescaled=is_rescaled,
             )
-            if all(_is_rounding(x) for x in found):
-                return replace(aligned, relation="rescaled" if is_rescaled else "permuted", is_rescaled=is_rescaled)
-            if not is_rescaled and aligned.distance < best.distance:
+            if (same := _same(found)) is not None:
+                how: Relation = "rescaled" if is_rescaled else "permuted" if is_permuted else same
+                return replace(aligned, relation="quantised" if same == "quantised" else how)
+            if _mean_distance(found) < _mean_distance(best.tensors) * (
+                BETTER if is_rescaled > best.is_rescaled else 1
+            ):
                 best = aligned
     return best
 
 
-def _aligned(
-    plain: Difference, spec: PermutationSpec, a: StateDict, b: StateDict, generator: torch.Generator | None
-) -> tuple[Permutation, list[TensorDifference]]:
-    """Match the channels of the other checkpoint to those of the first, and compare again."""
-    permutation = match_weights(
-        spec, {name: a[name] for name in spec.axes}, {name: b[name] for name in spec.axes}, generator=generator
-    )
+def _types(found: TensorDifference) -> tuple[torch.dtype, torch.dtype]:
+    mine, theirs = (getattr(torch, name) for name in found.dtypes)
+    return mine, theirs
+
+
+def _candidates(spec: PermutationSpec, a: StateDict, b: StateDict, *, is_rescaled: bool) -> Iterator[Permutation]:
+    """Orders of the channels of the other network: as stored, matched, and matched again by what fits best."""
+    if is_rescaled:
+        yield spec.identity()
+    permutation: Permutation = {}
+    for attempt in range(1 + ORDERS):
+        generator = torch.Generator().manual_seed(attempt) if attempt else None
+        permutation = _match(spec, a, b, is_rescaled=is_rescaled, generator=generator)
+        yield permutation
+        if attempt == 0:
+            kept = _kept_in_place(spec, a, b, permutation, is_rescaled=is_rescaled)
+            if any(not torch.equal(kept[axis], permutation[axis]) for axis in kept):
+                yield kept
+    permutation = spec.identity()
+    for _ in range(SWEEPS):
+        moved = _moved(spec, a, b, permutation, is_rescaled=is_rescaled)
+        trust = {name: 1 / (TRUST + _gap(a[name], moved[name])) for name in spec.axes}
+        permutation = _match(spec, a, b, is_rescaled=is_rescaled, weights=trust)
+        yield _kept_in_place(spec, a, b, permutation, is_rescaled=is_rescaled)
+
+
+def _match(
+    spec: PermutationSpec,
+    a: StateDict,
+    b: StateDict,
+    *,
+    is_rescaled: bool,
+    generator: torch.Generator | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> Permutation:
+    """Match the channels of the other network to those of the first.
+
+    Args:
+        spec: Symmetries.
+        a: The first network.
+        b: The other.
+        is_rescaled: Whether scales are undone before.
+        generator: For the order of the axes.
+        weights: Weights of the tensors, whose scales count no longer then; a large new head would outweigh the rest.
+    """
+    if is_rescaled:
+        a, b = canonical_scales(spec, a), canonical_scales(spec, b)
+    mine, theirs = {name: a[name] for name in spec.axes}, {name: b[name] for name in spec.axes}
+    if weights is not None:
+        for name, x in mine.items():
+            if x.is_floating_point():
+                scale = float(x.double().norm()) * float(theirs[name].double().norm())
+                mine[name] = x.double() * (weights[name] * x.numel() / scale if scale else 1.0)
+    return match_weights(spec, mine, theirs, generator=generator)
+
+
+def _moved(
+    spec: PermutationSpec, a: StateDict, b: StateDict, permutation: Permutation, *, is_rescaled: bool
+) -> StateDict:
+    """The other network in the order, and with the scales, of the first."""
     moved = b | spec.apply({name: b[name] for name in spec.axes}, permutation)
-    types = {x.name: tuple(getattr(torch, name) for name in x.dtypes) for x in plain.tensors}
-    return permutation, [
-        compare_tensors(x.name, x.other_name, a[x.name], moved[x.name], dtypes=types[x.name]) for x in plain.tensors
-    ]
+    for _ in range(SWEEPS if is_rescaled else 0):
+        moved = canonical_scales(spec, moved, like=a)
+    return moved
+
+
+def _kept_in_place(
+    spec: PermutationSpec, a: StateDict, b: StateDict, permutation: Permutation, *, is_rescaled: bool
+) -> Permutation:
+    """The permutation without the axes that fit better as they are stored."""
+    kept, identity = dict(permutation), spec.identity()
+
+    def mean(order: Permutation, names: Iterable[str]) -> float:
+        moved = _moved(spec, a, b, order, is_rescaled=is_rescaled)
+        return sum(_gap(a[name], moved[name]) * a[name].numel() for name in names)
+
+    for _ in range(SWEEPS):
+        before = dict(kept)
+        for axis, places in spec.occurrences.items():
+            if torch.equal(kept[axis], identity[axis]):
+                continue
+            names = spec.axes if is_rescaled else {place.tensor for place in places}
+            if mean(kept | {axis: identity[axis]}, names) <= mean(kept, names):
+                kept[axis] = identity[axis]
+        if all(torch.equal(kept[axis], before[axis]) for axis in kept):
+            break
+    return kept
+
+
+def _gap(a: Tensor, b: Tensor) -> float:
+    """Distance of two tensors."""
+    x, y = a.double(), b.double()
+    scale = math.hypot(float(x.norm()), float(y.norm()))
+    return float((x - y).norm()) / scale if scale else 0.0
+
+
+def _mean_distance(tensors: Iterable[TensorDifference]) -> float:
+    """Mean distance of the tensors, weighted by their sizes, in which no large one hides the others."""
+    sized = [(x.size, x.distance) for x in tensors]
+    return sum(size * distance for size, distance in sized) / max(1, sum(size for size, _ in sized))
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return readable(tensor.detach())
 
 
 def _shuffle(tensor: Tensor) -> Tensor:
     """The same values in random order."""
     order = torch.randperm(tensor.numel(), generator=torch.Generator().manual_seed(0))
-    return tensor.flatten()[order].view(tensor.shape)
+    return _plain(tensor).flatten()[order].view(tensor.shape)
 
 
-def _placed(found: Difference, by_chance: float) -> Difference:
-    """Classify the distance relative to the distance by chance."""
-    matrices = [x for x in found.tensors if len(x.shape) > 1] or list(found.tensors)
-    share = found.distance / by_chance if by_chance else math.nan
+def _placed(found: Difference, by_chance: Sequence[TensorDifference], sizes: tuple[int, int]) -> Difference:
+    """Classify the distance relative to the distance by chance, given the numbers of weights."""
+    chance = total_distance(by_chance)
+    matrices = [i for i, x in enumerate(found.tensors) if len(x.shape) > 1] or list(range(len(found.tensors)))
+    mine, theirs = ([tensors[i] for i in matrices] for tensors in (found.tensors, by_chance))
+    shares = [found.distance / chance if chance else math.nan]
+    shares += [_mean_distance(mine) / mean for mean in (_mean_distance(theirs),) if mean]
+    share = min(shares)  # a new head with large weights does not hide that the rest is close, and the other way around
     relation: Relation = "close" if share < CLOSE else "far" if share < UNRELATED else "unrelated"
-    if 2 * sum(x.is_cast for x in matrices) >= len(matrices):
+    equal = (x for x in found.tensors if (x.is_cast or x.is_rounding) and not x.is_constant and _holds_weights(x))
+    if sum(x.size for x in equal) >= PART * min(sizes):
         relation = "partly equal"
-    return replace(found, relation=relation, distance_by_chance=by_chance)
+    return replace(found, relation=relation, distance_by_chance=chance)
 
 
 def _doubted(found: Difference, first: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Difference:
-    """The comparison without alignment, in which a network may seem unrelated to a reordered copy.
+    """The comparison, or `undecided` if the fingerprints, which do not depend on the order of channels, are alike.
 
-    Fingerprints do not depend on the order of channels.
+    A network that was not aligned, or not well, may seem unrelated to a reordered copy.
     """
     if found.relation not in ("far", "unrelated"):
         return found
     alike = likeness(fingerprint(first), fingerprint(other))
-    is_unclear = alike != "other" or math.isnan(found.distance)
+    is_unclear = alike in ("equal", "same") or math.isnan(found.distance)
+    is_unclear |= alike == "related" and (found.unaligned is not None or found.relation == "unrelated")
     return replace(found, relation="undecided" if is_unclear else found.relation, likeness=alike)
 
 
@@ -240,110 +360,12 @@ def _is_identity(permutation: Mapping[str, Tensor]) -> bool:
     return all(torch.equal(index, torch.arange(len(index))) for index in permutation.values())
 
 
-def compare_tensors(
-    name: str, other_name: str, a: Tensor, b: Tensor, *, dtypes: tuple[torch.dtype, torch.dtype] | None = None
-) -> TensorDifference:
-    """Compare two tensors of the same shape.
-
-    Args:
-        name: Name of the first tensor.
-        other_name: Name of the other tensor.
-        a: The first.
-        b: The other.
-        dtypes: Types in which they are stored, if they were converted.
-    """
-    kinds = dtypes or (a.dtype, b.dtype)
-    x, y = (_wide(tensor) for tensor in (a, b))
-    gap, sizes = x - y, (float(x.norm()), float(y.norm()))
-    is_equal = a.dtype == b.dtype and torch.equal(a, b)
-    is_float = a.is_floating_point() and b.is_floating_point()
-    coarse = _coarser(a.dtype, b.dtype) if is_float else a.dtype
-    is_cast = is_equal or (is_float and a.dtype != b.dtype and torch.equal(a.to(coarse), b.to(coarse)))
-    found = TensorDifference(
-        name=name,
-        other_name=other_name,
-        shape=tuple(a.shape),
-        dtypes=(str(kinds[0]).removeprefix("torch."), str(kinds[1]).removeprefix("torch.")),
-        gap=float(gap.norm()),
-        scale=math.hypot(*sizes),
-        cosine=float((x * y).sum()) / (sizes[0] * sizes[1]) if sizes[0] * sizes[1] > 0 else math.nan,
-        largest=float(gap.abs().max()) if gap.numel() else 0.0,
-        is_equal=is_equal,
-        is_cast=is_cast,
-        is_quantised=False,
-    )
-    is_near = is_float and not is_cast and found.distance < MAX_QUANTISED_DISTANCE
-    return replace(found, is_quantised=True) if is_near and (is_rounded(x, y) or is_rounded(y, x)) else found
-
-
-def is_rounded(fine: Tensor, coarse: Tensor) -> bool:
-    """Whether `coarse` is `fine`, rounded to the few values that `coarse` has in each row or group of neighbours.
-
-    In rows that are too short to count distinct values, the values must be whole multiples of the largest divided by
-    127 or 7, as from quantisation by the largest absolute value.
-    """
-    if fine.ndim < 2:
-        return False
-    rows, grids = fine.flatten(1), coarse.flatten(1)
-    groups = [(rows, grids)]
-    if rows.shape[1] % GROUP == 0:
-        groups.append((rows.reshape(-1, GROUP), grids.reshape(-1, GROUP)))
-    return any(_is_on_grid(x, y) or _is_multiple(x, y) for x, y in groups)
-
-
-def _is_multiple(rows: Tensor, grids: Tensor) -> bool:
-    largest = grids.abs().amax(1, keepdim=True)
-    for levels in LEVELS:
-        step = torch.where(largest > 0, largest, 1.0) / levels
-        is_whole = ((grids / step).round() - grids / step).abs() < WHOLE
-        is_near = (rows - grids).abs() <= (0.5 + WHOLE) * step
-        if (is_whole & is_near).double().mean() >= ON_GRID:
-            return True
-    return False
-
-
-def _is_on_grid(rows: Tensor, grids: Tensor) -> bool:
-    hits = total = 0
-    for row, grid in zip(rows, grids, strict=True):
-        values = grid.unique()  # sorted
-        if len(values) > min(GRID, 0.75 * len(row)):
-            return False
-        place = torch.bucketize(row, (values[1:] + values[:-1]) / 2)
-        nearest = values[place]
-        step = (values[1:] - values[:-1]).min() if len(values) > 1 else torch.ones(())
-        hits += int(((nearest - grid).abs() <= 0.5 * step).sum())  # ties may be rounded either way
-        total += len(row)
-    return hits >= ON_GRID * total
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    plain = tensor.detach()
-    return torch.view_as_real(plain).double() if plain.is_complex() else plain.double()
-
-
-def _coarser(a: torch.dtype, b: torch.dtype) -> torch.dtype:
-    """The type with fewer values: by bits, then by precision."""
-    return max((a, b), key=lambda dtype: (-dtype.itemsize, torch.finfo(dtype).eps))
-
-
-def _is_rounding(found: TensorDifference) -> bool:
-    """Whether rounding explains the difference."""
-    types = [getattr(torch, name) for name in found.dtypes]
-    if not all(dtype.is_floating_point for dtype in types):
-        return found.is_equal or found.largest == 0
-    return found.is_cast or found.distance <= EPS * max(torch.finfo(dtype).eps for dtype in types)
-
-
-def _total(tensors: list[TensorDifference]) -> float:
-    """Distance of all tensors as one vector; NaN if one of them is not finite."""
-    gap = math.hypot(*(x.gap for x in tensors))
-    return 0.0 if gap == 0 else gap / math.hypot(*(x.scale for x in tensors))
-
-
-def _same(tensors: list[TensorDifference]) -> Relation | None:
+def _same(tensors: Sequence[TensorDifference]) -> Relation | None:
     """The relation, if they are the same network as stored or after rounding."""
     if all(x.is_equal for x in tensors):
         return "equal"
     if all(x.is_cast for x in tensors):
         return "cast"
-    return "quantised" if all(x.is_cast or x.is_quantised for x in tensors) else None
+    if all(x.is_cast or x.is_rounding for x in tensors):
+        return "rounded"
+    return "quantised" if all(x.is_same for x in tensors) else None

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_sane.screening._float8 import readable
+
 LEVELS = (0.02, 0.1, 0.25, 0.4, 0.6, 0.75, 0.9, 0.98)  # quantiles over channels
 NUM_FEATURES = 6 * len(LEVELS)  # per matrix: two measures over rows, columns and the rest
 MAX_VALUES = 2**26  # limit for features; larger matrices, mostly embeddings, are only part of the digest
@@ -45,8 +47,8 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> Fingerprint:
     """
     digests, shapes, features = set(), {}, []
     for name in tensors:
-        tensor = tensors[name].detach()
-        if not _is_weights(tensor):
+        tensor = readable(tensors[name].detach())
+        if not is_weights(tensor):
             continue
         digests.add(_digest(tensor))  # a set, since tied tensors may be stored once or twice
         if tensor.ndim > 1 and tensor.numel() <= MAX_VALUES:
@@ -65,7 +67,7 @@ def fingerprint_many(tensors: Mapping[str, Tensor]) -> list[Fingerprint]:
     Args:
         tensors: `{name: [M, *shape]}`.
     """
-    weights = {name: tensor.detach() for name, tensor in tensors.items() if _is_weights(tensor)}
+    weights = {name: readable(tensor.detach()) for name, tensor in tensors.items() if is_weights(tensor)}
     shapes = {name: tuple(x.shape[1:]) for name, x in weights.items() if x.ndim > 2}
     count = len(next(iter(weights.values())))
     features = [matrix_features(weights[name]) for name in shapes]
@@ -121,7 +123,7 @@ def _inverse(values: Tensor) -> Tensor:
     return torch.where(values > 0, 1 / values, 1.0)  # rows and columns of zeros are kept
 
 
-def _is_weights(tensor: Tensor) -> bool:
+def is_weights(tensor: Tensor) -> bool:
     """Whether a tensor holds weights, and not counters, masks or position indices."""
     return tensor.numel() > 0 and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.int8)
 

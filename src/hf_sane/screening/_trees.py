@@ -11,8 +11,8 @@ from scipy.optimize import nnls
 from scipy.sparse.csgraph import minimum_spanning_tree
 from torch import Tensor
 
-from hf_sane.screening._differences import is_rounded
 from hf_sane.screening._names import outlines
+from hf_sane.screening._tensor_differences import is_rounded
 
 SAME = 1e-5  # distance that reordering and rescaling leave between copies
 ON_THE_LINE = 0.02  # of the distance to its parents, that an average may be off them

@@ -5,13 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from hf_sane.networks._modules import ModuleSettings
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
-from hf_sane.screening._differences import Difference, TensorDifference, compare_checkpoints
+from hf_sane.screening._differences import Difference, compare_checkpoints
+from hf_sane.screening._names import outlines, pair_names
 from hf_sane.screening._symmetries import find_symmetries
+from hf_sane.screening._tensor_differences import EPS, TensorDifference
+from hf_sane.symmetry._permutation import PermutationSpec
+from hf_sane.symmetry._transformers_models import select_tensors
 from hf_sane.tokenization._adapter_changes import open_factors
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source
 from hf_sane.workflows.results import Result, Table, optional_output
@@ -22,19 +27,23 @@ from hf_sane.workflows.shared import AlignmentSettings, PlotSettings, WeightsSet
 if TYPE_CHECKING:
     import pandas as pd
 
+SAME = ("equal", "cast", "rounded", "quantised", "permuted", "rescaled")  # relations of the same network
 MAX_ROWS = 60  # most different tensors to print
 VERDICTS = {
     "equal": "the same network, bit by bit",
     "cast": "the same network in another precision: equal in the coarser of the two types",
+    "rounded": "the same network up to rounding errors, as after merging an adapter twice",
     "quantised": "the same network, quantised: one is the other, rounded to a few values per row or group",
     "permuted": "the same network: equal once the channels are in the same order",
     "rescaled": "the same network up to positive scales of its channels, provided its activation is ReLU",
-    "partly equal": "at least half of the matrices are equal: one was made from the other, or both from a third",
+    "partly equal": "partly equal: one was made from the other, or both from a third",
     "close": "closer than independent networks: one was probably trained from the other, or both from a third",
     "far": "far apart, but closer than independent networks of the same size",
     "unrelated": "as far apart as independent networks",
-    "undecided": "far apart as stored, but the channels were not matched; by their fingerprints, ",
+    "undecided": "undecided: far apart as stored, but the channels were not matched; by their fingerprints, ",
 }
+ALIGNED = "undecided: far apart even with the channels matched, but by their fingerprints, "
+PRODUCTS = "the same change of the base: the products of the factors are equal up to rounding"
 
 
 @dataclass(kw_only=True)
@@ -62,6 +71,7 @@ class DiffResult(Result):
     Attributes:
         difference: Relation, distances and tensors.
         plots: Whether to draw a plot.
+        are_products: Whether products of the factors of adapters were compared.
     """
 
     JSON: ClassVar[Any] = Annotated[
@@ -75,13 +85,17 @@ class DiffResult(Result):
 
     difference: Difference
     plots: bool = True
+    are_products: bool = False
 
     @property
     def verdict(self) -> str:
         """How the two checkpoints are related, as a sentence."""
         found = self.difference
         if found.relation == "undecided":
-            return VERDICTS["undecided"] + LIKENESS[found.likeness or "other"]
+            start = ALIGNED if found.unaligned is None else VERDICTS["undecided"]
+            return start + LIKENESS[found.likeness or "other"]
+        if found.relation == "rounded" and self.are_products:
+            return PRODUCTS
         how = [text for text, holds in (("reordered", found.is_permuted), ("rescaled", found.is_rescaled)) if holds]
         after = f" (channels {' and '.join(how)} before the comparison)" if how else ""
         return VERDICTS[found.relation or "unrelated"] + after
@@ -102,6 +116,9 @@ class DiffResult(Result):
         """The verdict and the distances."""
         found = self.difference
         lines = [self.verdict]
+        if any(found.equal_shares) and found.relation not in SAME:
+            mine, theirs = map(_percent, found.equal_shares)
+            lines.append(f"{mine} of the weights of the first and {theirs} of the other are equal in both")
         if found.relation != "equal":
             stored = (
                 f" ({found.distance_as_stored:.4g} as stored)" if found.distance != found.distance_as_stored else ""
@@ -109,7 +126,7 @@ class DiffResult(Result):
             chance = found.distance_by_chance
             measure = "" if chance != chance else f"; {chance:.4g} with the values of each tensor shuffled"
             lines.append(f"distance {found.distance:.4g}{stored}{measure}")
-        if found.unaligned is not None and found.relation not in ("equal", "cast", "quantised"):
+        if found.unaligned is not None and found.relation not in SAME:
             lines.append(f"channels were not matched: {found.unaligned}")
         return lines
 
@@ -165,34 +182,59 @@ def run_diff(settings: DiffSettings) -> DiffResult:
     record = RunRecord.start(arguments=as_arguments(settings))
     settings.register()
     with optional_output(settings.output, DiffResult.JOB) as output:
-        first, other = _both(settings)
-        spec, why_not = None, "--no-align was given"
-        outlines = getattr(first, "outlines", first)
-        if settings.align:
-            sources = (settings.first, settings.other)
-            spec, why_not = find_symmetries(outlines, sources, max_weights=settings.max_aligned)
-        found = compare_checkpoints(first, other, spec, why_not=why_not)
+        first, other, tolerance = _both(settings)
+        are_products = tolerance is not None
+        spec, why_not = None, "" if are_products else "--no-align was given"
+        if settings.align and not are_products:
+            spec, why_not = _symmetries(settings, first, other)
+        found = compare_checkpoints(first, other, spec, why_not=why_not, tolerance=tolerance or EPS)
         record.finish({"relation": found.relation, "distance": _known(found.distance)})
-        result = DiffResult(record=record, difference=found, plots=settings.plots)
+        result = DiffResult(record=record, difference=found, plots=settings.plots, are_products=are_products)
         return output.write(result)
 
 
-def _both(settings: DiffSettings) -> list[Mapping[str, Tensor]]:
-    """Tensors of both checkpoints: of two adapters the products, of one the base with its product."""
+def _both(settings: DiffSettings) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], float | None]:
+    """Tensors of both checkpoints, of an adapter with its base.
+
+    Of two adapters: the products of their factors, and the rounding error of these.
+    """
     sources = [settings.selected(source) for source in (settings.first, settings.other)]
     adapters = [source for source in sources if isinstance(source, CheckpointSource) and is_adapter(source)]
     if len(adapters) == len(sources):
-        return [_products(source, settings.base) for source in adapters]
-    return [open_network(source, settings.base) for source in sources]
+        (first, mine), (other, theirs) = (_products(source, settings.base) for source in adapters)
+        return first, other, max(EPS, mine, theirs)
+    return open_network(sources[0], settings.base), open_network(sources[1], settings.base), None
 
 
-def _products(source: CheckpointSource, base: Source | None) -> dict[str, Tensor]:
+def _products(source: CheckpointSource, base: Source | None) -> tuple[dict[str, Tensor], float]:
+    """Products of the factors, and the relative rounding error of these."""
     pairs = open_factors(source, base=base)
-    return {name: b.flatten(1) @ a.flatten(1).to(b.dtype) for name, (a, b) in pairs.items()}
+    error = max((torch.finfo(a.dtype).eps for a, _ in pairs.values()), default=0.0)
+    return {name: b.flatten(1) @ a.flatten(1).to(b.dtype) for name, (a, b) in pairs.items()}, error
+
+
+def _symmetries(
+    settings: DiffSettings, first: Mapping[str, Tensor], other: Mapping[str, Tensor]
+) -> tuple[PermutationSpec | None, str]:
+    """Symmetries of the first, or else of the other under the names of the first."""
+    sources, limit = (settings.first, settings.other), settings.max_aligned
+    spec, why_not = find_symmetries(outlines(first), sources, max_weights=limit)
+    if spec is None:
+        theirs, _ = find_symmetries(outlines(other), sources, max_weights=limit)
+        pairs = pair_names(outlines(first), outlines(other))
+        if theirs is not None and pairs:
+            names = {name: stored for name, stored in pairs.items() if stored in theirs.axes}
+            return select_tensors(theirs, names), ""
+    return spec, why_not
 
 
 def _order(tensor: TensorDifference) -> float:
     return -tensor.distance if tensor.distance == tensor.distance else float("-inf")
+
+
+def _percent(share: float) -> str:
+    """A share that is rounded to neither all nor nothing."""
+    return f"{min(max(share, 0.001), 0.999):.1%}" if 0 < share < 1 else f"{share:.0%}"
 
 
 def _known(value: float) -> float | None:
@@ -201,6 +243,7 @@ def _known(value: float) -> float | None:
 
 def _cells(tensor: TensorDifference) -> list[Any]:
     types = dict.fromkeys(tensor.dtypes)
-    what = "cast" if tensor.is_cast else "quantised" if tensor.is_quantised else ""
+    kinds = {"cast": tensor.is_cast, "rounded": tensor.is_rounding, "quantised": tensor.is_quantised}
+    what = next((kind for kind, holds in kinds.items() if holds), "")
     shape = "x".join(map(str, tensor.shape)) or "scalar"
     return [tensor.name, shape, " / ".join(types), tensor.distance, tensor.cosine, tensor.largest, what]
