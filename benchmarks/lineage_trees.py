@@ -84,7 +84,7 @@ class Family:
 def families_of(forest: Forest) -> list[Family]:
     """Families of a forest."""
     spec = forest.spec
-    families, _, _ = find_families(forest.tensors, lambda name: (spec, ""))
+    families, _ = find_families(forest.tensors, lambda name: (spec, ""))
     return [_family(forest, members) for members in families]
 
 

@@ -9,6 +9,7 @@ import networkx
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import BertConfig, BertForSequenceClassification
 
 import hf_sane
 from hf_sane.architectures.presets import build_model, mlp
@@ -243,3 +244,110 @@ def test_no_average_is_an_ancestor_of_what_it_was_made_from_through_another_aver
     edges[3, 0], edges[0, 2] = 5.0, 1.0
     orphans = torch.zeros(4, dtype=torch.float64)
     assert likeliest_forest(edges, orphans, {1: (0, 2), 3: (1, 2)}) == {2: 0}
+
+
+def in_4_bits(x, how):
+    """Rounded to four bits and back: in rows, in blocks of neighbours, as a whole, or to the levels of NF4."""
+    if how == "NF4":
+        levels = torch.special.ndtri(torch.linspace(0.03, 0.97, 15, dtype=torch.float64)).float()
+        levels = torch.cat([levels / levels.abs().max(), torch.tensor([0.97])]).sort().values
+        blocks = x.reshape(-1, 64)
+        largest = blocks.abs().amax(1, keepdim=True)
+        places = (blocks[..., None] / largest[..., None] - levels).abs().argmin(-1)
+        return (levels[places] * largest).view(x.shape)
+    blocks = {"rows": x, "blocks": x.reshape(-1, 32), "whole": x.reshape(1, -1)}[how]
+    step = blocks.abs().amax(1, keepdim=True) / 7
+    return ((blocks / step).round() * step).view(x.shape)
+
+
+@pytest.mark.parametrize("how", ["rows", "blocks", "whole", "NF4"])
+def test_few_values_are_quantisation_and_zeros_among_kept_values_pruning(how):
+    state = {name: torch.randn(48, 64, generator=torch.Generator().manual_seed(i)) for i, name in enumerate("ab")}
+    coarse = {name: in_4_bits(x, how) for name, x in state.items()}
+    assert how == "NF4" or (coarse["a"] == 0).double().mean() > 0.05
+    result = hf_sane.lineage(state, coarse, pruned(state))
+    assert {x.child: (x.parents, x.change) for x in result.lineage.descents} == {
+        "network 2": (("network 1",), "quantised"),
+        "network 3": (("network 1",), "pruned"),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_8_bit_floats_are_read(dtype):
+    state = root(0)
+    (descent,) = hf_sane.lineage({n: x.to(dtype) for n, x in state.items()}, root(3), state).lineage.descents
+    assert (descent.child, descent.parents, descent.change) == ("network 1", ("network 3",), "quantised")
+
+
+def test_adapters_with_the_same_product_are_copies_of_each_other_and_of_the_merged_network(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    base = {"fc.weight": torch.rand(40, 30, generator=generator) - 0.5}
+    save_file(base, tmp_path / "base.safetensors")
+    a, b = torch.randn(2, 30, generator=generator) / 8, torch.randn(40, 2, generator=generator) / 8
+    mix = torch.tensor([[0.6, -0.8], [0.8, 0.6]])
+    for name, (first, second) in {"one": (a, b), "two": (mix @ a, b @ mix.inverse())}.items():
+        (tmp_path / name).mkdir()
+        factors = {"base_model.model.fc.lora_A.weight": first, "base_model.model.fc.lora_B.weight": second}
+        save_file({key: x.contiguous() for key, x in factors.items()}, tmp_path / name / "adapter_model.safetensors")
+        config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["fc"]}
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(config))
+    save_file({"model.fc.weight": (base["fc.weight"] + b @ a)}, tmp_path / "merged.safetensors")
+    sources = [tmp_path / name for name in ("one", "two", "merged.safetensors")]
+    found = hf_sane.lineage(*sources, base=str(tmp_path / "base.safetensors")).lineage
+    assert [(x.child, x.parents, x.change) for x in found.descents] == [
+        (str(tmp_path / name), (str(tmp_path / "one"),), "copied") for name in ("two", "merged.safetensors")
+    ]
+
+
+def test_a_bare_model_is_paired_with_one_that_has_a_head_across_dtypes():
+    config = BertConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24
+    )
+    torch.manual_seed(0)
+    headed = BertForSequenceClassification(config).eval()
+    bare = {name: x.clone() for name, x in headed.bert.state_dict().items()}
+    halved = {name: x.half() for name, x in headed.state_dict().items()}
+    compared = hf_sane.diff(bare, halved).difference
+    assert compared.relation == "partly equal"
+    assert set(compared.only_other) == {"classifier.weight", "classifier.bias"}
+    assert compared.equal_shares[0] > 0.8
+    assert all(x.other_name == f"bert.{x.name}" for x in compared.tensors)
+    tuned_body = {name: x + 0.003 * torch.randn(x.shape) if x.is_floating_point() else x for name, x in bare.items()}
+    for networks in ((bare, tuned_body, headed), (headed, bare, tuned_body)):
+        assert len(hf_sane.lineage(*networks).lineage.families) == 1
+
+
+def card(folder, base):
+    (folder / "README.md").write_text(f"---\nbase_model: {base}\n---\n")
+
+
+def test_claims_prefer_the_exact_name_and_no_network_is_its_own_base(tmp_path):
+    made = {"one/bert": root(0), "two/bert": root(1), "me/bert": tuned(root(1), 2), "me/other": root(3)}
+    for name, state in made.items():
+        (tmp_path / name).mkdir(parents=True)
+        save_file(state, tmp_path / name / "model.safetensors")
+    card(tmp_path / "me/bert", "two/bert")
+    card(tmp_path / "me/other", "other")
+    card(tmp_path / "one/bert", "bert")
+    claims = hf_sane.lineage(*(tmp_path / name for name in made), claims=True, max_aligned=0).claims
+    found = {str(Path(x.network).relative_to(tmp_path)): (x.base_model, x.verdict, x.reason) for x in claims}
+    assert found["me/bert"][0] == "two/bert"
+    assert found["me/bert"][2] != "several networks have its name"
+    assert found["me/other"] == ("other", "unknown", "it is not among the networks")
+    assert found["one/bert"] == ("bert", "unknown", "several networks have its name")
+
+
+def test_what_cannot_be_read_is_listed_and_the_rest_goes_on(tmp_path, hf_sane_command):
+    state = root(0)
+    save_file(state, tmp_path / "a.safetensors")
+    (tmp_path / "b").mkdir()
+    save_file(tuned(state, 1), tmp_path / "b" / "model.safetensors")
+    (tmp_path / "b" / "README.md").write_text("---\nbase_model: [\n---\n")
+    (tmp_path / "broken.safetensors").write_bytes(b"\xff" * 40)
+    names = [str(tmp_path / name) for name in ("a.safetensors", "broken.safetensors", "b", "missing.safetensors")]
+    result = hf_sane.lineage(*names, claims=True)
+    assert result.lineage.families == ((names[0], names[2]),)
+    assert set(result.lineage.skipped) == set(json.loads(result.to_json())["skipped"]) == {names[1], names[3]}
+    assert f"skipped {names[1]}: " in str(result)
+    with pytest.raises(ValueError, match="expected networks, found none that can be read"):
+        hf_sane.lineage(names[1], names[3])

@@ -8,9 +8,11 @@ from typing import Literal
 from torch import Tensor
 
 from hf_sane.core._types import StateDict
+from hf_sane.records._errors import shorten
 from hf_sane.records._progress import tracked
 from hf_sane.screening._fingerprints import Fingerprint, fingerprint
-from hf_sane.screening._index import signed_gap
+from hf_sane.screening._float8 import Readable
+from hf_sane.screening._index import likeness, signed_gap
 from hf_sane.screening._names import outlines, pair_names
 from hf_sane.screening._scaling import canonical_scales, scalable_axes
 from hf_sane.screening._trees import (
@@ -27,6 +29,7 @@ from hf_sane.screening._trees import (
 )
 from hf_sane.symmetry._matching import match_weights
 from hf_sane.symmetry._permutation import PermutationSpec
+from hf_sane.symmetry._transformers_models import select_tensors
 
 Change = Literal["copied", "fine-tuned", "pruned", "quantised", "averaged"]
 MAX_DISTANCE = 0.5  # largest `|A - B| / sqrt(|A|^2 + |B|^2)` of relatives after alignment; 1 for independent networks
@@ -67,12 +70,16 @@ class Lineage:
         families: Networks that are related.
         aligned: How networks were aligned to their family: `permuted`, or `permuted and rescaled`.
         unaligned: Why the channels of a network were not matched.
+        doubtful: Networks outside its family whose fingerprints are nevertheless like that of a network.
+        skipped: Networks that could not be read, with the reason.
     """
 
     descents: tuple[Descent, ...]
     families: tuple[tuple[str, ...], ...]
     aligned: Mapping[str, str] = field(default_factory=dict)
     unaligned: Mapping[str, str] = field(default_factory=dict)
+    doubtful: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def roots(self) -> tuple[str, ...]:
@@ -119,24 +126,29 @@ def trace_lineage(
         networks: Tensors of each network by name, which are read one at a time.
         find_spec: Function that returns the permutation symmetries of a network, or why they are unknown.
     """
-    families, aligned, unaligned = find_families(networks, find_spec)
-    return Lineage(
+    families, found = find_families(networks, find_spec)
+    return replace(
+        found,
         descents=tuple(descent for family in families for descent in trace_family(family)),
         families=tuple(tuple(member.name for member in family) for family in families),
-        aligned=aligned,
-        unaligned=unaligned,
     )
 
 
 def find_families(
     networks: Mapping[str, Mapping[str, Tensor]], find_spec: FindSpec
-) -> tuple[list[list[Member]], dict[str, str], dict[str, str]]:
-    """Related networks, aligned to each other, and which ones were or were not aligned; see [`Lineage`]."""
+) -> tuple[list[list[Member]], Lineage]:
+    """Related networks, aligned to each other, and which ones were or were not; see [`Lineage`], without descents."""
     families: list[list[Member]] = []
     aligned: dict[str, str] = {}
     unaligned: dict[str, str] = {}
+    doubtful: dict[str, tuple[str, ...]] = {}
+    skipped: dict[str, str] = {}
     for name, tensors in tracked(networks.items(), desc="families", unit="network"):
-        me = Member(name, tensors, fingerprint(tensors))
+        try:
+            me = Member(name, Readable(tensors), fingerprint(tensors))
+        except (OSError, ValueError) as error:
+            skipped[name] = shorten(error)
+            continue
         homes = sorted(((*_nearest(me, family), family) for family in families), key=lambda home: home[0])
         for _, relative, family in [home for home in homes if home[0] < math.inf][:MAX_HOMES]:
             if (found := _align(me, relative, find_spec, unaligned)) is not None:
@@ -145,8 +157,13 @@ def find_families(
                 family.append(me)
                 break
         else:
+            others = [other for family in families for other in family]
+            if alike := tuple(other.name for other in others if likeness(me.print, other.print) != "other"):
+                doubtful[name] = alike
             families.append([me])
-    return families, aligned, unaligned
+    return families, Lineage(
+        descents=(), families=(), aligned=aligned, unaligned=unaligned, doubtful=doubtful, skipped=skipped
+    )
 
 
 def _nearest(me: Member, family: Sequence[Member]) -> tuple[float, Member]:
@@ -162,8 +179,9 @@ def _align(me: Member, other: Member, find_spec: FindSpec, unaligned: dict[str, 
     spec, reason = None, ""
     if best[0] > COPY:
         spec, reason = find_spec(other.name)
-    if spec is not None and not all(name in pairs for name in spec.axes):
-        spec, reason = None, "not all tensors that move are in both"
+    if spec is not None:
+        spec = select_tensors(spec, {name: name for name in spec.axes if name in pairs})
+        spec = spec if spec.sizes else None
     if reason:
         unaligned[me.name] = reason
     if spec is not None:
@@ -244,7 +262,12 @@ def _descent(
 
 
 def _change(found: Geometry, parent: int, child: int) -> Change:
-    if float(found.zeros[child, parent] - found.zeros[parent, child]) > SPARSER and found.pressed[parent, child]:
+    is_sparser = float(found.zeros[child, parent] - found.zeros[parent, child]) > SPARSER
+    if (
+        is_sparser
+        and (found.pruned[parent, child] or not found.rounded[parent, child])
+        and found.pressed[parent, child]
+    ):
         return "pruned"
     if float(found.distances[parent, child]) < COPY:
         return "copied"

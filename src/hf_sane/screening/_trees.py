@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 from torch import Tensor
 
 from hf_sane.screening._names import outlines
-from hf_sane.screening._tensor_differences import is_rounded
+from hf_sane.screening._tensor_differences import COARSE, is_rounded
 
 SAME = 1e-5  # distance that reordering and rescaling leave between copies
 ON_THE_LINE = 0.02  # of the distance to its parents, that an average may be off them
@@ -46,7 +46,8 @@ class Geometry:
         zeros: Share of zeros of the first.
         kurtosis: Mean logarithm of the kurtosis of the first.
         pressed: Whether the second is the first, pruned or rounded.
-        rounded: Whether it is the first, rounded.
+        rounded: Whether it is the first, rounded: in few distinct values, of which zero may be one.
+        pruned: Whether it is the first with zeros, and all its other values are those of the first.
     """
 
     gaps: Tensor
@@ -55,6 +56,7 @@ class Geometry:
     kurtosis: Tensor
     pressed: Tensor
     rounded: Tensor
+    pruned: Tensor
 
     @property
     def distances(self) -> Tensor:
@@ -82,7 +84,8 @@ class Geometry:
 def measure(family: Sequence[Mapping[str, Tensor]]) -> Geometry:
     """Compare the networks of a family matrix by matrix."""
     count = len(family)
-    gaps, norms, zeros, kurtosis, pressed, rounded, sizes, shared = torch.zeros(8, count, count, dtype=torch.float64)
+    gaps, norms, zeros, kurtosis, sizes, shared = torch.zeros(6, count, count, dtype=torch.float64)
+    pressed, rounded, pruned = torch.zeros(3, count, count, dtype=torch.float64)
     for name in dict.fromkeys(name for tensors in family for name in matrices(tensors)):
         here = {i: tensors[name].double() for i, tensors in enumerate(family) if name in tensors}
         here = {i: x for i, x in here.items() if x.shape == next(iter(here.values())).shape}
@@ -100,8 +103,10 @@ def measure(family: Sequence[Mapping[str, Tensor]]) -> Geometry:
                 sizes[i, j] += a.numel()
                 if 0 < gap < norm:
                     is_round = gap < 0.1 * norm and (_is_cast(a, b) or (is_coarse[j] and is_rounded(a, b)))
+                    is_cut = _is_pruned(a, b, gap)
                     rounded[i, j] += is_round
-                    pressed[i, j] += is_round or _is_pruned(a, b, gap)
+                    pruned[i, j] += is_cut
+                    pressed[i, j] += is_round or is_cut
     return Geometry(
         gaps,
         norms,
@@ -109,6 +114,7 @@ def measure(family: Sequence[Mapping[str, Tensor]]) -> Geometry:
         kurtosis / shared.clamp(min=1),
         (shared > 0) & (pressed > 0.5 * shared),
         (shared > 0) & (rounded > 0.5 * shared),
+        (shared > 0) & (pruned > 0.5 * shared),
     )
 
 
@@ -124,7 +130,7 @@ def _log_kurtosis(values: Tensor) -> float:
 
 
 def _is_cast(a: Tensor, b: Tensor) -> bool:
-    return any(torch.equal(a.to(dtype).double(), b) for dtype in (torch.bfloat16, torch.float16))
+    return any(torch.equal(a.to(dtype).double(), b) for dtype in COARSE)
 
 
 def _is_pruned(a: Tensor, b: Tensor, gap: float) -> bool:

@@ -1,7 +1,7 @@
 """Find out which networks were made from which others, and whether their cards agree."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 from torch import Tensor
 
 from hf_sane.networks._modules import ModuleSettings
-from hf_sane.records._errors import name_some
+from hf_sane.records._errors import name_some, shorten
 from hf_sane.records._patience import patiently
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
@@ -105,6 +105,8 @@ class LineageResult(Result):
             "families": [list(family) for family in found.families],
             "aligned": dict(found.aligned),
             "unaligned": dict(found.unaligned),
+            "doubtful": {name: list(others) for name, others in found.doubtful.items()},
+            "skipped": dict(found.skipped),
             "claims": list(map(asdict, self.claims)),
         }
 
@@ -131,7 +133,9 @@ class LineageResult(Result):
         for reason in dict.fromkeys(self.lineage.unaligned.values()):
             names = [name for name, why in self.lineage.unaligned.items() if why == reason]
             lines.append(f"channels were not matched for {name_some(names)}: {reason}")
-        return lines
+        for name, others in self.lineage.doubtful.items():
+            lines.append(f"{name} is undecided: far from {name_some(others)}, but their fingerprints are alike")
+        return [*lines, *(f"skipped {name}: {reason}" for name, reason in self.lineage.skipped.items())]
 
     def tables(self) -> list[Table]:
         """Claims, if there are any."""
@@ -169,7 +173,7 @@ def run_lineage(settings: LineageSettings) -> LineageResult:
     """Find family trees of networks from their weights alone.
 
     Channels are matched if the symmetries are known, from config.json or with --module. LoRA adapters are added to
-    their base.
+    their base. What cannot be read is listed.
     """
     if settings.output is not None:
         settings.require_matplotlib()
@@ -177,8 +181,11 @@ def run_lineage(settings: LineageSettings) -> LineageResult:
     settings.register()
     with optional_output(settings.output, LineageResult.JOB) as output:
         sources = dict(_named(settings.sources))
-        networks = {name: open_network(settings.selected(x), settings.base) for name, x in sources.items()}
+        networks, skipped = _opened(settings, sources)
         found = trace_lineage(networks, partial(_symmetries, networks, sources, settings.max_aligned))
+        found = replace(found, skipped=skipped | found.skipped)
+        if not found.families:
+            raise ValueError(f"expected networks, found none that can be read: {name_some(_reasons(found.skipped))}")
         claims = list(_claims(found, sources)) if settings.claims else []
         record.finish({"networks": len(networks), "trees": len(found.roots)})
         return output.write(LineageResult(record=record, lineage=found, claims=claims, plots=settings.plots))
@@ -187,6 +194,24 @@ def run_lineage(settings: LineageSettings) -> LineageResult:
 def _named(sources: Sequence[Source]) -> Iterator[tuple[str, Source]]:
     for number, source in enumerate(sources, start=1):
         yield str(source) if isinstance(source, str | Path) else f"network {number}", source
+
+
+def _opened(
+    settings: LineageSettings, sources: Mapping[str, Source]
+) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, str]]:
+    """Networks, and what could not be read, with the reason."""
+    networks: dict[str, Mapping[str, Tensor]] = {}
+    skipped: dict[str, str] = {}
+    for name, source in sources.items():
+        try:
+            networks[name] = open_network(settings.selected(source), settings.base)
+        except (OSError, TypeError, ValueError) as error:
+            skipped[name] = shorten(error)
+    return networks, skipped
+
+
+def _reasons(skipped: Mapping[str, str]) -> list[str]:
+    return [f"{name} ({reason})" for name, reason in skipped.items()]
 
 
 def _symmetries(
@@ -198,7 +223,20 @@ def _symmetries(
 def _claims(found: Lineage, sources: Mapping[str, Source]) -> Iterator[Claim]:
     """The claims of the cards, with verdicts."""
     for name, source in sources.items():
-        for base in _base_models(source):
+        if name in found.skipped:
+            continue
+        try:
+            bases = _base_models(source)
+        except (OSError, ValueError) as error:
+            yield Claim(
+                network=name,
+                base_model="",
+                verdict="unknown",
+                confidence=0.0,
+                reason=f"its card cannot be read: {shorten(error)}",
+            )
+            continue
+        for base in bases:
             verdict, confidence, reason = _judge(found, name, base, sources)
             yield Claim(network=name, base_model=base, verdict=verdict, confidence=confidence, reason=reason)
 
@@ -215,9 +253,11 @@ def _base_models(source: Source) -> tuple[str, ...]:
 
 
 def _judge(found: Lineage, name: str, base: str, sources: Mapping[str, Source]) -> tuple[Verdict, float, str]:
-    named = [other for other in sources if other == base or Path(other).name == Path(base).name]
+    named = _named_as(base, [other for other in sources if other != name])
     if len(named) != 1:
-        return "unknown", 0.0, "it is not among the networks" if not named else "several networks have its name"
+        return "unknown", 0.0, "several networks have its name" if named else "it is not among the networks"
+    if named[0] in found.skipped:
+        return "unknown", 0.0, "it could not be read"
     other = named[0]
     above = found.ancestors(name).get(other, 0.0)
     below = found.ancestors(other).get(name, 0.0)
@@ -228,8 +268,22 @@ def _judge(found: Lineage, name: str, base: str, sources: Mapping[str, Source]) 
     if other not in found.family_of(name):
         if name in found.unaligned or other in found.unaligned:
             return "unknown", 0.0, "their weights are far apart, but their channels were not matched"
+        if other in found.doubtful.get(name, ()) or name in found.doubtful.get(other, ()):
+            return "unknown", 0.0, "their weights are far apart, but their fingerprints are alike"
         return "contradicted", STRANGERS, "their weights are not related"
     return "unknown", 0.0, "they are related, but it is uncertain which came first"
+
+
+def _named_as(base: str, others: Sequence[str]) -> list[str]:
+    """Networks with the name of a base model: exactly; or else by owner and name, or by name alone."""
+    plain = [other.partition("@")[0] if not Path(other).exists() else other for other in others]
+    wanted = Path(base.partition("@")[0]).parts
+    for count in (len(wanted), 2, 1):
+        ends = [Path(other).parts[-count:] == wanted[-count:] for other in plain]
+        if found := [other for other, is_named in zip(others, ends, strict=True) if is_named]:
+            exact = [other for other in found if other == base]
+            return exact or found
+    return []
 
 
 def _branch(found: Lineage, name: str, depth: int) -> Iterator[str]:
