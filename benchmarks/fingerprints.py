@@ -7,6 +7,8 @@
    networks in `--checkpoints` are indexed. The benchmark counts states with equal digests but different weights, and
    states of different runs whose features classify them as `same` or `related`.
 2. `search`: copies of some networks, reordered or in half precision, are searched for.
+3. `distances`: of copies of networks to them, of other epochs of their runs, and of other runs, with the shares below
+   the thresholds of `same` and `related`.
 
 About five minutes on one core.
 """
@@ -27,6 +29,7 @@ from torch import Tensor
 
 import hf_sane
 from hf_sane.records._failures import run_script
+from hf_sane.screening._fingerprints import fingerprint
 from hf_sane.screening._index import RELATED, SAME, NetworkIndex
 from hf_sane.symmetry import permutation_spec
 from hf_sane.tokenization import load_state_dict
@@ -54,8 +57,8 @@ def build_zoos(options: argparse.Namespace, folder: Path) -> dict[str, Zoo]:
             architecture_settings=settings,
             image_size=ARCHITECTURES[name].get("image_size"),
             num_models=options.networks if number == 0 else options.others,
-            epochs=options.epochs if number == 0 else 3,
-            keep_epochs=list(range(1, options.epochs + 1)) if number == 0 else None,
+            epochs=options.epochs if number == 0 or options.only_distances else 3,
+            keep_epochs=list(range(1, options.epochs + 1)) if number == 0 or options.only_distances else None,
             train_limit=options.train_limit,
             validation_limit=50,
             test_limit=50,
@@ -146,6 +149,41 @@ def measure_search(zoo: Zoo, index: Path, queries: int) -> dict[str, Any]:
     }
 
 
+def measure_distances(zoos: Mapping[str, Zoo], queries: int) -> dict[str, Any]:
+    """Quantiles of the distances of copies, relatives and strangers, and shares below the thresholds, by zoo."""
+    found = {}
+    for name, zoo in zoos.items():
+        generator, rows = torch.Generator().manual_seed(0), np.random.default_rng(0)
+        split = zoo.splits["train"]
+        features = torch.stack([fingerprint(split.state_dict(row)).features for row in range(len(split))])
+        runs = np.array(split.run_ids)
+        kinds: dict[str, list[float]] = {kind: [] for kind in ("copies", "copies in half precision")}
+        kinds |= {"other epochs of the run": [], "other runs": []}
+        for row in rows.choice(len(split), min(queries, len(split)), replace=False):
+            state, spec = split.state_dict(int(row)), permutation_spec(split.model(int(row)).config)
+            copy = spec.apply(state, spec.random(generator=generator))
+            halved = {key: x.half() for key, x in copy.items()}
+            for kind, other in (("copies", copy), ("copies in half precision", halved)):
+                kinds[kind].append(_apart(fingerprint(other).features, features[row]))
+            for other in range(len(split)):
+                if other != row:
+                    kind = "other epochs of the run" if runs[other] == runs[row] else "other runs"
+                    kinds[kind].append(_apart(features[other], features[row]))
+        found[name] = {kind: _summary(values) for kind, values in kinds.items() if values}
+    return found
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    return float((a - b).square().mean().sqrt())
+
+
+def _summary(values: Sequence[float]) -> dict[str, float]:
+    found = np.array(values)
+    quantiles = {f"quantile_{level:g}": float(np.quantile(found, level)) for level in (0, 0.01, 0.5, 0.99, 1)}
+    shares = {"same": float((found < SAME).mean()), "related": float((found < RELATED).mean())}
+    return {"pairs": len(found), **quantiles, **shares}
+
+
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, and write a run record if requested."""
     parser = new_parser(__doc__)
@@ -158,10 +196,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--others", type=int, default=60, help="networks of each other architecture")
     parser.add_argument("--train-limit", type=int, default=200)
     parser.add_argument("--queries", type=int, default=100)
+    parser.add_argument("--only-distances", action="store_true", help="measure nothing else")
     options, record = start(parser, argv, hidden=("checkpoints",))
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         zoos = build_zoos(options, folder)
+        distances = measure_distances(zoos, options.queries)
+        if options.only_distances:
+            return finish(record, {"distances": distances}, options.output, shows=True)
         started = time.perf_counter()
         first = next(iter(zoos))
         hf_sane.index_networks([zoos[first]], folder / "first")
@@ -175,6 +217,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             "collisions": count_collisions(whole.index, runs, weights)
             | {"zoos": {name: len(zoo) for name, zoo in zoos.items()}, "checkpoints": len(whole.index) - len(states)},
             "search": search,
+            "distances": distances,
         }
     return finish(record, results, options.output, shows=True)
 
