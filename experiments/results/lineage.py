@@ -7,6 +7,7 @@ from typing import Any
 from hf_sane.cards._tables import markdown_table
 
 PAGE = "docs/results/lineage.md"
+RECORDS = "../../runs/benchmarks"
 METHODS = {"ours": "hf-sane", "L2": "L2", "cosine": "cosine"}
 
 
@@ -84,6 +85,22 @@ def fingerprints_block(folder: Path) -> str:
     )
 
 
+def distances_block(folder: Path) -> str:
+    """Distances of fingerprints of copies, relatives and strangers."""
+    rows = []
+    for zoo, kinds in _record(folder, "fingerprint_distances.json")["results"]["distances"].items():
+        for number, (kind, found) in enumerate(kinds.items()):
+            quantiles = [f"{found[f'quantile_{level}']:.2g}" for level in ("0", "0.01", "0.5", "0.99", "1")]
+            shares = [f"{found[name]:.1%}" for name in ("same", "related")]
+            rows.append([zoo if number == 0 else "", kind, f"{found['pairs']:,}", *quantiles, *shares])
+    header = ["zoo", "compared with", "pairs", "least", "1 %", "median", "99 %", "largest", "below 0.02", "below 0.6"]
+    return (
+        f"Distances of fingerprints ([record]({RECORDS}/fingerprint_distances.json)), from networks of two small zoos "
+        f"to reordered copies of them, to other epochs of their runs, and to other runs.\n\n"
+        f"{markdown_table(header, rows)}"
+    )
+
+
 def blocks(root: Path) -> dict[str, str]:
     """All blocks of the page."""
     return {
@@ -91,4 +108,5 @@ def blocks(root: Path) -> dict[str, str]:
         "calibration": calibration_block(root),
         "direction": direction_block(root),
         "fingerprints": fingerprints_block(root),
+        "distances": distances_block(root),
     }

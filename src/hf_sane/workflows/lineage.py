@@ -206,7 +206,7 @@ def _opened(
         try:
             networks[name] = open_network(settings.selected(source), settings.base)
         except (OSError, TypeError, ValueError) as error:
-            skipped[name] = shorten(error)
+            skipped[name] = shorten(error, 400)
     return networks, skipped
 
 
