@@ -183,7 +183,7 @@ def run_lineage(settings: LineageSettings) -> LineageResult:
         sources = dict(_named(settings.sources))
         networks, skipped = _opened(settings, sources)
         found = trace_lineage(networks, partial(_symmetries, networks, sources, settings.max_aligned))
-        found = replace(found, skipped=skipped | found.skipped)
+        found = replace(found, skipped={**skipped, **found.skipped})
         if not found.families:
             raise ValueError(f"expected networks, found none that can be read: {name_some(_reasons(found.skipped))}")
         claims = list(_claims(found, sources)) if settings.claims else []
