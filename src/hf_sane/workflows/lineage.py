@@ -173,7 +173,7 @@ def run_lineage(settings: LineageSettings) -> LineageResult:
     """Find family trees of networks from their weights alone.
 
     Channels are matched if the symmetries are known, from config.json or with --module. LoRA adapters are added to
-    their base. What cannot be read is listed.
+    their base. Sources that cannot be read are listed.
     """
     if settings.output is not None:
         settings.require_matplotlib()
