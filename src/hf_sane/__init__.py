@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from hf_sane.workflows.zoo_structure import zoo_structure as zoo_structure
     from hf_sane.zoo._dataset import Zoo
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "SANE": "workflows.sane",

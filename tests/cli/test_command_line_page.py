@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hf_sane.cli.verbs import GROUPS, VERBS, ZOO_VERBS
 from hf_sane.records._settings import default_of, option_name
-from hf_sane.workflows.command_line import _shown, own_options
+from hf_sane.workflows.command_line import OLD_SPELLINGS_END, _former_spellings, _shown, own_options
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "command_line.md"
 START = "## Verbs\n"
@@ -33,7 +33,24 @@ def verbs():
                 lines += ["", f"#### {name}", "", verb.help, "", "```bash", f"{name} {verb.example}", "```", ""]
                 options = own_options(verb.load()[0])
                 lines += ["| option | meaning | default |", "| --- | --- | --- |", *map(row, options)]
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", *former_spellings(named), ""])
+
+
+def former_spellings(named):
+    """Options that were renamed, with the verbs that still accept their old names."""
+    found = {}
+    for name, verb in named:
+        options = own_options(verb.load()[0])
+        positional = {option_name(entry): entry.name.upper() for entry in options if entry.metadata["positional"]}
+        for old, new in _former_spellings(options):
+            found.setdefault((old, positional.get(new, new)), []).append(name.removeprefix("hf-sane "))
+    rows = [
+        f"| `{old.replace('=', ' ')}` | `{new.replace('=', ' ')}` | {', '.join(sorted(names))} |"
+        for (old, new), names in sorted(found.items())
+    ]
+    intro = f"These work until version {OLD_SPELLINGS_END}, with a message that names the new spelling."
+    header = ("| former | now | verbs |", "| --- | --- | --- |")
+    return ["### Former spellings", "", intro, "", *header, *rows]
 
 
 def by_hand():

@@ -11,7 +11,7 @@ from hf_sane.cli.verbs import VERBS, ZOO_VERBS
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import option_name, setting
 from hf_sane.training._settings import PretrainSettings
-from hf_sane.workflows.command_line import ScriptParser, run_workflow
+from hf_sane.workflows.command_line import OLD_SPELLINGS_END, ScriptParser, run_workflow
 from hf_sane.workflows.probe import ProbeSettings
 from hf_sane.workflows.results import Result, Table
 from hf_sane.workflows.soup import SoupSettings
@@ -115,7 +115,7 @@ def test_options_become_fields(argv, expected, capsys):
 )
 def test_old_spellings_work_and_say_what_to_use(argv, expected, note, capsys):
     assert changed(*argv) == expected
-    assert f"hf-sane verb: {note}; the old spelling works until version 0.2" in capsys.readouterr().err
+    assert f"hf-sane verb: {note}; the old spelling works until version {OLD_SPELLINGS_END}" in capsys.readouterr().err
 
 
 def test_arguments_without_a_name_keep_their_commas():

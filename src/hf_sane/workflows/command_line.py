@@ -40,7 +40,7 @@ SHARED: dict[str, tuple[type, Any]] = {
         ),
     ),
 }
-OLD_SPELLINGS_END = "0.2"  # the version that rejects them
+OLD_SPELLINGS_END = "0.3"  # the version that rejects them
 TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
 
 
