@@ -160,7 +160,10 @@ def test_what_reads_is_no_write(call):
     assert list(raw_writes(f"def f(path):\n    {call}", "a.py")) == []
 
 
-IMPORTED = ("ablation_variants.py", "children_prompts.py", "forests.py", "running.py")  # by other scripts
+IMPORTED = (  # by other scripts
+    *("ablation_variants.py", "children_prompts.py", "field_probes.py", "field_symmetries.py", "forests.py"),
+    *("running.py", "sabotage.py"),
+)
 RUN = sorted(
     path
     for folder in ("scripts", "benchmarks", "experiments")

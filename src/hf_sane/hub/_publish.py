@@ -32,6 +32,7 @@ from hf_sane.models.configuration_sane import CheckedConfig
 from hf_sane.models.modeling_linear import LinearCode
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.networks._image_sources import WHITE
+from hf_sane.records._files import write_atomically
 from hf_sane.records._manifests import CARD
 from hf_sane.records._outputs import add_file, output_folder
 from hf_sane.records._patience import patiently
@@ -341,7 +342,8 @@ def _name_classes(partial: Path, record: RunRecord) -> None:
     settings = json.loads(path.read_text(encoding="utf-8"))
     if names and settings.get("library_name") == OWN_LIBRARY:  # other classes write configurations of their own
         settings |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        with write_atomically(path) as file:
+            file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
