@@ -139,7 +139,7 @@ def test_the_parts_of_a_gguf_file_on_the_hub_are_one_checkpoint_and_others_are_c
     assert [x.shape for x in one.tensors] == [(5, 32)]
     for wrong in (None, "Q2_K"):
         (none,) = hf_sane.scan(name, variant=wrong).scans
-        assert "tiny-Q4_K_M.gguf, tiny-Q8_0-00001-of-00002.gguf; choose one by the end" in none.findings[-1].message
+        assert "tiny-Q4_K_M.gguf, tiny-Q8_0-00001-of-00002.gguf; choose one by the end" in none.findings[0].message
 
 
 @pytest.mark.parametrize("external", [False, True], ids=["inside", "beside"])

@@ -6,7 +6,8 @@ from torch import nn
 
 from hf_sane.analysis._spectral import SpectrumSettings, analyze_spectrum
 from hf_sane.screening._checkpoints import Surroundings
-from hf_sane.screening._findings import RULES, SEVERITIES, Evidence, Finding, find_faults, register_rule
+from hf_sane.screening._finding import SEVERITIES, Finding
+from hf_sane.screening._findings import RULES, Evidence, find_faults, register_rule
 from hf_sane.screening._statistics import tensor_statistics
 
 GOOD = Surroundings(licence="mit", has_card=True)

@@ -272,7 +272,7 @@ def test_every_file_of_a_folder_has_a_line_and_none_stops_the_others(mixed, monk
         "cut.safetensors": [("unreadable", "error")],
         "one": [("licence", "note")],
         "empty": [],
-        "empty.bin": [("unreadable", "warning")],
+        "empty.bin": [("unreadable", "error")],
         "gone.safetensors": [("unreadable", "error")],
         "garbage.onnx": [("unreadable", "error")],
         "long.safetensors": [("unreadable", "error")],

@@ -1,11 +1,13 @@
 """The tensors of a checkpoint as byte ranges of files, on this machine or the Hub, and the files next to them."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import torch
 from huggingface_hub import HfApi, ModelInfo, hf_hub_download
 from torch import Tensor
 
@@ -15,12 +17,14 @@ from hf_sane.records._errors import InvalidFileError, shorten
 from hf_sane.records._patience import patiently
 from hf_sane.records._sources import HubRepo, find_source
 from hf_sane.screening._experts import Experts
+from hf_sane.screening._finding import Finding
 from hf_sane.screening._other_formats import BY_SUFFIX, OPENERS, Encoding, OtherFile, choose_other
+from hf_sane.screening._pickles import check_whole, is_pickle
+from hf_sane.screening._shards import Header, join_headers
 from hf_sane.tokenization._byte_ranges import HubFile, LocalFile, RandomAccessFile
 from hf_sane.tokenization._checkpoints import (
     CheckpointSource,
     find_remote_weights,
-    index_shards,
     parse_index,
     read_weights,
     weights_path,
@@ -66,6 +70,8 @@ class OpenCheckpoint:
         encodings: How tensors that are not plain values are stored.
         metadata: Metadata of the file.
         skipped: Tensors whose values cannot be read, with the reason.
+        findings: Where shards differ from their index.
+        listed: All shards that the index lists, including missing ones: paths, or names after the id of a repository.
     """
 
     source: str
@@ -78,6 +84,13 @@ class OpenCheckpoint:
     encodings: Mapping[str, Encoding] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
+    listed: tuple[str, ...] = ()
+
+    @property
+    def own(self) -> set[str]:
+        """Paths of its files, or their names in a repository after its id."""
+        return {str(file) for file, _ in self.files} | {*self.listed} | ({str(self.path)} if self.path else set())
 
     @property
     def outlines(self) -> dict[str, Tensor]:
@@ -128,17 +141,58 @@ def open_for_scan(checkpoint: CheckpointSource, *, takes_whole: Callable[[int], 
     if found in OPENERS:
         return _opened(str(place), [OPENERS[found](LocalFile(path), partial(_beside, path))], surroundings)
     if found.reader in WHOLE:
-        tensors = read_weights(path, key=checkpoint.key)
-        return OpenCheckpoint(str(place), found.name, whole=tensors, path=path, surroundings=surroundings)
+        if found.reader == "pickle":
+            check_whole(path)
+        tensors, skipped = _usable(read_weights(path, key=checkpoint.key))
+        return OpenCheckpoint(
+            str(place), found.name, whole=tensors, path=path, surroundings=surroundings, skipped=skipped
+        )
     if found.reader is None:
         raise InvalidFileError(path, expected="a file of weights", got=found.name, remedy=found.remedy)
-    shards = [path] if found.reader == "safetensors" else [path.parent / name for name in index_shards(path)]
-    if unread := [shard for shard in shards if file_format(shard).reader != "safetensors"]:
-        raise InvalidFileError(
-            unread[0], expected="a safetensors file", got=file_format(unread[0]).name, remedy="scan only the shards"
-        )
-    files = tuple((LocalFile(shard), experts.split(read_entries(shard))) for shard in shards)
-    return OpenCheckpoint(str(place), found.name, files, surroundings=surroundings, experts=experts)
+    if found.reader == "safetensors":
+        files = ((LocalFile(path), experts.split(read_entries(path))),)
+        return OpenCheckpoint(str(place), found.name, files, surroundings=surroundings, experts=experts)
+    listed = parse_index(path)
+    headers = {name: _header(path.parent / name) for name in listed}
+    entries, findings = join_headers(path.name, listed, headers)
+    return OpenCheckpoint(
+        str(place),
+        found.name,
+        tuple((LocalFile(path.parent / name), experts.split(part)) for name, part in entries.items()),
+        surroundings=surroundings,
+        experts=experts,
+        findings=tuple(findings),
+        listed=tuple(str(path.parent / name) for name in listed),
+    )
+
+
+def _header(shard: Path) -> Header:
+    """The tensors of a shard on this machine."""
+    if not shard.exists():
+        return None
+    found = file_format(shard)
+    if found.reader != "safetensors":
+        remedy = found.remedy if found.reader is None else "scan the shards one by one"
+        return InvalidFileError(shard, expected="a safetensors file", got=found.name, remedy=remedy)
+    try:
+        return read_entries(shard)
+    except InvalidFileError as error:
+        return error
+
+
+def _usable(tensors: StateDict) -> tuple[StateDict, dict[str, str]]:
+    """Tensors of plain values, and the reasons why others have none."""
+    skipped = {name: reason for name, tensor in tensors.items() if (reason := _unusable(tensor))}
+    return {name: tensor for name, tensor in tensors.items() if name not in skipped}, skipped
+
+
+def _unusable(tensor: Tensor) -> str:
+    """Why statistics of a tensor are not computed; empty if they are."""
+    if tensor.is_quantized:
+        return f"{str(tensor.dtype).removeprefix('torch.')}: quantised values of PyTorch are not supported"
+    if tensor.layout != torch.strided or tensor.is_nested:
+        return f"values of the layout {str(tensor.layout).removeprefix('torch.')} are not supported"
+    return "it is on the device meta, without values" if tensor.is_meta else ""
 
 
 def _opened(source: str, parts: Sequence[OtherFile], surroundings: Surroundings) -> OpenCheckpoint:
@@ -167,11 +221,11 @@ def _open_repository(
     except FileNotFoundError as error:
         return OpenCheckpoint(str(repo), f"not read: {shorten(error, 400)}", surroundings=surroundings)
     remove_old_ranges()
-    files: list[HubFile] = []
+    files: dict[str, HubFile] = {}
 
     def open_file(name: str) -> HubFile:
-        files.append(HubFile(repo.repo_id, name, info.sha, api, takes_whole=takes_whole, keeps=True))
-        return files[-1]
+        files[name] = HubFile(repo.repo_id, name, info.sha, api, takes_whole=takes_whole, keeps=True)
+        return files[name]
 
     def open_beside(file: str, name: str) -> HubFile:
         path = (PurePosixPath(file).parent / _below(file, name)).as_posix()
@@ -185,13 +239,38 @@ def _open_repository(
         if (opener := BY_SUFFIX.get(PurePosixPath(names[0]).suffix)) is not None:
             others = [opener(open_file(name), partial(open_beside, name)) for name in names]
             return _opened(str(repo), others, surroundings)
-        experts = Experts()
-        parts = tuple((file, experts.split(fetch_entries(file))) for file in map(open_file, names))
+        experts, findings, headers = Experts(), list[Finding](), dict[str, Header]()
+        if not is_index(names[0]):
+            entries = {names[0]: fetch_entries(open_file(names[0]))}
+        else:
+            index = Path(patiently(hf_hub_download, repo.repo_id, names[0], revision=info.sha))
+            folder = PurePosixPath(names[0]).parent
+            listed = {(folder / name).as_posix(): tensors for name, tensors in parse_index(index).items()}
+            headers = {name: _remote_header(name, info, open_file) for name in listed}
+            entries, findings = join_headers(names[0], listed, headers)
     except InvalidFileError:
-        _forget(files)
+        _forget(files.values())
         raise
-    kind = "a safetensors file" if len(names) == 1 else f"{len(names)} safetensors files"
-    return OpenCheckpoint(str(repo), kind, parts, surroundings=surroundings, experts=experts)
+    kind = f"{len(entries)} safetensors files" if is_index(names[0]) else "a safetensors file"
+    return OpenCheckpoint(
+        str(repo),
+        kind,
+        tuple((files[name], experts.split(part)) for name, part in entries.items()),
+        surroundings=surroundings,
+        experts=experts,
+        findings=tuple(findings),
+        listed=tuple(f"{repo.repo_id}/{name}" for name in headers),
+    )
+
+
+def _remote_header(name: str, info: ModelInfo, open_file: Callable[[str], HubFile]) -> Header:
+    """The tensors of a shard on the Hub."""
+    if name not in _stored(info):
+        return None
+    try:
+        return fetch_entries(open_file(name))
+    except InvalidFileError as error:
+        return error
 
 
 def _forget(files: Iterable[RandomAccessFile]) -> None:
@@ -201,21 +280,17 @@ def _forget(files: Iterable[RandomAccessFile]) -> None:
 
 
 def _remote_names(repo: HubRepo, checkpoint: CheckpointSource, info: ModelInfo) -> list[str]:
-    """The files to read: of safetensors if there are any, otherwise of GGUF or ONNX.
+    """The file to read, or the index of shards: of safetensors if there are any, otherwise of GGUF or ONNX.
 
     Raises:
         FileNotFoundError: If there is none, or the choice is ambiguous.
     """
     try:
-        name = find_remote_weights(repo, checkpoint, info)
+        return [find_remote_weights(repo, checkpoint, info)]
     except FileNotFoundError:
         if names := choose_other(str(repo), _stored(info), checkpoint.subfolder, checkpoint.variant):
             return names
         raise
-    if not is_index(name):
-        return [name]
-    index = Path(patiently(hf_hub_download, repo.repo_id, name, revision=info.sha))
-    return [(PurePosixPath(name).parent / shard).as_posix() for shard in parse_index(index)]
 
 
 def _stored(info: ModelInfo) -> list[str]:
@@ -256,10 +331,30 @@ def _around(folder: Path) -> Surroundings:
         licence = CardFacts.from_file(card).columns["license"]
     return Surroundings(
         code=_code(names, folder / CONFIG if CONFIG in names else None),
-        pickles=tuple(name for name in names if is_pickle_name(name)),
+        pickles=tuple(
+            path.relative_to(folder).as_posix()
+            for path in visible_files(folder)
+            if is_pickle_name(path.name) or _is_pickle(path)
+        ),
         licence=licence,
         has_card=True,
     )
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """Files of a folder and its subfolders, without hidden ones."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(place, name) for name in sorted(names) if not name.startswith(".")]
+    return [path for path in found if path.is_file()]
+
+
+def _is_pickle(path: Path) -> bool:
+    try:
+        return is_pickle(path)
+    except OSError:
+        return False
 
 
 def _around_remote(repo: HubRepo, info: ModelInfo) -> Surroundings:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
@@ -12,11 +11,10 @@ from hf_sane.records._errors import name_some, shorten
 from hf_sane.records._registry import Registry
 from hf_sane.screening._checkpoints import Surroundings
 from hf_sane.screening._experts import expert_group
+from hf_sane.screening._finding import SEVERITIES, Finding, about
 from hf_sane.screening._initialization import can_be_judged, initialization_of
 from hf_sane.screening._statistics import TensorStatistics
 
-Severity = Literal["error", "warning", "note"]
-SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 MAX_FLOAT16 = 65504.0
 MIN_PEERS = 8  # least number of matrices to detect outliers
 OUTLIER = 6.0  # robust standard deviations of the logarithm of the scale
@@ -25,30 +23,6 @@ MOST = 0.9  # share of matrices at initialisation from which the whole network c
 MIN_EXPERTS = 3  # least number of siblings
 STRANGE_EXPERT = 4.0  # ratio to the median of its siblings, or its inverse
 TIED = ("embed", "wte", "lm_head", "decoder", "shared", "output_projection")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A fault of a checkpoint, or something worth knowing.
-
-    Attributes:
-        rule: Name of the rule, as in `--fail-on`.
-        severity: `"error"` (broken or unsafe), `"warning"` (worth checking) or `"note"`.
-        message: One sentence.
-        remedy: What to do.
-        tensors: Names of the affected tensors.
-    """
-
-    rule: str
-    severity: Severity
-    message: str
-    remedy: str
-    tensors: tuple[str, ...] = ()
-
-
-def about(rule: str, severity: Severity, message: str, names: Sequence[str], remedy: str) -> Finding:
-    """A finding about tensors, whose names are appended to the message."""
-    return Finding(rule, severity, f"{message} {name_some(names)}", remedy, tuple(names))
 
 
 @dataclass(frozen=True)
@@ -94,8 +68,12 @@ def register_rule(name: str) -> Callable[[Rule], Rule]:
 
 def find_faults(evidence: Evidence) -> list[Finding]:
     """Findings of all rules, the most severe first."""
-    found = [finding for name in RULES for finding in RULES.find(name)(evidence)]
-    return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
+    return by_severity([finding for name in RULES for finding in RULES.find(name)(evidence)])
+
+
+def by_severity(findings: Sequence[Finding]) -> list[Finding]:
+    """Findings in the same order, but the most severe first."""
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
 @register_rule("nan")

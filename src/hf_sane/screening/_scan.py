@@ -15,16 +15,18 @@ from hf_sane.core._types import StateDict
 from hf_sane.records._errors import InvalidFileError, shorten
 from hf_sane.records._progress import progress
 from hf_sane.records._settings import CheckedSettings, setting
+from hf_sane.screening._beside import WEIGHT_SUFFIXES, scan_beside
 from hf_sane.screening._checkpoints import OpenCheckpoint, open_for_scan
 from hf_sane.screening._embedding import Encoder, SampledEmbedding, TokenSample, embed_tensors
 from hf_sane.screening._experts import split_tensors
-from hf_sane.screening._findings import Evidence, Finding, Severity, find_faults
+from hf_sane.screening._finding import Finding, Severity
+from hf_sane.screening._findings import Evidence, by_severity, find_faults
 from hf_sane.screening._other_formats import INSTALL, OPENERS, Encoding
 from hf_sane.screening._pickles import scan_pickle
 from hf_sane.screening._plan import plan_reads
 from hf_sane.screening._statistics import Moments, TensorStatistics, tensor_statistics
 from hf_sane.tokenization._checkpoints import CheckpointSource
-from hf_sane.tokenization._formats import file_format
+from hf_sane.tokenization._formats import EMPTY, LFS_POINTER, UNKNOWN, file_format
 from hf_sane.tokenization._safetensors_header import TensorEntry
 
 MAX_SIDE = 2048  # largest matrix whose spectrum is computed, since larger ones take seconds
@@ -61,7 +63,7 @@ class Scan:
         bytes_read: Number of bytes that were read.
         bytes_downloaded: Bytes downloaded from the Hub, including headers; `None` for local files.
         seconds: Duration of the scan.
-        skipped: Matrices without a spectrum, with the reason.
+        skipped: What was not scanned, with the reason: tensors, spectra of matrices, and files next to the weights.
         embedding: Embedding by a SANE; `None` if not requested.
         metadata: Metadata of a GGUF or ONNX file.
     """
@@ -131,8 +133,24 @@ def scan_checkpoint(
     started = time.perf_counter()
     try:
         opened = open_for_scan(checkpoint, takes_whole=lambda size: read_budget(settings.budget, size) >= size)
+        own = opened.own
     except InvalidFileError as error:
-        return _unreadable(checkpoint, error, is_named=is_named)
+        scan, own = _unreadable(checkpoint, error, is_named=is_named), {error.file}
+    else:
+        scan = _scan_weights(opened, settings, encoder)
+    beside = scan_beside(checkpoint, own)
+    downloaded = [count for count in (scan.bytes_downloaded, beside.bytes_downloaded) if count is not None]
+    return replace(
+        scan,
+        findings=tuple(by_severity([*scan.findings, *beside.findings])),
+        skipped={**scan.skipped, **beside.skipped},
+        bytes_downloaded=sum(downloaded) if downloaded else None,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _scan_weights(opened: OpenCheckpoint, settings: SamplingSettings, encoder: Encoder | None) -> Scan:
+    """Scan the weights of a checkpoint whose headers have been read."""
     if opened.path is not None:
         tensors = split_tensors(opened.whole)
         statistics = [tensor_statistics(name, tensor) for name, tensor in tensors.items()]
@@ -152,17 +170,17 @@ def scan_checkpoint(
         findings.append(Finding("unreadable", "warning", what, "pass a file with weights, or ask the author for one"))
     if opened.path is not None:
         findings = [*scan_pickle(opened.path), *findings]
+    empty = {x.name: f"{'x'.join(map(str, x.shape))}: it has no values" for x in statistics if not x.num_values}
     return Scan(
         source=opened.source,
         format=opened.format,
         tensors=tuple(statistics),
         spectra=spectra,
-        findings=tuple(findings),
+        findings=(*opened.findings, *findings),
         num_bytes=num_bytes,
         bytes_read=read,
         bytes_downloaded=opened.bytes_downloaded,
-        seconds=time.perf_counter() - started,
-        skipped={**opened.skipped, **skipped},
+        skipped={**opened.skipped, **skipped, **empty},
         embedding=embedding,
         metadata=dict(opened.metadata),
     )
@@ -232,7 +250,12 @@ def _blocks(entry: TensorEntry, encoding: Encoding) -> TensorEntry:
 
 def _has_spectrum(tensor: Tensor) -> bool:
     is_float = tensor.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    return is_float and tensor.ndim >= 2 and 1 < min(tensor.shape[0], tensor[0].numel()) <= MAX_SIDE
+    return (
+        is_float
+        and tensor.ndim >= 2
+        and tensor.numel() > 0
+        and 1 < min(tensor.shape[0], tensor[0].numel()) <= MAX_SIDE
+    )
 
 
 def _spectra(
@@ -254,10 +277,13 @@ def _unreadable(checkpoint: CheckpointSource, error: InvalidFileError, *, is_nam
     if found is not None and not found.holds_weights and path.stat().st_size and not is_named:
         return Scan(source=source, format=f"no weights: {found.name}")
     is_supported = found is None or found.reader is not None or (found in OPENERS and error.remedy != INSTALL)
-    severity: Severity = "error" if is_supported or is_named else "warning"
+    is_lost = found in (EMPTY, LFS_POINTER, UNKNOWN) and path.name.lower().endswith(WEIGHT_SUFFIXES)
+    severity: Severity = "error" if is_supported or is_named or is_lost else "warning"
     problem = Finding("unreadable", severity, f"expected {error.expected}, got {error.got}", error.remedy)
-    findings = (*(scan_pickle(path) if path.is_file() else ()), problem)
-    return Scan(source=source, format=f"not read: {error.got}", findings=findings)
+    pickled = scan_pickle(path) if path.is_file() else []
+    if is_supported:  # and thus damaged: that it is a pickle does not matter then, unless it would run code
+        pickled = [finding for finding in pickled if finding.severity == "error" or "imports" in finding.message]
+    return Scan(source=source, format=f"not read: {error.got}", findings=(*pickled, problem))
 
 
 def read_budget(text: str, num_bytes: int) -> int:

@@ -1,6 +1,7 @@
 """Detection of file formats by their first bytes, since the names of checkpoints are unreliable."""
 
 import json
+import pickletools
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
@@ -16,9 +17,13 @@ HEAD_BYTES = 512
 MAGIC_BYTES = 32  # bytes in which the mark of legacy files must be, for any protocol
 MAX_INDEX_BYTES = 2**27
 TAR_MARK = slice(257, 262)
+PICKLE_START = b"(c]})lSVUXTIFLGKMJN"  # opcodes that need no others before them, of protocols without a mark
+PICKLE_OPCODES = {"GLOBAL", "INST", "PUT", "BINPUT", "LONG_BINPUT", "REDUCE", "BUILD"}
+MIN_OPCODES, MAX_OPCODE_BYTES = 50, 2**16  # of a pickle that is longer than the part that is looked at
 TORCH_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa85019")  # 0x1950a86a20f9469cfc6c, the first object of legacy files
 MAX_HEADER_BYTES = 100_000_000  # limit of the safetensors format
 BROKEN_ZIP: tuple[type[Exception], ...] = (zipfile.BadZipFile, struct.error, NotImplementedError, OSError, *MALFORMED)
+BROKEN_PICKLE: tuple[type[Exception], ...] = (struct.error, *MALFORMED)
 SAVE_AS = "load it with the program that wrote it, and save the tensors with safetensors.torch.save_file"
 Reader = Literal["safetensors", "pickle", "index", "registered"]
 WHOLE: tuple[Reader, ...] = ("pickle", "registered")  # without a header: such files are read in full
@@ -68,7 +73,9 @@ TAR = FileFormat(
     remedy="unpack it, and pass what is in it (a PyTorch file from before version 0.2: " + SAVE_AS + ")",
 )
 NO_FILE = FileFormat("a folder, pipe or device, not a file", remedy="name a file", holds_weights=False)
-EMPTY = FileFormat("an empty file", remedy="save it or download it again", holds_weights=False)
+EMPTY = FileFormat(
+    "an empty file", remedy="save it or download it again (in a clone: git lfs pull)", holds_weights=False
+)
 JSON = FileFormat("a JSON file that is not a shard index", remedy="pass the weights file", holds_weights=False)
 WEB_PAGE = FileFormat("a web page", remedy="download the file itself, not the page that shows it", holds_weights=False)
 TEXT = FileFormat("a text", remedy="pass the weights file", holds_weights=False)
@@ -210,6 +217,8 @@ def _other_format(path: Path, head: bytes) -> FileFormat:
     """Formats that have no unique first bytes."""
     if head[4:8] == b"TFL3":
         return TFLITE
+    if head[0] in PICKLE_START and _is_old_pickle(path):
+        return PICKLE
     if head[0] == 8 and len(head) > 2 and 1 < head[1] < 32 and head[2] in ONNX_FIELDS:
         return ONNX
     start = head.lstrip()[:15].lower()
@@ -226,6 +235,20 @@ def _other_format(path: Path, head: bytes) -> FileFormat:
     with path.open("rb") as file:
         file.seek(-min(len(TF_INDEX_END), path.stat().st_size), 2)
         return TF_CHECKPOINT if file.read() == TF_INDEX_END else UNKNOWN
+
+
+def _is_old_pickle(path: Path) -> bool:
+    """Whether a file is a pickle of protocol 0 or 1, which have no mark: opcodes to the end, some of them typical."""
+    with path.open("rb") as file:
+        start = file.read(MAX_OPCODE_BYTES)
+    names = []
+    try:
+        for opcode, _, _ in pickletools.genops(start):
+            names.append(opcode.name)
+    except BROKEN_PICKLE:
+        if len(start) < MAX_OPCODE_BYTES or len(names) < MIN_OPCODES:
+            return False
+    return not PICKLE_OPCODES.isdisjoint(names)
 
 
 def _has_weight_map(path: Path) -> bool:

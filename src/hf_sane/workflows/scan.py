@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from hf_sane.cards._tables import fact_text
 from hf_sane.records._command import again
-from hf_sane.records._errors import did_you_mean
+from hf_sane.records._errors import did_you_mean, shorten
 from hf_sane.records._escaping import markdown_text
 from hf_sane.records._failures import describe_error
 from hf_sane.records._progress import tracked
@@ -20,7 +20,8 @@ from hf_sane.records._settings import as_arguments, setting
 from hf_sane.records._sources import parse_source
 from hf_sane.screening._checkpoints import targets_in
 from hf_sane.screening._embedding import Encoder, SampledEmbedding
-from hf_sane.screening._findings import RULES, SEVERITIES, Finding
+from hf_sane.screening._finding import SEVERITIES, Finding
+from hf_sane.screening._findings import RULES
 from hf_sane.screening._fingerprints import fingerprint
 from hf_sane.screening._index import INDEX, NetworkIndex
 from hf_sane.screening._known_models import KnownModels, embed_known_models, read_known_models
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAX_ROWS = 40  # tensors to print
+MAX_SKIPPED = 10  # skipped tensors and files to print
+FOUND_ELSEWHERE = ("unreadable", "damaged", "shards", "tied")  # rules that are not about values
 CONDITION = re.compile(r"\s*(?P<measure>[a-z_]+)\s*(?P<sign>[<>])\s*(?P<limit>[-+.\deE]+)\s*")
 MEASURES: dict[str, str] = {
     "alpha": "exponent of the tail of the spectrum",
@@ -67,7 +70,7 @@ class ScanSettings(SamplingSettings, WeightsSettings, SaneSettings):
         "What sets the exit code to 1: names of rules (nan), severities (error, warning, note), or conditions on a "
         "tensor such as 'alpha>8' or 'std>1'; 'never' for nothing.",
         factory=lambda: ["error"],
-        choices=lambda: (*SEVERITIES, "never", *RULES),
+        choices=lambda: (*SEVERITIES, "never", *RULES, *FOUND_ELSEWHERE),
     )
     sane: str | Path | SANE | None = setting(
         "SANE that embeds the checkpoints (folder or Hub repo id); by default the built-in one, if it fits.",
@@ -121,7 +124,7 @@ class CheckpointJson(TypedDict):
         seconds: Time that it took.
         findings: What is wrong, the gravest first.
         tensors: Statistics by tensor, with the spectrum of those that were read whole.
-        skipped: Matrices without a spectrum, and why.
+        skipped: What was not scanned, and why: tensors, spectra of matrices, and files next to the weights.
         metadata: What a file of GGUF or ONNX says of itself.
         embedding: Embedding by a SANE; null if none was requested.
         nearest: Nearest known networks.
@@ -218,8 +221,10 @@ class ScanResult(Result):
             columns = ("checkpoint", "format", "tensors", "weights", "read", "findings")
             rows = [[*_facts(scan), _counts(scan.findings)] for scan in self.scans]
             broken = [scan for scan in self.scans if scan.findings]
-            return [Table(columns, rows), *(_list_of(scan, title=scan.source) for scan in broken)]
+            skipped = [table for scan in self.scans for table in _skipped(scan, title=f"{scan.source}: not scanned")]
+            return [Table(columns, rows), *(_list_of(scan, title=scan.source) for scan in broken), *skipped]
         tables = [_list_of(self.scans[0], title="findings" if self.scans[0].findings else "no findings")]
+        tables += _skipped(self.scans[0], title="not scanned")
         tensors = self.scans[0].to_dict()["tensors"]
         header = ("tensor", "shape", "dtype", "read", "mean", "std", "largest", "kurtosis", "alpha", "st. rank")
         caption = f"and {len(tensors) - MAX_ROWS} more: see --json" if len(tensors) > MAX_ROWS else ""
@@ -233,6 +238,7 @@ class ScanResult(Result):
             lines.append(f"- {markdown_text(scan.source)}: {markdown_text(scan.format)}, {_read(scan)}")
             lines += [f"  - **{x.severity}** ({x.rule}): {markdown_text(x.message)}" for x in scan.findings]
             lines += [] if scan.findings else ["  - no findings"]
+            lines += [f"  - not scanned: {markdown_text(line)}" for line in _shown(scan)]
         return "\n".join([*lines, "", f"Made by `hf-sane scan` (hf_sane {self.record.versions['hf_sane']})."]) + "\n"
 
     def to_sarif(self) -> dict[str, Any]:
@@ -402,11 +408,11 @@ def _condition(wanted: str) -> Callable[[Scan], Iterable[str]]:
     if wanted in SEVERITIES:
         graver = SEVERITIES[: SEVERITIES.index(wanted) + 1]
         return lambda scan: [_sentence(scan, x) for x in scan.findings if x.severity in graver]
-    if wanted in RULES or wanted == "unreadable":
+    if wanted in RULES or wanted in FOUND_ELSEWHERE:
         return lambda scan: [_sentence(scan, x) for x in scan.findings if x.rule == wanted]
     found = CONDITION.fullmatch(wanted)
     if found is None or found["measure"] not in MEASURES:
-        names = [*RULES, "unreadable", *SEVERITIES, "never"]
+        names = [*RULES, *FOUND_ELSEWHERE, *SEVERITIES, "never"]
         meant = did_you_mean(wanted, names)
         raise ValueError(
             f"expected --fail-on to be {', '.join(names)}, or a condition such as alpha>8 on {', '.join(MEASURES)}, "
@@ -458,6 +464,19 @@ def _list_of(scan: Scan, *, title: str) -> Table:
     """Findings line by line, since sentences are hard to read in columns."""
     lines = [f"  {x.severity} ({x.rule}): {x.message}\n    {x.remedy}" for x in scan.findings]
     return Table(title=title, caption="\n".join(lines))
+
+
+def _skipped(scan: Scan, *, title: str) -> list[Table]:
+    """What was not scanned, line by line."""
+    lines = _shown(scan)
+    return [Table(title=title, caption="\n".join(f"  {line}" for line in lines))] if lines else []
+
+
+def _shown(scan: Scan) -> list[str]:
+    """The first things that were not scanned, and the number of others."""
+    lines = [shorten(f"{name}: {reason}") for name, reason in scan.skipped.items()]
+    more = [f"and {len(lines) - MAX_SKIPPED} more: see --json"] if len(lines) > MAX_SKIPPED else []
+    return [*lines[:MAX_SKIPPED], *more]
 
 
 def _cells(row: dict[str, Any]) -> list[Any]:
