@@ -95,10 +95,10 @@ TABLE = {
         network() | {"embed.weight": trained(20), "lm_head.weight": trained(21)},
     ),
     "untrained": (
-        changed("layer4.weight", drawn(0.02)),
+        changed("layer4.weight", torch.rand(80, 60, generator=torch.Generator().manual_seed(0)) - 0.5),
         "warning",
-        "normal with std 0.02",
-        changed("layer4.weight", drawn(0.05)),
+        "freshly initialised (uniform), unlike the other matrices: layer4.weight",
+        changed("layer4.weight", drawn(0.02)),
     ),
     "outlier": (
         changed("layer4.weight", trained(4, 10.0)),
@@ -119,6 +119,12 @@ TABLE = {
         "in float16, whose limit is 65,504",
         changed("layer4.weight", with_value(3e4, torch.float16)) | {"layer5.weight": with_value(6e4, torch.float32)},
     ),
+    "quantised": (
+        network() | {"a.weight": torch.ones(9, 8, dtype=torch.int8), "a.SCB": torch.ones(9)},
+        "note",
+        "codes of a quantisation (bitsandbytes, 8 bits)",
+        network() | {"a.weight": torch.ones(9, 8, dtype=torch.int8)},
+    ),
     "remote-code": (CODE, "warning", "modeling_x.py", PICKLES),
     "pickle": (PICKLES, "warning", "x.bin", CODE),
     "licence": (Surroundings(has_card=True), "note", "no licence", Surroundings(licence="mit", has_card=True)),
@@ -127,7 +133,9 @@ TABLE = {
 
 def judged(case: dict[str, torch.Tensor] | Surroundings, rule: str) -> list[Finding]:
     tensors, around = (network(), case) if isinstance(case, Surroundings) else (case, GOOD)
-    return [finding for finding in findings(tensors, around, spectra=rule == "rank") if finding.rule == rule]
+    return [
+        finding for finding in findings(tensors, around, spectra=rule in ("rank", "untrained")) if finding.rule == rule
+    ]
 
 
 def test_every_rule_is_in_the_table():
@@ -162,6 +170,29 @@ def test_what_a_cast_would_lose_is_a_note():
     wide[0, 0] = 1e6
     found = [x for x in findings(changed("layer4.weight", wide)) if x.rule == "overflow"]
     assert [(x.severity, x.message) for x in found] == [("note", "values up to 1e+06 in layer4.weight")]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "scheme", "codes"),
+    [
+        ({"x.qweight": torch.int32, "x.qzeros": torch.int32, "x.scales": torch.float16}, "GPTQ or AWQ", "x.qweight"),
+        ({"x.weight": torch.int8, "x.weight_scale": torch.float32}, "compressed-tensors", "x.weight"),
+        (
+            {"x.weight": torch.int8, "x.weight_scale": torch.bfloat16, "x.weight_zero_point": torch.int8},
+            "compressed-tensors",
+            "x.weight",
+        ),
+        ({"x.weight": torch.float8_e4m3fn, "x.weight_scale_inv": torch.float32}, "compressed-tensors", "x.weight"),
+        ({"x.weight": torch.uint8, "x.weight.absmax": torch.float32}, "bitsandbytes, 4 bits", "x.weight"),
+    ],
+)
+def test_codes_of_quantisations_are_recognised_and_not_judged_as_weights(tensors, scheme, codes):
+    values = {name: (30 * trained(50)).clamp(-100, 100).to(dtype) for name, dtype in tensors.items()}
+    evidence = Evidence([tensor_statistics(name, x) for name, x in (network() | values).items()])
+    assert {x.name for x in evidence.matrices} == {name for name in network() if name.endswith("weight")}
+    (found,) = [x for x in find_faults(evidence) if x.rule in ("quantised", "outlier")]
+    assert found.tensors == (codes,)
+    assert scheme in found.message
 
 
 def test_a_single_file_needs_no_licence():

@@ -356,6 +356,23 @@ def test_the_exit_code_is_what_was_asked_for(fail_on, expected, tmp_path):
     assert hf_sane.scan(tmp_path / "x.safetensors", fail_on=fail_on).exit_code == expected
 
 
+def test_what_was_not_measured_does_not_pass(tmp_path, hf_sane_command):
+    save_file(network(), tmp_path / "x.safetensors")
+    told = hf_sane_command("scan", tmp_path / "x.safetensors", "--budget", "1%", "--fail-on", "alpha>1e6", exit_code=1)
+    assert "alpha was not measured for matrices that were not read in full" in told.stdout + told.stderr
+    assert "--budget 100%" in told.stdout + told.stderr
+    assert hf_sane.scan(tmp_path / "x.safetensors", budget="100%", fail_on=["alpha>1e6"]).exit_code == 0
+    save_file({"bias": torch.ones(3)}, tmp_path / "x.safetensors")
+    (failure,) = hf_sane.scan(tmp_path / "x.safetensors", fail_on=["alpha>1e6"]).failures
+    assert failure.endswith("alpha was not measured: no matrix is large enough for it")
+
+
+@pytest.mark.parametrize("wanted", ["alpha>e", "std>1-2"])
+def test_a_limit_that_is_no_number_is_refused(wanted, tmp_path):
+    with pytest.raises(ValueError, match="expected a number in the condition of --fail-on"):
+        hf_sane.scan(tmp_path / "missing", fail_on=[wanted])
+
+
 @pytest.mark.parametrize("wanted", ["nam", "beta>1", "std>", "std=1", ""])
 def test_what_cannot_fail_is_refused_before_the_work(wanted, tmp_path):
     with pytest.raises(ValueError, match="expected --fail-on to be nan, constant, .*, got"):

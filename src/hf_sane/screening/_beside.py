@@ -42,7 +42,7 @@ NOT_SCANNED = "next to the weights, not scanned"
 
 @dataclass
 class Beside:
-    """What the files next to the weights are.
+    """Results about the files next to the weights.
 
     Attributes:
         findings: Code in pickles, and damaged files.

@@ -12,14 +12,14 @@ from hf_sane.records._registry import Registry
 from hf_sane.screening._checkpoints import Surroundings
 from hf_sane.screening._experts import expert_group
 from hf_sane.screening._finding import SEVERITIES, Finding, about
-from hf_sane.screening._initialization import can_be_judged, initialization_of
+from hf_sane.screening._initialization import can_be_judged, initialization_of, is_independent
+from hf_sane.screening._quantisation import find_codes
 from hf_sane.screening._statistics import TensorStatistics
 
 MAX_FLOAT16 = 65504.0
 MIN_PEERS = 8  # least number of matrices to detect outliers
 OUTLIER = 6.0  # robust standard deviations of the logarithm of the scale
 LEAST_SPREAD = 0.25  # least spread of these logarithms, so that very uniform layers do not create outliers
-MOST = 0.9  # share of matrices at initialisation from which the whole network counts as untrained
 MIN_EXPERTS = 3  # least number of siblings
 STRANGE_EXPERT = 4.0  # ratio to the median of its siblings, or its inverse
 TIED = ("embed", "wte", "lm_head", "decoder", "shared", "output_projection")
@@ -41,8 +41,12 @@ class Evidence:
 
     @property
     def matrices(self) -> list[TensorStatistics]:
-        """Tensors with at least two axes and different finite values."""
-        return [x for x in self.tensors if len(x.shape) >= 2 and x.is_floating and x.std > 0]
+        """Tensors of weights with at least two axes and different finite values."""
+        codes, parts = find_codes(self.tensors)
+        left_out = codes.keys() | parts
+        return [
+            x for x in self.tensors if len(x.shape) >= 2 and x.is_floating and x.std > 0 and x.name not in left_out
+        ]
 
 
 Rule = Callable[[Evidence], Iterator[Finding]]
@@ -123,13 +127,21 @@ def duplicate(evidence: Evidence) -> Iterator[Finding]:
 
 @register_rule("untrained")
 def untrained(evidence: Evidence) -> Iterator[Finding]:
-    """Matrices that look untrained."""
+    """Matrices that look untrained: all of them, or single ones that were read in full."""
+    spectra = {layer.name: layer for layer in evidence.spectra.layers} if evidence.spectra is not None else {}
     judged = [x for x in evidence.matrices if can_be_judged(x)]
-    drawn = {x.name: found for x in judged if (found := initialization_of(x)) is not None}
+    found = {x.name: initialization_of(x, spectra.get(x.name)) for x in judged}
+    drawn = {name: kind for name, kind in found.items() if kind is not None}
+    if len(drawn) < len(judged):  # a sample of a single matrix is no evidence, as there are many matrices
+        drawn = {name: kind for name, kind in drawn.items() if is_independent(spectra.get(name))}
+    vectors = [x for x in evidence.tensors if len(x.shape) == 1 and x.num_read > 1 and x.is_floating]
+    if len(drawn) < len(judged) or any(x.low != x.high for x in vectors):
+        # Matrices that were trained briefly are still normal, but biases and norms start with equal values.
+        drawn = {name: kind for name, kind in drawn.items() if not kind.startswith("normal")}
     if not drawn:
         return
     kinds = ", ".join(sorted(set(drawn.values())))
-    if len(drawn) >= MOST * len(judged):
+    if len(drawn) == len(judged):
         message = f"{len(drawn)} of {len(judged)} matrices look freshly initialised ({kinds})"
         remedy = "load trained weights before using the network"
     else:
@@ -206,6 +218,17 @@ def overflow(evidence: Evidence) -> Iterator[Finding]:
             "a cast to float16 would make them infinite",
         )
         yield about("overflow", "note", message, [x.name for x in wide], remedy)
+
+
+@register_rule("quantised")
+def quantised(evidence: Evidence) -> Iterator[Finding]:
+    """Codes in place of weights."""
+    codes, _ = find_codes(evidence.tensors)
+    for scheme in dict.fromkeys(codes.values()):
+        names = [name for name, found in codes.items() if found == scheme]
+        message = f"codes of a quantisation ({scheme}), whose statistics are not those of the weights, in"
+        remedy = "scan the checkpoint that was quantised to judge the weights"
+        yield about("quantised", "note", message, names, remedy)
 
 
 @register_rule("remote-code")

@@ -34,7 +34,7 @@ FAILURES: tuple[type[Exception], ...] = (
 
 @dataclass(frozen=True)
 class Opcodes:
-    """What a pickle imports, according to its opcodes.
+    """Imports of a pickle, according to its opcodes.
 
     Attributes:
         dangerous: Functions that run code.

@@ -1,6 +1,7 @@
 """Scan checkpoints for faults, using a sample of their weights."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
@@ -11,7 +12,7 @@ from urllib.parse import quote
 
 from hf_sane.cards._tables import fact_text
 from hf_sane.records._command import again
-from hf_sane.records._errors import did_you_mean, shorten
+from hf_sane.records._errors import did_you_mean, name_some, shorten
 from hf_sane.records._escaping import markdown_text
 from hf_sane.records._failures import describe_error
 from hf_sane.records._progress import tracked
@@ -25,7 +26,7 @@ from hf_sane.screening._findings import RULES
 from hf_sane.screening._fingerprints import fingerprint
 from hf_sane.screening._index import INDEX, NetworkIndex
 from hf_sane.screening._known_models import KnownModels, embed_known_models, read_known_models
-from hf_sane.screening._scan import SamplingSettings, Scan, scan_checkpoint
+from hf_sane.screening._scan import MAX_SIDE, SamplingSettings, Scan, scan_checkpoint
 from hf_sane.screening._statistics import TensorStatistics
 from hf_sane.tokenization._checkpoints import CheckpointSource
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
@@ -68,7 +69,7 @@ class ScanSettings(SamplingSettings, WeightsSettings, SaneSettings):
     )
     fail_on: list[str] = setting(
         "What sets the exit code to 1: names of rules (nan), severities (error, warning, note), or conditions on a "
-        "tensor such as 'alpha>8' or 'std>1'; 'never' for nothing.",
+        "tensor such as 'alpha>8' or 'std>1', also if it was not measured for any tensor; 'never' for nothing.",
         factory=lambda: ["error"],
         choices=lambda: (*SEVERITIES, "never", *RULES, *FOUND_ELSEWHERE),
     )
@@ -222,14 +223,21 @@ class ScanResult(Result):
             rows = [[*_facts(scan), _counts(scan.findings)] for scan in self.scans]
             broken = [scan for scan in self.scans if scan.findings]
             skipped = [table for scan in self.scans for table in _skipped(scan, title=f"{scan.source}: not scanned")]
-            return [Table(columns, rows), *(_list_of(scan, title=scan.source) for scan in broken), *skipped]
+            lists = (_list_of(scan, title=scan.source) for scan in broken)
+            return [Table(columns, rows), *lists, *skipped, *self._unmet()]
         tables = [_list_of(self.scans[0], title="findings" if self.scans[0].findings else "no findings")]
-        tables += _skipped(self.scans[0], title="not scanned")
+        tables += [*_skipped(self.scans[0], title="not scanned"), *self._unmet()]
         tensors = self.scans[0].to_dict()["tensors"]
         header = ("tensor", "shape", "dtype", "read", "mean", "std", "largest", "kurtosis", "alpha", "st. rank")
         caption = f"and {len(tensors) - MAX_ROWS} more: see --json" if len(tensors) > MAX_ROWS else ""
         rows = [_cells(row) for row in tensors[:MAX_ROWS]]
         return [*tables, Table(header, rows, caption=caption)] if rows else tables
+
+    def _unmet(self) -> list[Table]:
+        """Conditions of `fail_on` that failed, which are not findings."""
+        told = {_sentence(scan, finding) for scan in self.scans for finding in scan.findings}
+        lines = [f"  {failure}" for failure in self.failures if failure not in told]
+        return [Table(title="--fail-on", caption="\n".join(lines))] if lines else []
 
     def to_markdown(self) -> str:
         """A block for a model card."""
@@ -418,17 +426,40 @@ def _condition(wanted: str) -> Callable[[Scan], Iterable[str]]:
             f"expected --fail-on to be {', '.join(names)}, or a condition such as alpha>8 on {', '.join(MEASURES)}, "
             f"got {wanted!r}{meant}"
         )
-    measure, limit, is_more = found["measure"], float(found["limit"]), found["sign"] == ">"
+    measure, limit, is_more = found["measure"], _limit(wanted, found["limit"]), found["sign"] == ">"
 
     def beyond(scan: Scan) -> list[str]:
         rows = [(row["name"], row.get(measure)) for row in _rows(scan)]
-        return [
+        failures = [
             f"{scan.source}: {name} has {MEASURES[measure]} {value:.4g} {found['sign']} {limit:g}"
             for name, value in rows
             if value is not None and (value > limit if is_more else value < limit)
         ]
+        is_known = any(value is not None for _, value in rows)
+        return failures + (_not_measured(scan, wanted, is_known=is_known) if measure == "alpha" else [])
 
     return beyond
+
+
+def _not_measured(scan: Scan, wanted: str, *, is_known: bool) -> list[str]:
+    """Why a condition on spectra is unknown for some matrices, as a sentence; nothing if it is known for all."""
+    known = {layer.name for layer in scan.spectra.layers} if scan.spectra is not None else set()
+    missing = [x for x in scan.tensors if len(x.shape) >= 2 and x.is_floating and x.name not in known]
+    start = f"{scan.source}: {wanted} is unknown, since alpha was not measured"
+    if partial := [x.name for x in missing if not x.is_whole]:
+        return [f"{start} for matrices that were not read in full: {name_some(partial)}; use --budget 100%"]
+    if large := [x.name for x in missing if min(x.shape[0], math.prod(x.shape[1:])) > MAX_SIDE]:
+        return [
+            f"{start} for matrices of more than {MAX_SIDE:,} rows and columns: {name_some(large)}; see hf-sane analyze"
+        ]
+    return [f"{start}: no matrix is large enough for it"] if scan.tensors and not is_known else []
+
+
+def _limit(wanted: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"expected a number in the condition of --fail-on, such as alpha>8, got {wanted!r}") from None
 
 
 def _failures(wanted: str, scans: Sequence[Scan]) -> list[str]:
@@ -467,7 +498,7 @@ def _list_of(scan: Scan, *, title: str) -> Table:
 
 
 def _skipped(scan: Scan, *, title: str) -> list[Table]:
-    """What was not scanned, line by line."""
+    """Skipped tensors and files, line by line."""
     lines = _shown(scan)
     return [Table(title=title, caption="\n".join(f"  {line}" for line in lines))] if lines else []
 
