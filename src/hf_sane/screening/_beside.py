@@ -139,7 +139,7 @@ def _scan_repository(repo: HubRepo, own: Collection[str]) -> Beside:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             path = Path(folder) / f"file{Path(name).suffix}"
             try:
-                _fetch_pickle(file, size, path, MAX_PICKLES_BYTES - downloaded)
+                (Path(folder) / path.name).write_bytes(_fetch_pickle(file, size, MAX_PICKLES_BYTES - downloaded))
                 _scan_file(path, name, beside)
             except InvalidFileError as error:
                 beside.findings.append(damaged(name, error))
@@ -154,16 +154,15 @@ class _TooLargeError(Exception):
     """More bytes than may be downloaded."""
 
 
-def _fetch_pickle(file: HubFile, size: int, path: Path, left: int) -> None:
-    """Download a pickle to `path`; of a large archive, only the pickles in it, as a smaller archive.
+def _fetch_pickle(file: HubFile, size: int, left: int) -> bytes:
+    """Download a pickle; of a large archive, only the pickles in it, as a smaller archive.
 
     Raises:
         InvalidFileError: If the archive is damaged.
         _TooLargeError: If it is too large, and not an archive.
     """
     if size <= min(left, MAX_PICKLE_BYTES):
-        path.write_bytes(b"".join(file.read_ranges([(0, size)])))
-        return
+        return b"".join(file.read_ranges([(0, size)]))
     try:
         head = file.read(0, READ_SIZE)
     except InvalidFileError as error:  # from a server without ranges
@@ -175,9 +174,11 @@ def _fetch_pickle(file: HubFile, size: int, path: Path, left: int) -> None:
             members = [member for member in archive.infolist() if member.filename.endswith(".pkl")]
             if (total := sum(member.file_size for member in members)) > min(left, MAX_PICKLE_BYTES):
                 raise _TooLargeError(f"pickles of {total:,} bytes in it")
-            with zipfile.ZipFile(path, "w") as copy:
+            smaller = io.BytesIO()
+            with zipfile.ZipFile(smaller, "w") as copy:
                 for member in members:
                     copy.writestr(member.filename, archive.read(member))
+            return smaller.getvalue()
     except FAILURES as error:
         if isinstance(error, OSError):
             raise
