@@ -40,6 +40,11 @@ def quietly(is_quiet: bool = True) -> Iterator[None]:
             enable_progress_bars()
 
 
+def is_quiet() -> bool:
+    """Whether the enclosing [`quietly`] hides progress bars."""
+    return _is_quiet.get()
+
+
 def progress(*, total: float | None = None, desc: str, unit: str = "it", initial: int = 0, wanted: bool = True) -> Bar:
     """A progress bar that the caller updates, for a `with` statement.
 

@@ -11,15 +11,15 @@ def keep_the_first(task: SamplingTask) -> SelectedNetworks:
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from hf_sane.core._kde import BandwidthRule
-from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.records._registry import Registry
 from hf_sane.sampling._generation import Density, NetworkCodec
-from hf_sane.sampling._selection import Judge, SelectedNetworks, bootstrap, choose_bandwidth, keep_best
+from hf_sane.sampling._selection import Judge, LatentDraw, SelectedNetworks, bootstrap, choose_bandwidth, keep_best
 
 Bandwidth = float | BandwidthRule
 
@@ -48,10 +48,10 @@ class SamplingTask:
     num_rounds: int = 3
     generator: torch.Generator | None = None
 
-    def draw(self, count: int) -> tuple[Tensor, StackedNetworks]:
-        """Draw latents `[count, N, Z]` around the anchors and decode them to networks, for [`keep_best`]."""
-        latents = self.density.sample(self.anchors, count, generator=self.generator)
-        return latents, self.codec.decode(latents)
+    @property
+    def draw(self) -> LatentDraw:
+        """Function that draws latents `[count, N, Z]` around the anchors and decodes them, for [`keep_best`]."""
+        return LatentDraw(partial(self.density.sample, self.anchors, generator=self.generator), self.codec.decode)
 
 
 Sampler = Callable[[SamplingTask], SelectedNetworks]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hf_sane.networks._batchnorm import BATCH_SIZE, NUM_BATCHES, condition_batch_norm
 from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.records._processes import current_processes
 from hf_sane.records._progress import tracked
 from hf_sane.sampling._generation import Density, NetworkCodec
 
@@ -17,6 +18,24 @@ from hf_sane.sampling._generation import Density, NetworkCodec
 Measure = Callable[[StackedNetworks], tuple[Tensor, Tensor]]
 # Draws `count` candidates: their sources `[count, ...]` (latents or tokens), and the networks.
 Draw = Callable[[int], tuple[Tensor, StackedNetworks]]
+
+
+@dataclass(frozen=True, slots=True)
+class LatentDraw:
+    """A [`Draw`] whose networks need not be decoded by the process that draws their latents.
+
+    Attributes:
+        sample: Draws `count` latents `[count, N, Z]`.
+        decode: Decodes latents to networks.
+    """
+
+    sample: Callable[[int], Tensor]
+    decode: Callable[[Tensor], StackedNetworks]
+
+    def __call__(self, count: int) -> tuple[Tensor, StackedNetworks]:
+        """Latents and networks."""
+        latents = self.sample(count)
+        return latents, self.decode(latents)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +121,8 @@ def keep_best(
 ) -> SelectedNetworks:
     """Draw candidates in chunks and keep the best by validation score, with validation loss as tie-breaker.
 
+    Processes that share the work (`records._processes`) draw alike, judge one chunk each, and keep the same networks.
+
     Args:
         draw: Function that draws a number of candidates; at most `chunk_size` and the kept ones are in memory at a
             time.
@@ -124,14 +145,31 @@ def keep_best(
         )
     best = rivals
     scores = []
-    for start in tracked(range(0, num_candidates, chunk_size), desc="sampling", unit="batch"):
-        sources, networks = draw(min(chunk_size, num_candidates - start))
-        networks, loss, score = judge(networks)
-        scores.append(score)
-        found = SelectedNetworks(sources, networks, score, loss, score)
-        best = _best(found if best is None else _joined(best, found), num_kept)
+    processes = current_processes()
+    for first in tracked(range(0, num_candidates, chunk_size * processes.count), desc="sampling", unit="batch"):
+        own: SelectedNetworks | None = None
+        for index in range(processes.count):
+            count = min(chunk_size, num_candidates - first - index * chunk_size)
+            if count > 0 and (chunk := _judged(draw, judge, count, is_own=index == processes.index)) is not None:
+                own = chunk if processes.count == 1 else _best(chunk, num_kept)
+        for found in processes.gather(own):
+            if found is not None:
+                scores.append(found.candidate_score)
+                best = _best(found if best is None else _joined(best, found), num_kept)
     assert best is not None
     return replace(best, candidate_score=torch.cat(scores))
+
+
+def _judged(draw: Draw, judge: Judge, count: int, *, is_own: bool) -> SelectedNetworks | None:
+    """A chunk of candidates; one that another process judges is only drawn, so that random numbers go on alike."""
+    if not is_own and isinstance(draw, LatentDraw):
+        draw.sample(count)
+        return None
+    sources, networks = draw(count)
+    if not is_own:
+        return None
+    networks, loss, score = judge(networks)
+    return SelectedNetworks(sources, networks, score, loss, score)
 
 
 def _joined(first: SelectedNetworks, second: SelectedNetworks) -> SelectedNetworks:
@@ -188,10 +226,10 @@ def subsample(
         ValueError: As in [`keep_best`] and [`sample_latents`].
     """
 
-    def draw(count: int) -> tuple[Tensor, StackedNetworks]:
-        latents = density.sample(anchors, count, anchor_weights=anchor_weights, generator=generator)
-        return latents, codec.decode(latents)
+    def sample(count: int) -> Tensor:
+        return density.sample(anchors, count, anchor_weights=anchor_weights, generator=generator)
 
+    draw = LatentDraw(sample, codec.decode)
     return keep_best(draw, judge, num_candidates=num_candidates, num_kept=num_kept, chunk_size=chunk_size)
 
 
@@ -320,12 +358,8 @@ def bootstrap(
         centres = anchors if best is None else best.sources
         weights = best.validation_score.clamp_min(1e-6) if best is not None and weigh_anchors else None
 
-        def draw(
-            count: int, centres: Tensor = centres, weights: Tensor | None = weights
-        ) -> tuple[Tensor, StackedNetworks]:
-            latents = density.sample(centres, count, anchor_weights=weights, generator=generator)
-            return latents, codec.decode(latents)
-
+        sample = partial(density.sample, centres, anchor_weights=weights, generator=generator)
+        draw = LatentDraw(sample, codec.decode)
         best = keep_best(
             draw, judge, num_candidates=num_candidates, num_kept=num_anchors, chunk_size=chunk_size, rivals=best
         )

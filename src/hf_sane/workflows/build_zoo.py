@@ -8,6 +8,7 @@ from huggingface_hub.dataclasses import strict
 
 from hf_sane.networks._images import ImageData
 from hf_sane.networks._tasks import LabelledData
+from hf_sane.records._processes import current_processes, joined_processes
 from hf_sane.records._progress import quietly
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
@@ -106,9 +107,10 @@ def run_build_zoo(settings: BuildZooSettings, *, data: LabelledData | None = Non
 
     def result(zoo: Zoo) -> ZooResult:
         record = zoo.run_record or RunRecord.start(seed=settings.seed, arguments=settings.to_dict())
-        return ZooResult(record=record, output=Path(settings.output), zoo=zoo)
+        is_silent = not current_processes().is_main
+        return ZooResult(record=record, output=Path(settings.output), zoo=zoo, is_silent=is_silent)
 
-    with quietly(not settings.progress_bar):
+    with quietly(not settings.progress_bar), joined_processes():
         describe = report_writer(result)
         return result(build.build_zoo(settings, data, settings.output, config=settings.config, describe=describe))
 

@@ -16,23 +16,30 @@ from hf_sane.probing._embeddings import embed_networks
 from hf_sane.probing._poolings import POOLINGS
 from hf_sane.probing._streaming import embed_checkpoint
 from hf_sane.records._failures import describe_error, expected_errors
-from hf_sane.records._progress import tracked
+from hf_sane.records._processes import divided
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source
 from hf_sane.workflows.probe import POOLINGS_HELP, parse_poolings
-from hf_sane.workflows.results import Result, Table, optional_output
+from hf_sane.workflows.results import Result, Table, joined_output
 from hf_sane.workflows.sane import SANE, open_sane
-from hf_sane.workflows.shared import ZOO_CONFIG, CodecSettings, PlotSettings, SaneSettings, WeightsSettings
+from hf_sane.workflows.shared import (
+    ZOO_CONFIG,
+    CodecSettings,
+    PlotSettings,
+    SaneSettings,
+    WeightsSettings,
+    WorkerSettings,
+)
 from hf_sane.workflows.show_zoo import is_zoo, load_zoo
-from hf_sane.zoo._alignment import token_blocks
+from hf_sane.zoo._alignment import layout_blocks, read_block
 from hf_sane.zoo._dataset import Zoo
 
 COLORS = ("test_accuracy", "validation_accuracy", "epoch", "weights")  # properties that can colour the map
 
 
 @dataclass(kw_only=True)
-class EmbedSettings(WeightsSettings, CodecSettings, SaneSettings, PlotSettings):
+class EmbedSettings(WeightsSettings, CodecSettings, SaneSettings, WorkerSettings, PlotSettings):
     """Settings of [`embed`]."""
 
     sane: str | Path | SANE = setting("SANE folder or Hub repo id.")
@@ -150,7 +157,7 @@ def run_embed(settings: EmbedSettings) -> EmbedResult:
     if settings.output is not None:
         settings.require_matplotlib()
     names = parse_poolings(settings.poolings)
-    with optional_output(settings.output, EmbedResult.JOB) as output:
+    with joined_output(settings.output, EmbedResult.JOB) as output:
         record = RunRecord.start(arguments=as_arguments(settings) | {"poolings": names})
         zoo = None if settings.zoo is None else load_zoo(settings.zoo, settings.config)
         sane = open_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
@@ -207,16 +214,24 @@ def _tell_apart(values: Sequence[Any]) -> bool:
 def _embed_zoo(sane: SANE, zoo: Zoo, settings: EmbedSettings, names: list[Any], record: RunRecord) -> EmbedResult:
     aligned = zoo.alignment is not None if settings.aligned is None else settings.aligned
     record.arguments["aligned"] = aligned
+
+    def work(part: tuple[str, np.ndarray]) -> dict[str, Any]:
+        layout, tokens = read_block(zoo.splits[part[0]], part[1], aligned=aligned)
+        found = embed_networks(sane.model, sane.extractor, layout, tokens, poolings=names, **settings.windows)
+        return {name: values.tolist() for name, values in found.items()}
+
+    parts = [
+        (name, block) for name, split in zoo.splits.items() for block in layout_blocks(split, settings.batch_size)
+    ]
     splits: dict[str, dict[str, Any]] = {}
     for split_name, split in zoo.splits.items():
         columns = {name: split.column(name) for name in split.table.scalar_columns if name != "layout"}
-        embeddings: dict[str, list[Any]] = {name: [None] * len(split) for name in names}
-        for members, layout, tokens in token_blocks(split, aligned=aligned):
-            found = embed_networks(sane.model, sane.extractor, layout, tokens, poolings=names, **settings.windows)
-            for name, values in found.items():
-                for index, value in zip(members.tolist(), values.tolist(), strict=True):
-                    embeddings[name][index] = value
-        splits[split_name] = {**columns, **embeddings}
+        splits[split_name] = columns | {name: [None] * len(split) for name in names}
+    embedded = divided(work, parts, workers=settings.workers, desc="embedding", unit="batch")
+    for (split_name, block), found in zip(parts, embedded, strict=True):
+        for name, values in found.items():
+            for index, value in zip(block.tolist(), values, strict=True):
+                splits[split_name][name][index] = value
     record.finish({"networks": {name: len(split) for name, split in zoo.splits.items()}})
     return EmbedResult(record=record, splits=splits)
 
@@ -226,21 +241,31 @@ def _embed_checkpoints(sane: SANE, settings: EmbedSettings, names: list[Any], re
     options = settings.windows
     if settings.max_memory_bytes is not None:
         options["max_memory_bytes"] = settings.max_memory_bytes
+
+    def embed_one(given: Source) -> dict[str, Any]:
+        source = CheckpointSource(given, **settings.weights) if isinstance(given, str | Path) else given
+        layout, found = embed_checkpoint(sane.model, sane.extractor, source, poolings=names, **options)
+        facts = {"weights": layout.num_weights, "tokens": layout.num_tokens}
+        return facts | {name: vector.tolist() for name, vector in found.items()}
+
+    def work(given: Source) -> dict[str, Any] | str:
+        try:
+            return embed_one(given)
+        except expected_errors() as error:
+            return describe_error(error)
+
     columns: dict[str, list[Any]] = {name: [] for name in ("checkpoint", "weights", "tokens", *names)}
     skipped: dict[str, str] = {}
-    for index, given in enumerate(tracked(settings.checkpoints, desc="embedding", unit="checkpoint")):
+    rows = divided(work, settings.checkpoints, workers=settings.workers, desc="embedding", unit="checkpoint")
+    for index, (given, row) in enumerate(zip(settings.checkpoints, rows, strict=True)):
         checkpoint = str(given) if isinstance(given, str | Path | CheckpointSource) else f"network_{index}"
-        source = CheckpointSource(given, **settings.weights) if isinstance(given, str | Path) else given
-        try:
-            layout, found = embed_checkpoint(sane.model, sane.extractor, source, poolings=names, **options)
-        except expected_errors() as error:
-            if len(skipped) == len(settings.checkpoints) - 1:  # nothing is left
-                raise
-            skipped[checkpoint] = describe_error(error)
+        if isinstance(row, str):
+            skipped[checkpoint] = row
             continue
-        facts = {"checkpoint": checkpoint, "weights": layout.num_weights, "tokens": layout.num_tokens}
-        for name, value in (facts | {name: vector.tolist() for name, vector in found.items()}).items():
+        for name, value in ({"checkpoint": checkpoint} | row).items():
             columns[name].append(value)
+    if not columns["checkpoint"]:
+        embed_one(settings.checkpoints[-1])  # raises its error
     notes = [f"skipped {checkpoint}: {reason}" for checkpoint, reason in skipped.items()]
     count = len(columns["checkpoint"])
     record.finish({"networks": count, "tokens": sum(columns["tokens"]), "skipped": skipped})

@@ -17,6 +17,7 @@ from hf_sane.cards._tables import fact_text
 from hf_sane.records._errors import shorten
 from hf_sane.records._files import write_atomically
 from hf_sane.records._outputs import output_folder
+from hf_sane.records._processes import joined_processes
 from hf_sane.records._run_files import REPORT, is_leaving_run_file
 from hf_sane.records._run_record import RECORD, RunRecord
 from hf_sane.workflows.reports import draw_report, render_report
@@ -153,16 +154,18 @@ class OptionalOutput:
     Attributes:
         output: Path of the folder once it is complete.
         partial: Folder that holds its files until then.
+        is_silent: Whether another process prints the result.
     """
 
     output: Path | None
     partial: Path | None
+    is_silent: bool = False
 
     def write(self, result: AnyResult) -> AnyResult:
         """Write the files of a result, if there is an output folder; return the result with its folder."""
         if self.partial is not None:
             result.write_all(self.partial)
-        result.output = self.output
+        result.output, result.is_silent = self.output, self.is_silent
         return result
 
 
@@ -174,6 +177,17 @@ def optional_output(output: Path | None, job: str) -> Iterator[OptionalOutput]:
     else:
         with output_folder(output, job) as partial:
             yield OptionalOutput(output, partial)
+
+
+@contextmanager
+def joined_output(output: Path | None, job: str) -> Iterator[OptionalOutput]:
+    """Like [`optional_output`], in processes that share the work: only the main process has an output and prints."""
+    with joined_processes() as processes:
+        if not processes.is_main:
+            yield OptionalOutput(None, None, is_silent=True)
+            return
+        with optional_output(output, job) as found:
+            yield found
 
 
 def report_writer(make_result: Callable[..., Result], name: str = REPORT) -> Callable[..., None] | None:

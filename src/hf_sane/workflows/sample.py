@@ -35,7 +35,7 @@ from hf_sane.workflows.judging import (
     recorded_texts,
 )
 from hf_sane.workflows.networks import Network, NetworksResult, open_images, open_stack
-from hf_sane.workflows.results import Table, optional_output, rows_of
+from hf_sane.workflows.results import Table, joined_output, rows_of
 from hf_sane.workflows.shared import ZOO_CONFIG, CodecSettings, SaneSettings, SourceSettings
 from hf_sane.workflows.show_zoo import load_zoo
 from hf_sane.zoo._dataset import Zoo
@@ -264,7 +264,7 @@ def run_sample(settings: SampleSettings) -> SampleResult:
     given = as_arguments(settings)
     record = RunRecord.start(seed=settings.seed, arguments={name: given[name] for name in RECORDED} | settings.weights)
     record.arguments["prompt_statistics"] = settings.prompt_statistics
-    with optional_output(settings.output, SampleResult.JOB) as output:
+    with joined_output(settings.output, SampleResult.JOB) as output:
         result = _sample(settings, record)
         return output.write(result)
 

@@ -15,7 +15,7 @@ from hf_sane.records._command import again
 from hf_sane.records._errors import did_you_mean, name_some, shorten
 from hf_sane.records._escaping import markdown_text
 from hf_sane.records._failures import describe_error
-from hf_sane.records._progress import tracked
+from hf_sane.records._processes import divided
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.records._sources import parse_source
@@ -35,7 +35,7 @@ from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
 from hf_sane.workflows.results import FINDING, Result, Table, optional_output
 from hf_sane.workflows.sane import BUNDLE, SANE, open_sane
 from hf_sane.workflows.schemas import Fields
-from hf_sane.workflows.shared import SaneSettings, WeightsSettings
+from hf_sane.workflows.shared import SaneSettings, WeightsSettings, WorkerSettings
 from hf_sane.workflows.show_zoo import is_zoo, load_zoo
 from hf_sane.zoo._dataset import Zoo
 
@@ -57,7 +57,7 @@ SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
 @dataclass(kw_only=True)
-class ScanSettings(SamplingSettings, WeightsSettings, SaneSettings):
+class ScanSettings(SamplingSettings, WeightsSettings, SaneSettings, WorkerSettings):
     """Settings of [`scan`]."""
 
     sources: list[str] = setting(
@@ -306,8 +306,13 @@ def run_scan(settings: ScanSettings) -> ScanResult:
         encoder = _encoder(settings)
         known = _known_models(settings.index, encoder)
         try:
-            targets = tracked(list(_targets(settings)), desc="scanning", unit="checkpoint")
-            scans = [_scan(target, sampling, encoder, settings.sources) for target in targets]
+            scans = divided(
+                lambda target: _scan(target, sampling, encoder, settings.sources),
+                list(_targets(settings)),
+                workers=settings.workers,
+                desc="scanning",
+                unit="checkpoint",
+            )
         except KeyboardInterrupt as interruption:
             if note := _describe_kept():
                 interruption.add_note(note)

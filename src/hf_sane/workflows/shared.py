@@ -99,6 +99,17 @@ class CodecSettings(CheckedSettings):
 
 
 @dataclass(kw_only=True)
+class WorkerSettings(CheckedSettings):
+    """Setting of workflows whose inputs are independent of each other."""
+
+    workers: int = setting(
+        "Number of worker processes among which the inputs are divided, each with one thread.",
+        default=1,
+        least=1,
+    )
+
+
+@dataclass(kw_only=True)
 class PlotSettings(CheckedSettings):
     """Setting of workflows that draw plots into their output folder."""
 

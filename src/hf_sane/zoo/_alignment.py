@@ -230,12 +230,22 @@ def reference_distances(zoo: Zoo, key: str, *, limit: int) -> np.ndarray:
     return measured[:, np.isfinite(measured).all(axis=0)]
 
 
-def token_blocks(split: ZooSplit, *, aligned: bool) -> Iterator[tuple[np.ndarray, Layout, Tensor]]:
+def token_blocks(
+    split: ZooSplit, *, aligned: bool, size: int = NETWORKS_PER_BLOCK
+) -> Iterator[tuple[np.ndarray, Layout, Tensor]]:
     """Raw tokens of a split in blocks of one layout: positions in the split `[m]`, layout, tokens `[m, N, D]`."""
+    for block in layout_blocks(split, size):
+        yield block, *read_block(split, block, aligned=aligned)
+
+
+def layout_blocks(split: ZooSplit, size: int) -> list[np.ndarray]:
+    """Positions in a split `[m]` of blocks of at most `size` networks with one architecture and layout."""
     keys = np.char.add(split.column("architecture").astype(str), split.column("layout").astype(str))
-    for key in dict.fromkeys(keys.tolist()):
-        members = np.flatnonzero(keys == key)
-        for start in range(0, len(members), NETWORKS_PER_BLOCK):
-            block = members[start : start + NETWORKS_PER_BLOCK]
-            part = split.select(block)
-            yield block, part.layout(0), aligned_tokens(part) if aligned else part.stacked_tokens()
+    members = [np.flatnonzero(keys == key) for key in dict.fromkeys(keys.tolist())]
+    return [found[start : start + size] for found in members for start in range(0, len(found), size)]
+
+
+def read_block(split: ZooSplit, block: np.ndarray, *, aligned: bool) -> tuple[Layout, Tensor]:
+    """Layout and raw tokens `[m, N, D]` of a block from [`layout_blocks`]."""
+    part = split.select(block)
+    return part.layout(0), aligned_tokens(part) if aligned else part.stacked_tokens()

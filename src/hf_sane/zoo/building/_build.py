@@ -29,6 +29,7 @@ from hf_sane.records._cadence import Cadence
 from hf_sane.records._documents import read_document
 from hf_sane.records._errors import InvalidFileError
 from hf_sane.records._files import write_atomically
+from hf_sane.records._processes import current_processes
 from hf_sane.records._progress import Bar, progress
 from hf_sane.records._run_record import RunRecord
 from hf_sane.tokenization._checkpoints import read_safetensors
@@ -84,7 +85,8 @@ def build_zoo(
     """Train the networks of a zoo and write them to a folder.
 
     Networks are trained in groups. A finished group is written to disk before the next one starts, and a group in
-    training is saved about once a minute, between epochs. An interrupted build continues from there, with the same
+    training is saved about once a minute, between epochs. Processes that share the work (`records._processes`) train
+    different groups; only the main process writes the zoo. An interrupted build continues from there, with the same
     result byte by byte. A finished zoo is only loaded.
 
     Networks that are not finite, or have a parameter beyond `max_abs_weight` at any stored epoch, are left out and
@@ -109,9 +111,18 @@ def build_zoo(
         FolderInUseError: If another process is writing to the folder.
     """
     output = Path(output)
-    if is_finished(output, config):
-        tidy(output, config)
+    processes = current_processes()
+    (finished, *_) = processes.gather(is_finished(output, config))  # as the main process sees it
+    if finished:
+        if processes.is_main:
+            tidy(output, config)
         _Build(arguments, data or _load(arguments), work_folder(output, config)).check_finished(output, config)
+        return Zoo.load(output, config)
+    if not processes.is_main:
+        build = _Build(arguments, data or _load(arguments), work_folder(output, config))
+        processes.wait()  # until the main process has begun the folder
+        build.train(on_progress)
+        processes.wait()  # until it has published the zoo
         return Zoo.load(output, config)
     with writing_zoo(output, config) as writer:
         build = _Build(arguments, data or _load(arguments), writer.work)
@@ -119,6 +130,7 @@ def build_zoo(
         build.check_continues(output, config)
         stage = writer.begin()
         build.claim()
+        processes.wait()
         build.train(on_progress)
         facts = build.write_rows(stage)
         zoo = open_data(stage, facts, writer.cache)
@@ -129,6 +141,7 @@ def build_zoo(
         if describe is not None:
             describe(stage, dataclasses.replace(zoo, run_record=record))
         writer.publish(facts)
+    processes.wait()
     return Zoo.load(output, config)
 
 
@@ -221,7 +234,7 @@ class _Build:
             )
 
     def train(self, on_progress: Callable[[BuildProgress], None] | None) -> None:
-        """Train the groups that are not yet on disk."""
+        """Train the groups that are not yet on disk; processes that share the work train different groups."""
         finished = 0
         work = [len(members) * max(1, self.epochs(number)) for number, members in enumerate(self.groups)]
         bar = progress(
@@ -230,14 +243,22 @@ class _Build:
             unit="epoch",
             wanted=self.arguments.progress_bar,
         )
+        processes = current_processes()
         with bar:
-            for number, members in enumerate(self.groups):
-                if self.is_trained(number):
+            for part in self._generations():
+                for number in processes.share(part):
+                    members = self.groups[number]
+                    if self.is_trained(number):
+                        bar.update(work[number])
+                    else:
+                        self._train_group(number, members, self._reporter(bar, number, finished, on_progress), bar)
                     finished += len(members)
-                    bar.update(work[number])
-                    continue
-                self._train_group(number, members, self._reporter(bar, number, finished, on_progress), bar)
-                finished += len(members)
+                processes.wait()
+
+    def _generations(self) -> list[list[int]]:
+        """Numbers of the groups of ancestors, which are trained before their children, and of the children."""
+        are_children = [self.runs[members[0]].ancestor is not None for members in self.groups]
+        return [[number for number, given in enumerate(are_children) if given == kind] for kind in (False, True)]
 
     def _train_group(self, number: int, members: list[int], on_epoch: Callable[[int], None], bar: Bar) -> None:
         """Train a group, continuing from a saved state if there is one, and write its file."""
