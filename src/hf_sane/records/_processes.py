@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 
 from hf_sane.records._progress import is_quiet, quietly, tracked
 
-Item, Found = TypeVar("Item"), TypeVar("Found")
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 MISSING = object()
 
 

@@ -144,7 +144,7 @@ def keep_best(
             f"expected 1 <= num_kept <= candidates and chunk_size >= 1, got {num_kept} of {available} and {chunk_size}"
         )
     best = rivals
-    scores = []
+    scores: list[Tensor] = []
     processes = current_processes()
     for first in tracked(range(0, num_candidates, chunk_size * processes.count), desc="sampling", unit="batch"):
         own: SelectedNetworks | None = None
