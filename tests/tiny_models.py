@@ -52,6 +52,12 @@ _INTRACLASS = (
         for ratio in ("long", "mid", "short")
     ),
 )
+# Neither of the two layers takes over the keys and values of a layer that is left out.
+_UNSHARED = {
+    "layer_types": ["sliding_attention", "full_attention"],
+    "num_hidden_layers": 2,
+    "num_kv_shared_layers": 0,
+}
 _SHORT = {"depth_coefficient": 0.1, "width_coefficient": 0.25}
 # Arguments without which a configuration makes no network, or none that is tiny.
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -83,6 +89,10 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     },
     "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 2},
     "gemma3n_text": {"num_kv_shared_layers": 0},
+    "gemma4": {"text_config": _UNSHARED},
+    "gemma4_text": _UNSHARED,
+    "gemma4_unified": {"text_config": _UNSHARED},
+    "gemma4_unified_text": _UNSHARED,
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8},
     "hunyuan_vl": {"text_config": {"head_dim": 8}},
@@ -100,6 +110,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     },
     "table-transformer": _RESNET,
     "time_series_transformer": {"prediction_length": 4},
+    "wavtokenizer": {"decoder_attention_num_groups": 16},  # divides the smaller width
     "zamba": {"num_hidden_layers": 10},
 }
 # Fields of what default configurations leave out, set on the shrunk configuration.

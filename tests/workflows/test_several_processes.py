@@ -60,8 +60,8 @@ def run_all(folder: Path, sane: SANE, zoo: Zoo, digits, files: list[Path]) -> li
                 method="bootstrap",
                 num_rounds=2,
                 num_samples=3,
-                num_candidates=140,
-                bandwidth=[0.1, 0.3],
+                num_candidates=66,
+                bandwidth=[0.2],
             )
         ),
         run_build_zoo(
@@ -73,7 +73,7 @@ def run_all(folder: Path, sane: SANE, zoo: Zoo, digits, files: list[Path]) -> li
                 children=3,
                 shifts=["rotation", "scale", "shear"],
                 child_epochs=1,
-                train_limit=64,
+                train_limit=32,
                 test_limit=32,
                 validation_limit=32,
                 progress_bar=False,
