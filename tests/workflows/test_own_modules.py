@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,17 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import pipeline
 
 import hf_sane
+from hf_sane.hub._publish import save_network
 from hf_sane.networks import _modules
 from hf_sane.networks._images import load_images
 from hf_sane.networks._modules import find_architecture, load_module, register_architecture
+from hf_sane.records._run_record import RunRecord
 from hf_sane.workflows.compare import compare_samplers
+from hf_sane.workflows.networks import open_stack
+from hf_sane.workflows.transfer import push
 from hf_sane.zoo._dataset import Zoo
 
 CODE = '''
@@ -169,12 +175,25 @@ def test_it_is_sampled_judged_saved_and_fine_tuned(own, zoo, sane, tmp_path):
     assert accuracy == pytest.approx(networks.provenance[0].test_accuracy)
     card = (tmp_path / "sampled/network_0/README.md").read_text()
     assert "network = TwoHeads()" in card
+    (code,) = re.findall(r"^network = hf_sane.*", card, flags=re.MULTILINE)
+    folder = str(tmp_path / "sampled/network_0")
+    held = {"hf_sane": hf_sane, "TwoHeads": architecture.make}
+    exec(code.replace('"."', repr(folder)), held)
+    assert all(torch.equal(held["network"].state_dict()[name], value) for name, value in fresh.state_dict().items())
     settings = json.loads((tmp_path / "sampled/network_0/config.json").read_text())
     assert settings["id2label"] == {str(label): str(label) for label in range(10)}
     assert settings["label2id"]["7"] == 7
     soup = hf_sane.soup(tmp_path / "sampled", method="greedy", images="digits")
     assert type(soup.model).__name__ == "TwoHeads"
     assert soup.record.results["test_accuracy"] > 0
+    soup.save(tmp_path / "soup")
+    hf_sane.soup([tmp_path / "soup", folder], output=tmp_path / "again")  # without data
+    for place in ("soup", "again"):
+        assert json.loads((tmp_path / place / "config.json").read_text())["id2label"] == settings["id2label"]
+    embedded = hf_sane.embed(tmp_path / "sampled", sane, plots=False)
+    assert [Path(name).name for name in embedded.splits["train"]["checkpoint"]] == ["network_0", "network_1"]
+    vector = pipeline("weight-feature-extraction", model=str(sane))(folder)
+    assert vector.tolist() == pytest.approx(embedded.splits["train"]["mean"][0], abs=1e-6)
     tuned = hf_sane.finetune(tmp_path / "sampled", "digits", epochs=1, train_limit=64)
     assert len(tuned) == 2
     assert tuned.curves["networks"][0][0] == pytest.approx(accuracy)
@@ -182,6 +201,30 @@ def test_it_is_sampled_judged_saved_and_fine_tuned(own, zoo, sane, tmp_path):
     resized = load_images("digits", image_size=10).split("test")
     larger = hf_sane.finetune(networks, "digits", image_size=10, epochs=1, train_limit=64, scratch=False)
     assert larger.curves["networks"][0] == pytest.approx(networks.stack.evaluate(*resized)[1].tolist())
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
+def test_it_is_loaded_from_the_hub_and_without_its_code_refused(own, local_hub, tmp_path):
+    architecture = register(own)
+    networks = architecture.fresh([0, 1])
+    record = RunRecord.start(arguments={}).finish({"test_accuracy": 0.5})
+    save_network(tmp_path / "network", networks.model(0), record)
+    push("samples", tmp_path / "network", "me/own")
+    loaded = architecture.from_pretrained("me/own")
+    assert torch.equal(loaded.stem.weight, networks.model(0).stem.weight)
+    stack, names = open_stack(["me/own", tmp_path / "network"])
+    assert (names[0], torch.equal(stack.model(0).stem.weight, stack.model(1).stem.weight)) == ("me/own", True)
+    files = {request.path.rsplit("/", 1)[-1] for request in local_hub.log if "/resolve/" in request.path}
+    assert "model.safetensors" in files
+    other = register_architecture(lambda: nn.Linear(3, 2), name="Other")
+    with pytest.raises(ValueError, match=r"expected the weights of Other, got tensors of other names .*digit.bias"):
+        other.from_pretrained(tmp_path / "network")
+    (tmp_path / "network" / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(ValueError, match=r"changed|differs|modified"):
+        architecture.from_pretrained(tmp_path / "network")
+    _modules._REGISTERED.clear()
+    with pytest.raises(ValueError, match="config.json without model_type, as saved for modules of your own; pass"):
+        open_stack(["me/own"])
 
 
 def test_classes_in_another_order_are_noticed(own, zoo, sane, tmp_path):

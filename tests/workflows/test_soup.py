@@ -1,6 +1,7 @@
 """Soups from Python: modules or folders in, one network out; the verb does the same."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -75,6 +76,14 @@ def test_a_registered_method_can_be_named(folder, digits, monkeypatch):
     assert results["test_accuracy"] == results["best_ingredient_test_accuracy"]
     with pytest.raises(ValueError, match=r"on held-out data, got none; pass images \(--images\)"):
         SoupSettings(ingredients=["a"], output=None, method="best")
+
+
+def test_networks_far_below_their_records_are_noticed(folder, digits):
+    right = soup(folder, data=digits)
+    assert not right.notes
+    shifted = {f"{split}_labels": (digits.split(split)[1] + 1) % 10 for split in ("train", "validation", "test")}
+    (note,) = soup(folder, data=replace(digits, **shifted)).notes
+    assert note.startswith("the trained networks have an accuracy of 0.")
 
 
 def test_unknown_methods_and_mixers_without_a_model():

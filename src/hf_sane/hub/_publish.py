@@ -32,6 +32,7 @@ from hf_sane.models.configuration_sane import CheckedConfig
 from hf_sane.models.modeling_linear import LinearCode
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.networks._image_sources import WHITE
+from hf_sane.records._documents import read_document
 from hf_sane.records._files import write_atomically
 from hf_sane.records._manifests import CARD
 from hf_sane.records._outputs import add_file, output_folder
@@ -281,7 +282,7 @@ def save_network(
                 save_model(partial, network, auto_class="AutoModelForImageClassification", include_code=include_code)
         else:
             save_module(partial, network)
-            _name_classes(partial, record)
+            name_classes(partial, class_names(record))
         save_image_processor(partial, record, include_code=include_code)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
@@ -334,10 +335,15 @@ def save_image_processor(partial: Path, record: RunRecord, *, include_code: bool
         processor.save_pretrained(partial)
 
 
-def _name_classes(partial: Path, record: RunRecord) -> None:
-    """Add the class names of the run's data to the configuration of a user's own module."""
+def class_names(record: RunRecord) -> Sequence[str]:
+    """Names of the classes of the run's data; empty if they are unknown."""
     data = record.data.get("images", record.data.get("texts"))
-    names = data.get("classes", ()) if isinstance(data, Mapping) else ()
+    names: Sequence[str] = data.get("classes", ()) if isinstance(data, Mapping) else ()
+    return names
+
+
+def name_classes(partial: Path, names: Sequence[str]) -> None:
+    """Add class names to the configuration of a user's own module."""
     path = partial / CONFIG
     settings = json.loads(path.read_text(encoding="utf-8"))
     if names and settings.get("library_name") == OWN_LIBRARY:  # other classes write configurations of their own
@@ -349,9 +355,7 @@ def _name_classes(partial: Path, record: RunRecord) -> None:
 @contextmanager
 def _labelled(config: PreTrainedConfig, record: RunRecord) -> Iterator[None]:
     """Within the block, the configuration has the class names of the run's data, if their number matches."""
-    data = record.data.get("images", record.data.get("texts"))
-    names = data.get("classes", ()) if isinstance(data, Mapping) else ()
-    before = config.id2label, config.label2id
+    names, before = class_names(record), (config.id2label, config.label2id)
     if len(names) == config.num_labels:
         config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
     try:
@@ -370,6 +374,8 @@ def code_files(folder: Path) -> dict[str, str]:
         Texts by file name, including config.json (and preprocessor_config.json); empty if the code is already in the
         folder or part of Transformers.
     """
+    if "model_type" not in read_document(folder / CONFIG, expected="a configuration").mapping():
+        return {}  # a module of the user
     config: Any = load_config(folder)
     is_ours = isinstance(config, CheckedConfig | ZooConfig)
     if getattr(config, "auto_map", None) or not is_ours:

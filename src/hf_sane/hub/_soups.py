@@ -6,7 +6,7 @@ An unmodified soup in the same folder is replaced. Run records must have the fie
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub import save_torch_state_dict
@@ -14,11 +14,12 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_sane.hub._cards import soup_card
-from hf_sane.hub._publish import save_image_processor, save_model, write_card
+from hf_sane.hub._publish import class_names, name_classes, save_image_processor, save_model, write_card
 from hf_sane.merging._adapters import SOUP, AdapterSoup
 from hf_sane.merging._averaging import average_checkpoints, averaged_config
 from hf_sane.merging._ingredients import CARRIED_FILES, CONFIG_FILE, Ingredient
 from hf_sane.merging._reconciliation import complete_config
+from hf_sane.records._documents import read_document
 from hf_sane.records._outputs import output_folder
 from hf_sane.records._run_record import RECORD, RunRecord
 from hf_sane.sampling._export import save_module
@@ -39,8 +40,9 @@ def save_soup(
         model: Model with the averaged weights; see `greedy_soup`.
         record: Record of the run.
         include_code: Also copy the modelling code (networks of this library).
-        files_from: Folder of an ingredient, whose tokenizer and image processor are copied; if it has no image
-            processor, one is saved that prepares images as the run did.
+        files_from: Folder of an ingredient, whose tokenizer, image processor and class names are copied; if it has no
+            image processor, one is saved that prepares images as the run did, and if it names no classes, they are
+            those of the run's data.
 
     Returns:
         `folder`.
@@ -54,6 +56,7 @@ def save_soup(
             save_model(partial, model, auto_class="AutoModelForImageClassification", include_code=include_code)
         else:
             save_module(partial, model)
+            name_classes(partial, _ingredient_classes(files_from) or class_names(record))
         _carry_files(files_from, partial)
         save_image_processor(partial, record, include_code=include_code)
         record.save(partial / RECORD)
@@ -122,6 +125,16 @@ def save_adapter_soup(
         record.save(partial / RECORD)
         write_card(partial, card)
     return Path(folder)
+
+
+def _ingredient_classes(folder: Path | None) -> list[str]:
+    """Class names in the configuration of an ingredient, in order; empty if there are none."""
+    if folder is None or not (folder / CONFIG_FILE).is_file():
+        return []
+    names = read_document(folder / CONFIG_FILE, expected="a configuration").mapping().get("id2label")
+    if not isinstance(names, Mapping) or set(names) != {str(index) for index in range(len(names))}:
+        return []
+    return [str(names[str(index)]) for index in range(len(names))]
 
 
 def _carry_files(source: Path | None, partial: Path) -> None:

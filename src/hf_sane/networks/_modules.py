@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from hf_sane.symmetry._networks import permutation_spec
 from hf_sane.symmetry._permutation import PermutationSpec
 from hf_sane.symmetry._transformers_models import model_class
 from hf_sane.symmetry.tracing._trace import trace_permutations
+from hf_sane.tokenization._checkpoints import CheckpointSource, load_state_dict
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +93,36 @@ class ModuleArchitecture:
         known = {self._ties.get(name, name): tensor for name, tensor in state_dict.items()}
         network.load_state_dict({name: known[self._ties.get(name, name)] for name in network.state_dict()})
         return network.eval()
+
+    def from_pretrained(
+        self, source: str | Path, *, revision: str | None = None, subfolder: str | None = None
+    ) -> nn.Module:
+        """Load a saved network of this architecture, in evaluation mode.
+
+        ```python
+        network = hf_sane.register_architecture(MyCNN).from_pretrained("sampled/network_0")
+        ```
+
+        Args:
+            source: Folder or file, or Hub repo, `owner/name` or `owner/name@revision`.
+            revision: Branch, tag or commit of a repo.
+            subfolder: Subfolder with the weights.
+
+        Raises:
+            FileNotFoundError: If there is no such folder, file or repository, or it holds no weights.
+            InvalidFileError: If a file is damaged, or the folder is incomplete or was changed.
+            ValueError: If the tensors are those of another architecture.
+        """
+        tensors = load_state_dict(CheckpointSource(source, revision=revision, subfolder=subfolder))
+        if not self.has(_shapes(tensors)):
+            every, found = _shapes(self.structure.state_dict()), _shapes(tensors)
+            differing = sorted({name for name, _ in every ^ found})
+            raise ValueError(
+                f"{source}: expected the weights of {self.name}, got tensors of other names or shapes, such as "
+                f"{name_some(differing, LISTED)}; pass the arguments that the module was saved with (config.json), or "
+                "register its own class"
+            )
+        return self.network(tensors)
 
     def fresh(self, seeds: list[int]) -> StackedNetworks:
         """Newly initialised networks, one per seed; the global random state is not changed."""

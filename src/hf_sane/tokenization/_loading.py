@@ -11,7 +11,10 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from hf_sane.records._errors import InvalidFileError
 from hf_sane.tokenization._pretrained import load_pretrained
+
+NO_TYPE = "Should have a `model_type` key"  # part of Transformers' message about other modules
 
 
 def load_config(source: str | Path, **options: Any) -> PreTrainedConfig:
@@ -23,11 +26,21 @@ def load_config(source: str | Path, **options: Any) -> PreTrainedConfig:
 
     Raises:
         FileNotFoundError: If there is no such folder or repository.
-        ValueError: If the configuration can be read only by running its code.
+        ValueError: If the configuration can be read only by running its code, or is that of a module that is not part
+            of Transformers.
         InvalidFileError: If it is damaged, or the folder is incomplete or was changed.
     """
     with _refusing_code(source):
-        config: PreTrainedConfig = load_pretrained(AutoConfig, source, "a configuration", **options)
+        try:
+            config: PreTrainedConfig = load_pretrained(AutoConfig, source, "a configuration", **options)
+        except InvalidFileError as error:
+            if NO_TYPE not in str(error):
+                raise
+            raise ValueError(
+                f"{source}: expected a network of Transformers or hf_sane, got a config.json without model_type, as "
+                "saved for modules of your own; pass the code of the module: --module my_file.py:MyModule, or "
+                "hf_sane.register_architecture(MyModule)"
+            ) from error
         return config
 
 

@@ -12,10 +12,13 @@ import torch
 
 from hf_sane.analysis._projection import MIN_POINTS, project
 from hf_sane.analysis._region_plots import plot_properties
+from hf_sane.hub._push import network_folders
 from hf_sane.probing._embeddings import embed_networks
 from hf_sane.probing._poolings import POOLINGS
 from hf_sane.probing._streaming import embed_checkpoint
 from hf_sane.records._failures import describe_error, expected_errors
+from hf_sane.records._file_kinds import PICKLE_SUFFIXES
+from hf_sane.records._files import folders_with
 from hf_sane.records._processes import divided
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
@@ -35,6 +38,7 @@ from hf_sane.workflows.show_zoo import is_zoo, load_zoo
 from hf_sane.zoo._alignment import layout_blocks, read_block
 from hf_sane.zoo._dataset import Zoo
 
+ITSELF = ("config.json", ".safetensors", ".index.json", *PICKLE_SUFFIXES)  # files of a folder that is a network
 COLORS = ("test_accuracy", "validation_accuracy", "epoch", "weights")  # properties that can colour the map
 
 
@@ -45,7 +49,7 @@ class EmbedSettings(WeightsSettings, CodecSettings, SaneSettings, WorkerSettings
     sane: str | Path | SANE = setting("SANE folder or Hub repo id.")
     output: Path | None = setting("New folder for one parquet file per split, a map and a run record.", short="-o")
     checkpoints: list[Source] = setting(
-        "Networks: safetensors files, folders, weights-only pickles, Hub repo ids.",
+        "Networks: safetensors files, folders of one or several, weights-only pickles, Hub repo ids.",
         factory=list,
         positional=True,
     )
@@ -139,7 +143,8 @@ def embed(networks: Source | Zoo | Sequence[Source], sane: str | Path | SANE, **
     For one vector per network, as a tensor, see `SANE.embed`.
 
     Args:
-        networks: A module, state dict, path or Hub repo id; a list of these; a zoo or its folder.
+        networks: A module, state dict, path (also of a folder of several networks) or Hub repo id; a list of these; a
+            zoo or its folder.
         sane: A SANE, its folder or its Hub repo id.
         **options: Other fields of [`EmbedSettings`].
     """
@@ -256,8 +261,9 @@ def _embed_checkpoints(sane: SANE, settings: EmbedSettings, names: list[Any], re
 
     columns: dict[str, list[Any]] = {name: [] for name in ("checkpoint", "weights", "tokens", *names)}
     skipped: dict[str, str] = {}
-    rows = divided(work, settings.checkpoints, workers=settings.workers, desc="embedding", unit="checkpoint")
-    for index, (given, row) in enumerate(zip(settings.checkpoints, rows, strict=True)):
+    checkpoints = [found for given in settings.checkpoints for found in _inside(given, settings)]
+    rows = divided(work, checkpoints, workers=settings.workers, desc="embedding", unit="checkpoint")
+    for index, (given, row) in enumerate(zip(checkpoints, rows, strict=True)):
         checkpoint = str(given) if isinstance(given, str | Path | CheckpointSource) else f"network_{index}"
         if isinstance(row, str):
             skipped[checkpoint] = row
@@ -265,11 +271,20 @@ def _embed_checkpoints(sane: SANE, settings: EmbedSettings, names: list[Any], re
         for name, value in ({"checkpoint": checkpoint} | row).items():
             columns[name].append(value)
     if not columns["checkpoint"]:
-        embed_one(settings.checkpoints[-1])  # raises its error
+        embed_one(checkpoints[-1])  # raises its error
     notes = [f"skipped {checkpoint}: {reason}" for checkpoint, reason in skipped.items()]
     count = len(columns["checkpoint"])
     record.finish({"networks": count, "tokens": sum(columns["tokens"]), "skipped": skipped})
     return EmbedResult(record=record, notes=notes, splits={"train": columns}, skipped=skipped)
+
+
+def _inside(given: Any, settings: EmbedSettings) -> list[Any]:
+    """A checkpoint itself, or the networks in a folder of several."""
+    if not isinstance(given, str | Path) or not Path(given).is_dir() or settings.weights:
+        return [given]
+    if any(path.name.endswith(ITSELF) for path in Path(given).iterdir()):
+        return [given]
+    return network_folders(Path(given)) if folders_with(Path(given), "config.json") else [given]
 
 
 def _lengths(vectors: Sequence[Sequence[float] | None]) -> Any:

@@ -24,7 +24,8 @@ from hf_sane.records._files import folders_with
 from hf_sane.records._run_record import RECORD
 from hf_sane.records._sources import HubRepo, find_source
 from hf_sane.tokenization._adapters import REMEDY, adapter_folder
-from hf_sane.tokenization._checkpoints import CheckpointSource
+from hf_sane.tokenization._checkpoints import CheckpointSource, load_state_dict
+from hf_sane.tokenization._headers import read_meta_state_dict
 from hf_sane.tokenization._loading import load_config, load_model
 from hf_sane.tokenization._reading import read_network
 from hf_sane.workflows.results import Result
@@ -142,8 +143,10 @@ def _open(source: Network, index: int, weights: dict[str, str]) -> list[tuple[st
     if not isinstance(source, str | Path):
         return [(f"network_{index}", source)]
     place = find_source(source)
-    if isinstance(place, Path) and "variant" not in weights and (found := _open_registered(place, weights)):
-        return found
+    if has_registered() and "variant" not in weights:
+        opened = _open_registered(place, weights) if isinstance(place, Path) else _open_remote(source, weights)
+        if opened:
+            return opened
     _check_is_no_adapter(CheckpointSource(source, subfolder=weights.get("subfolder")))
     folders = [source] if isinstance(place, HubRepo) or "subfolder" in weights else network_folders(place)
     return [(str(folder), load_network(folder, **weights)) for folder in folders]
@@ -169,8 +172,6 @@ def _check_is_no_adapter(source: CheckpointSource) -> None:
 
 def _open_registered(place: Path, weights: dict[str, str]) -> list[tuple[str, nn.Module]]:
     """Networks of a registered module in a file, a folder or its subfolders; empty if there are none."""
-    if not has_registered():
-        return []
     place = place / weights.get("subfolder", "")
     inside = [place] if place.is_file() or (place / SAFETENSORS).is_file() else folders_with(place, SAFETENSORS)
     found = []
@@ -180,6 +181,15 @@ def _open_registered(place: Path, weights: dict[str, str]) -> list[tuple[str, nn
             return []
         found.append((str(path), architecture.network(state_dict)))
     return found
+
+
+def _open_remote(source: str | Path, weights: dict[str, str]) -> list[tuple[str, nn.Module]]:
+    """The network of a registered module in a Hub repository; empty if it is another network."""
+    chosen = CheckpointSource(source, subfolder=weights.get("subfolder"))
+    with suppress(FileNotFoundError):
+        if (architecture := find_architecture(read_meta_state_dict(chosen))) is not None:
+            return [(str(source), architecture.network(load_state_dict(chosen)))]
+    return []
 
 
 def _facts(model: nn.Module, ignored: Sequence[str]) -> dict[str, Any]:

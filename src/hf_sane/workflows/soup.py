@@ -45,7 +45,7 @@ from hf_sane.records._settings import as_arguments, setting
 from hf_sane.symmetry._transformers_models import select_tensors
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source
 from hf_sane.tokenization._loading import initial_model, load_config
-from hf_sane.workflows.judging import MetricSettings, TextSettings
+from hf_sane.workflows.judging import MetricSettings, TextSettings, accuracy_notes, recorded_accuracies
 from hf_sane.workflows.networks import load_network, open_images
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.schemas import Fields
@@ -74,6 +74,7 @@ class SoupSettings(WeightsSettings, MetricSettings, TextSettings, ModuleSettings
         option="--images",
         formerly="--data",
     )
+    image_size: int | None = setting("Resize the images to this many pixels.", default=None, least=1)
     align: bool | None = setting(
         "Permute channels before averaging; by default only for networks of this library.", default=None
     )
@@ -209,7 +210,7 @@ def run_soup(settings: SoupSettings) -> SoupResult:
     with optional_output(settings.output, SoupResult.JOB) as output:
         data: ImageData | TextData | None = None
         if settings.data is not None:
-            data = open_images(settings.data)
+            data = open_images(settings.data, image_size=settings.image_size)
         elif settings.texts is not None:
             data = settings.open_texts(settings.ingredients)
         scores = _scores(data, settings)
@@ -302,7 +303,17 @@ def _soup_of_checkpoints(
     def fill(partial: Path) -> object:
         return save_soup(partial, model, record, include_code=settings.include_code, files_from=opened[0].folder)
 
+    notes += _notes_on_accuracy([ingredient.folder for ingredient in opened], made, scores)
     return SoupResult(record=record, notes=notes, soup=made, model=model, fill=fill)
+
+
+def _notes_on_accuracy(folders: Sequence[Path | None], made: Soup, scores: dict[str, SplitScore]) -> list[str]:
+    """A note if the ingredients are far less accurate on held-out data than their records say."""
+    if made.ingredient_scores is None or scores["validation"].label != "validation_accuracy":
+        return []
+    measured = list(made.ingredient_scores.values())
+    recorded = recorded_accuracies([str(folder) for folder in folders if folder is not None])
+    return accuracy_notes(recorded, sum(measured) / len(measured))
 
 
 def _measure(settings: SoupSettings, mixer: Mixer, record: RunRecord, scores: dict[str, SplitScore]) -> Soup:
