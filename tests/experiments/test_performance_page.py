@@ -45,6 +45,7 @@ def test_a_second_kind_of_processor_has_a_column_of_its_own(performance, tmp_pat
     ]
     assert "AVX2: Other Processor, 2 cores, bf16 products at 0.01 x" in text
     assert "resident memory" not in text
-    (other / "zoo_import.json").write_text(json.dumps({"peak_rss_bytes": 1.5e9, "results": {}}))
+    imports = json.loads((ROOT / "runs/benchmarks/avx2/zoo_import.json").read_text()) | {"peak_rss_bytes": 1.5e9}
+    (other / "zoo_import.json").write_text(json.dumps(imports))
     text = performance.performance_block(tmp_path / "benchmarks")
     assert "benchmark of imports peaks at 1.50 GB of resident memory" in text
