@@ -1,6 +1,7 @@
 """Damaged files and odd tensors: one finding each, and the rest is scanned."""
 
 import io
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -151,6 +152,10 @@ def test_everything_next_to_the_weights_is_told(tmp_path):
     (tmp_path / "x.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(40))
     (tmp_path / "x.gguf").write_bytes(b"GGUF" + bytes(40))
     (tmp_path / "notes.txt").write_text("nothing")
+    (tmp_path / "more.txt").write_text("nothing")
+    (tmp_path / "gone.safetensors").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "above").symlink_to(tmp_path.parent)
+    os.mkfifo(tmp_path / "pipe")
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "x.bin").write_bytes(b"")
     torch.save({"a": Planted()}, tmp_path / "training_args.bin")
@@ -158,16 +163,69 @@ def test_everything_next_to_the_weights_is_told(tmp_path):
     result = hf_sane.scan(tmp_path)
     (scan,) = result.scans
     errors = [(x.rule, x.message.partition(":")[0]) for x in scan.findings if x.severity == "error"]
-    assert errors == [("pickle", "training_args.bin"), ("damaged", "x.gguf")]
+    assert errors == [("damaged", "gone.safetensors"), ("pickle", "training_args.bin"), ("damaged", "x.gguf")]
     assert scan.skipped["other.safetensors"] == (
         "next to the weights, not scanned: a safetensors file; pass it by its path"
     )
     assert scan.skipped["x.h5"].startswith("next to the weights, not scanned: an HDF5 file")
-    assert scan.skipped.keys() == {"other.safetensors", "x.h5"}
+    assert scan.skipped["notes.txt"] == "no weights: a text"
+    assert scan.skipped["pipe"] == "no weights: a folder, pipe or device, not a file"
+    assert scan.skipped["above"] == "next to the weights, not scanned: a link to a folder"
+    told = " ".join([*scan.skipped, *(x.message for x in scan.findings)])
+    assert all(path.name in told for path in tmp_path.iterdir() if path.name not in ("model.safetensors", ".git"))
     (warning,) = [x for x in scan.findings if x.rule == "pickle" and x.severity == "warning"]
     assert warning.message.endswith("plain, training_args.bin")
     assert "other.safetensors: next to the weights, not scanned" in str(result)
+    assert "more.txt, notes.txt: no weights: a text" in str(result)
     assert "other.safetensors" in result.to_markdown()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "severity"),
+    [("config.json", "{broken", "error"), ("config.json", "[]", "error"), ("README.md", "---\n: [\n---\n", "warning")],
+)
+def test_a_damaged_card_or_configuration_does_not_stop_the_scan(name, content, severity, tmp_path):
+    save_file(weights(), tmp_path / "model.safetensors")
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    (tmp_path / name).write_text(content)
+    (scan,) = hf_sane.scan(tmp_path).scans
+    assert scan.num_weights == 630
+    (found,) = [x for x in scan.findings if x.rule != "rank"]
+    assert (found.rule, found.severity) == ("damaged", severity)
+    assert found.message.startswith(f"{name}: expected ")
+
+
+def test_a_damaged_configuration_on_the_hub_does_not_stop_the_scan(local_hub):
+    local_hub.storage.add_files("models", "org/x", {"model.safetensors": save(weights()), "config.json": b"{broken"})
+    (scan,) = hf_sane.scan("org/x").scans
+    assert scan.num_weights == 630
+    assert [x.rule for x in scan.findings] == ["damaged", "rank", "licence"]
+    assert scan.skipped["config.json"] == "no weights, by its name"
+
+
+def fused(kind: str) -> dict[str, torch.Tensor]:
+    """Four experts in one tensor, of which the third is zero."""
+    if kind == "MXFP4":
+        codes = torch.arange(4 * 6 * 2 * 16).reshape(4, 6, 2, 16).to(torch.uint8)
+        codes[2] = 0
+        return {"mlp.experts.down_proj_blocks": codes, "mlp.experts.down_proj_scales": codes[..., 0].clone()}
+    values = torch.randn(4, 40, 30, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.5, 1.5, 30)
+    values[2] = 0
+    return {kind: values}
+
+
+@pytest.mark.parametrize(
+    "kind", ["mlp.experts.gate_up_proj", "blk.0.ffn_up_exps.weight", "block_sparse_moe.output_linear.weight", "MXFP4"]
+)
+@pytest.mark.parametrize("budget", ["", "1%"])
+def test_a_zero_expert_in_a_tensor_of_several_is_named(kind, budget, tmp_path):
+    tensors = fused(kind)
+    save_file(tensors, tmp_path / "x.safetensors")
+    torch.save(tensors, tmp_path / "x.pt")
+    for name in ("x.safetensors", "x.pt"):
+        (scan,) = hf_sane.scan(tmp_path / name, budget=budget).scans
+        (found,) = [x for x in scan.findings if x.rule == "constant"]
+        assert found.tensors == (f"{next(iter(tensors))}[2]",)
 
 
 def archive(content: dict[str, object]) -> bytes:

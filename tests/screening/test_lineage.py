@@ -159,7 +159,7 @@ def test_a_claim_is_not_contradicted_by_a_comparison_without_alignment(family):
 
 def test_children_of_a_missing_root_are_related_but_neither_is_surely_the_parent():
     state = root(0)
-    result = hf_sane.lineage(tuned(state, 1), tuned(state, 2), root(3))
+    result = hf_sane.lineage([tuned(state, 1), tuned(state, 2), root(3)])
     assert result.lineage.families == (("network 1", "network 2"), ("network 3",))
     assert all(descent.confidence < 0.8 for descent in result.lineage.descents)
     orphans = [name for name in result.lineage.roots if name != "network 3"]

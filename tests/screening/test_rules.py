@@ -184,6 +184,11 @@ def test_what_a_cast_would_lose_is_a_note():
         ),
         ({"x.weight": torch.float8_e4m3fn, "x.weight_scale_inv": torch.float32}, "compressed-tensors", "x.weight"),
         ({"x.weight": torch.uint8, "x.weight.absmax": torch.float32}, "bitsandbytes, 4 bits", "x.weight"),
+        (
+            {"experts.down_proj_blocks": torch.uint8, "experts.down_proj_scales": torch.uint8},
+            "MXFP4",
+            "experts.down_proj_blocks",
+        ),
     ],
 )
 def test_codes_of_quantisations_are_recognised_and_not_judged_as_weights(tensors, scheme, codes):

@@ -381,7 +381,9 @@ def test_what_cannot_fail_is_refused_before_the_work(wanted, tmp_path):
 
 def test_reports_are_written_and_hold_what_was_found(mixed, tmp_path, hf_sane_command):
     (mixed / "x](http:evil) *.safetensors").write_bytes(b"?" * 20)
-    hf_sane_command("scan", mixed, "--output", tmp_path / "out", "--fail-on", "never", exit_code=0)
+    arguments = ("--output", tmp_path / "out", "--sarif", tmp_path / "findings.sarif", "--fail-on", "never")
+    hf_sane_command("scan", mixed, *arguments, exit_code=0)
+    assert (tmp_path / "findings.sarif").read_bytes() == (tmp_path / "out" / "report.sarif").read_bytes()
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert len(report["scans"]) == 19
     sarif = json.loads((tmp_path / "out" / "report.sarif").read_text())
@@ -408,10 +410,47 @@ def test_the_verb_ends_with_the_code_of_its_result(mixed, hf_sane_command):
     hf_sane_command("scan", mixed / "broken.safetensors", "--fail-on", "untrained,rank", exit_code=0)
 
 
+def test_a_sarif_file_replaces_only_an_earlier_one(tmp_path, hf_sane_command):
+    save_file({"bias": torch.full((3,), torch.nan)}, tmp_path / "x.safetensors")
+    for path in (place := tmp_path / "new" / "x.sarif", place):
+        hf_sane_command("scan", tmp_path / "x.safetensors", "--sarif", path, exit_code=1)
+    (found,) = json.loads(place.read_text())["runs"][0]["results"]
+    assert (found["ruleId"], found["level"]) == ("nan", "error")
+    (tmp_path / "notes.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="is not a SARIF report"):
+        hf_sane.scan(tmp_path / "x.safetensors", sarif=tmp_path / "notes.json")
+    assert (tmp_path / "notes.json").read_text() == "{}"
+    with pytest.raises(ValueError, match="outside of the folder of --output"):
+        hf_sane.scan(tmp_path / "x.safetensors", output=tmp_path / "out", sarif=tmp_path / "out" / "x.sarif")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_at_all_is_refused_in_a_sentence():
+    for nothing in ((), ([],)):
+        with pytest.raises(ValueError, match="expected at least one checkpoint to scan, got none; name a file"):
+            hf_sane.scan(*nothing)
+
+
+def test_errors_are_json_too(tmp_path, hf_sane_command):
+    save_file({"bias": torch.ones(3)}, tmp_path / "x.safetensors")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / ".git").mkdir()
+    names = [tmp_path / "x.safetensors", tmp_path / "empty", tmp_path / "hidden", tmp_path / "missing.safetensors"]
+    found = json.loads(hf_sane_command("scan", *names, "--json", exit_code=1).stdout)
+    assert [scan["source"] for scan in found["scans"]] == [str(name) for name in names]
+    assert [[x["rule"] for x in scan["findings"]] for scan in found["scans"]] == [[], *[["unreadable"]] * 3]
+    assert [text.partition(": ")[0] for text in found["failures"]] == [str(name) for name in names[1:]]
+    for name in names[1:]:
+        alone = json.loads(hf_sane_command("scan", name, "--json", exit_code=2).stderr)
+        assert alone["exit_code"] == 2
+        assert str(name) in alone["error"]
+
+
 def test_frames_have_a_row_per_tensor(tmp_path):
     for name in ("a", "b"):
         save_file(network(), tmp_path / f"{name}.safetensors")
-    frame = hf_sane.scan(tmp_path / "a.safetensors", tmp_path / "b.safetensors").to_frame()
+    frame = hf_sane.scan([tmp_path / "a.safetensors", tmp_path / "b.safetensors"]).to_frame()
     assert len(frame) == 8
     assert np.isfinite(frame["std"]).all()
     assert set(frame["source"]) == {str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors")}

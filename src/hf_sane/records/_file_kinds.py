@@ -41,3 +41,4 @@ PICTURE = FileKind(
 REPORT_PAGE = FileKind(
     "a report", lambda content: content.startswith(b"<!DOCTYPE html>") and b"<title>hf_sane: " in content
 )
+SARIF = FileKind.json_with("a SARIF report", "version", "runs")

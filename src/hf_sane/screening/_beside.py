@@ -30,7 +30,7 @@ from hf_sane.screening._pickles import (
 )
 from hf_sane.tokenization._byte_ranges import HubFile, LocalFile
 from hf_sane.tokenization._checkpoints import AGAIN, CheckpointSource
-from hf_sane.tokenization._formats import EMPTY, LFS_POINTER, NO_FILE, SAFETENSORS, UNKNOWN, file_format
+from hf_sane.tokenization._formats import EMPTY, JSON, LFS_POINTER, SAFETENSORS, UNKNOWN, file_format
 from hf_sane.tokenization._safetensors_header import read_entries
 
 WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".onnx", *PICKLE_SUFFIXES)
@@ -38,6 +38,7 @@ MAX_PICKLE_BYTES = 64 * 10**6  # of a pickle on the Hub that is downloaded for i
 MAX_PICKLES_BYTES = 4 * MAX_PICKLE_BYTES  # of all pickles of a repository
 READ_SIZE = 2**16  # bytes of one request for parts of an archive
 NOT_SCANNED = "next to the weights, not scanned"
+NO_WEIGHTS = "no weights"
 
 
 @dataclass
@@ -80,10 +81,17 @@ def scan_beside(checkpoint: CheckpointSource, own: Collection[str]) -> Beside:
 
 def _scan_file(path: Path, name: str, beside: Beside) -> None:
     """Scan one file next to the weights."""
+    if path.is_symlink() and path.is_dir():
+        beside.skipped[name] = f"{NOT_SCANNED}: a link to a folder"
+        return
+    has_name = name.lower().endswith(WEIGHT_SUFFIXES)
+    if has_name and path.is_symlink() and not path.exists():
+        remedy = "restore the file that it points to, or remove the link"
+        error = InvalidFileError(path, expected="weights", got="a link to a file that is missing", remedy=remedy)
+        beside.findings.append(damaged(name, error))
+        return
     try:
-        found, has_name = file_format(path), name.lower().endswith(WEIGHT_SUFFIXES)
-        if found == NO_FILE:
-            return
+        found = file_format(path)
         if has_name and found in (EMPTY, LFS_POINTER, UNKNOWN):
             got, expected = found.name, "weights, as its name says"
             raise InvalidFileError(path, expected=expected, got=got, remedy=found.remedy)
@@ -104,6 +112,8 @@ def _scan_file(path: Path, name: str, beside: Beside) -> None:
     else:
         if found == LFS_POINTER or (found.holds_weights and not is_pickle(path)):
             beside.skipped[name] = f"{NOT_SCANNED}: {found.name}; pass it by its path"
+        elif not found.holds_weights:
+            beside.skipped[name] = f"{NO_WEIGHTS}: {'a JSON file' if found == JSON else found.name}"
 
 
 class _OtherFileError(InvalidFileError):
@@ -127,7 +137,10 @@ def _scan_repository(repo: HubRepo, own: Collection[str]) -> Beside:
     info = patiently(api.model_info, repo.repo_id, revision=repo.revision, files_metadata=True)
     for entry in sorted(info.siblings or (), key=lambda entry: entry.rfilename):
         name, size = entry.rfilename, entry.size or 0
-        if f"{repo.repo_id}/{name}" in own or not name.lower().endswith(WEIGHT_SUFFIXES):
+        if f"{repo.repo_id}/{name}" in own:
+            continue
+        if not name.lower().endswith(WEIGHT_SUFFIXES):
+            beside.skipped[name] = f"{NO_WEIGHTS}, by its name"
             continue
         if not name.lower().endswith(PICKLE_SUFFIXES):
             beside.skipped[name] = f"{NOT_SCANNED}: choose it with --subfolder or --variant, or download it"

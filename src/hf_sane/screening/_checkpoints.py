@@ -17,7 +17,7 @@ from hf_sane.records._errors import InvalidFileError, shorten
 from hf_sane.records._patience import patiently
 from hf_sane.records._sources import HubRepo, find_source
 from hf_sane.screening._experts import Experts
-from hf_sane.screening._finding import Finding
+from hf_sane.screening._finding import Finding, damaged
 from hf_sane.screening._other_formats import BY_SUFFIX, OPENERS, Encoding, OtherFile, choose_other
 from hf_sane.screening._pickles import check_whole, is_pickle
 from hf_sane.screening._shards import Header, join_headers
@@ -46,13 +46,15 @@ class Surroundings:
         code: Python files, and code that `config.json` refers to.
         pickles: Names of files that could run code when opened.
         licence: Licence named in the card, if any.
-        has_card: Whether there can be a card, which a single file does not have.
+        has_card: Whether there can be a card, which a single file does not have, and it is not damaged.
+        findings: Damaged cards and configurations.
     """
 
     code: tuple[str, ...] = ()
     pickles: tuple[str, ...] = ()
     licence: str | None = None
     has_card: bool = False
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -325,29 +327,35 @@ def _missing(file: str | Path, name: str) -> InvalidFileError:
 
 def _around(folder: Path) -> Surroundings:
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    card = folder / CARD
-    licence = None
-    if card.is_file():
-        licence = CardFacts.from_file(card).columns["license"]
+    findings: list[Finding] = []
+    licence, has_card = None, True
+    if CARD in names:
+        try:
+            licence = CardFacts.from_file(folder / CARD).columns["license"]
+        except InvalidFileError as error:
+            findings.append(damaged(CARD, error, "warning"))
+            has_card = False
     return Surroundings(
-        code=_code(names, folder / CONFIG if CONFIG in names else None),
+        code=_code(names, folder / CONFIG if CONFIG in names else None, findings),
         pickles=tuple(
             path.relative_to(folder).as_posix()
             for path in visible_files(folder)
-            if is_pickle_name(path.name) or _is_pickle(path)
+            if path.is_file() and (is_pickle_name(path.name) or _is_pickle(path))
         ),
         licence=licence,
-        has_card=True,
+        has_card=has_card,
+        findings=tuple(findings),
     )
 
 
 def visible_files(folder: Path) -> list[Path]:
-    """Files of a folder and its subfolders, without hidden ones."""
+    """All in a folder and its subfolders but folders and hidden files: also broken links, pipes, links to folders."""
     found = []
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(place, name) for name in sorted(names) if not name.startswith(".")]
-    return [path for path in found if path.is_file()]
+        links = [name for name in folders if Path(place, name).is_symlink()]
+        found += [Path(place, name) for name in sorted([*names, *links]) if not name.startswith(".")]
+    return found
 
 
 def _is_pickle(path: Path) -> bool:
@@ -361,21 +369,28 @@ def _around_remote(repo: HubRepo, info: ModelInfo) -> Surroundings:
     names, config = _stored(info), None
     if CONFIG in names:
         config = Path(patiently(hf_hub_download, repo.repo_id, CONFIG, revision=info.sha))
+    findings: list[Finding] = []
     return Surroundings(
-        code=_code(names, config),
+        code=_code(names, config, findings),
         pickles=tuple(name for name in names if is_pickle_name(name)),
         licence=CardFacts.from_info(info).columns.get("license"),
         has_card=True,
+        findings=tuple(findings),
     )
 
 
-def _code(names: list[str], config: Path | None) -> tuple[str, ...]:
-    """Code that `trust_remote_code=True` would run, and other Python files."""
+def _code(names: list[str], config: Path | None, findings: list[Finding]) -> tuple[str, ...]:
+    """Code that `trust_remote_code=True` would run, and other Python files; a damaged `config.json` is a finding."""
     found = [name for name in names if name.endswith(".py")]
     if config is not None:
-        document = read_document(config, expected="the configuration of a network", remedy="correct or remove it")
-        if asked := document.mapping().get("auto_map"):
-            found.append(f"{CONFIG} (auto_map: {', '.join(map(str, asked)) if isinstance(asked, dict) else asked})")
+        try:
+            document = read_document(config, expected="the configuration of a network", remedy="correct or remove it")
+        except InvalidFileError as error:
+            findings.append(damaged(CONFIG, error))
+        else:
+            if asked := document.mapping().get("auto_map"):
+                listed = ", ".join(map(str, asked)) if isinstance(asked, dict) else asked
+                found.append(f"{CONFIG} (auto_map: {listed})")
     return tuple(found)
 
 

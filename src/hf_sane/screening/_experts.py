@@ -9,7 +9,9 @@ from torch import Tensor
 from hf_sane.core._types import StateDict
 from hf_sane.tokenization._safetensors_header import TensorEntry
 
-FUSED = re.compile(r"(?:^|[._])(?:experts|exps)(?!\.\d)(?:[._]|$)")  # Mixtral, Qwen, DeepSeek, GGUF
+# Mixtral, Qwen, DeepSeek, GGUF; Granite and JetMoE
+FUSED = re.compile(r"(?:^|[._])(?:experts|exps)(?!\.\d)(?:[._]|$)|moe\.(?:in|out)put_linear\.")
+CODES = "_blocks"  # end of the names of codes in MXFP4, whose blocks are a further axis
 EXPERT = re.compile(r"(?P<head>.*\bexperts)\.(?P<one>\d+)\.(?P<rest>.*)|(?P<fused>.*)\[(?P<index>\d+)\]")
 
 
@@ -43,7 +45,8 @@ class Experts:
 
 def is_fused(name: str, tensor: Tensor) -> bool:
     """Whether a tensor holds the matrices of several experts."""
-    return tensor.ndim == 3 and FUSED.search(name) is not None and tensor.numel() > 0
+    axes = (3, 4) if name.endswith(CODES) else (3,)
+    return tensor.ndim in axes and FUSED.search(name) is not None and tensor.numel() > 0
 
 
 def split_tensors(tensors: Mapping[str, Tensor]) -> StateDict:

@@ -34,6 +34,6 @@ def about(rule: str, severity: Severity, message: str, names: Sequence[str], rem
     return Finding(rule, severity, f"{message} {name_some(names)}", remedy, tuple(names))
 
 
-def damaged(name: str, error: InvalidFileError) -> Finding:
+def damaged(name: str, error: InvalidFileError, severity: Severity = "error") -> Finding:
     """The finding about a damaged file next to others that can be read."""
-    return Finding("damaged", "error", f"{name}: expected {error.expected}, got {error.got}", error.remedy)
+    return Finding("damaged", severity, f"{name}: expected {error.expected}, got {error.got}", error.remedy)

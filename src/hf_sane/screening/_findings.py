@@ -101,7 +101,8 @@ def constant(evidence: Evidence) -> Iterator[Finding]:
     if fresh:
         message = "the adapter has no effect: the second factor is all zero in"
         yield about("untrained", "warning", message, fresh, "train it, or use the trained adapter")
-    if names := [x.name for x in flat if x.name not in fresh and x.is_floating]:
+    codes, _ = find_codes(evidence.tensors)
+    if names := [x.name for x in flat if x.name not in fresh and (x.is_floating or x.name in codes)]:
         remedy = "such a layer passes on no information: check whether it was saved before training, or pruned"
         yield about("constant", "warning", "all values that were read are equal in", names, remedy)
 

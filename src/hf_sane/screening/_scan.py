@@ -176,7 +176,7 @@ def _scan_weights(opened: OpenCheckpoint, settings: SamplingSettings, encoder: E
         format=opened.format,
         tensors=tuple(statistics),
         spectra=spectra,
-        findings=(*opened.findings, *findings),
+        findings=(*opened.findings, *opened.surroundings.findings, *findings),
         num_bytes=num_bytes,
         bytes_read=read,
         bytes_downloaded=opened.bytes_downloaded,

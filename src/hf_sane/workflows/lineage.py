@@ -13,7 +13,7 @@ from hf_sane.networks._modules import ModuleSettings
 from hf_sane.records._errors import name_some, shorten
 from hf_sane.records._patience import patiently
 from hf_sane.records._run_record import RunRecord
-from hf_sane.records._settings import as_arguments, setting
+from hf_sane.records._settings import as_arguments, as_list, setting
 from hf_sane.records._sources import HubRepo, find_source
 from hf_sane.screening._checkpoints import CARD
 from hf_sane.screening._lineage import Lineage, trace_lineage
@@ -155,7 +155,7 @@ class LineageResult(Result):
         super().write(partial)
 
 
-def lineage(*sources: Source, **options: Any) -> LineageResult:
+def lineage(*sources: Source | Sequence[Source], **options: Any) -> LineageResult:
     """Find out from weights alone which networks were fine-tuned, pruned, quantised or averaged from which others.
 
     ```python
@@ -163,10 +163,11 @@ def lineage(*sources: Source, **options: Any) -> LineageResult:
     ```
 
     Args:
-        *sources: Modules, state dicts, paths or Hub repo ids.
+        *sources: Modules, state dicts, paths or Hub repo ids, or lists of them.
         **options: Other fields of [`LineageSettings`].
     """
-    return run_lineage(LineageSettings(sources=list(sources), **options))
+    named = [source for several in sources for source in as_list(several)]
+    return run_lineage(LineageSettings(sources=named, **options))
 
 
 def run_lineage(settings: LineageSettings) -> LineageResult:

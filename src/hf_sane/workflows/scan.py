@@ -3,7 +3,8 @@
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -15,9 +16,11 @@ from hf_sane.records._command import again
 from hf_sane.records._errors import did_you_mean, name_some, shorten
 from hf_sane.records._escaping import markdown_text
 from hf_sane.records._failures import describe_error
+from hf_sane.records._file_kinds import SARIF
+from hf_sane.records._outputs import output_file
 from hf_sane.records._processes import divided
 from hf_sane.records._run_record import RunRecord
-from hf_sane.records._settings import as_arguments, setting
+from hf_sane.records._settings import as_arguments, as_list, setting
 from hf_sane.records._sources import parse_source
 from hf_sane.screening._checkpoints import targets_in
 from hf_sane.screening._embedding import Encoder, SampledEmbedding
@@ -67,6 +70,9 @@ class ScanSettings(SamplingSettings, WeightsSettings, SaneSettings, WorkerSettin
     output: Path | None = setting(
         "New folder for the report (JSON, Markdown, SARIF) and the run record.", default=None, short="-o"
     )
+    sarif: Path | None = setting(
+        "File for the findings in SARIF 2.1.0, which code hosts display; may replace an earlier one.", default=None
+    )
     fail_on: list[str] = setting(
         "What sets the exit code to 1: names of rules (nan), severities (error, warning, note), or conditions on a "
         "tensor such as 'alpha>8' or 'std>1', also if it was not measured for any tensor; 'never' for nothing.",
@@ -88,6 +94,15 @@ class ScanSettings(SamplingSettings, WeightsSettings, SaneSettings, WorkerSettin
         super().__post_init__()
         if isinstance(self.sources, str | Path):
             self.sources = [str(self.sources)]
+        if not self.sources:
+            raise ValueError("expected at least one checkpoint to scan, got none; name a file, folder or Hub repo")
+        if self.sarif is not None and self.output is not None:
+            inside = Path(self.sarif).absolute()
+            if Path(self.output).absolute() in (inside, *inside.parents):
+                raise ValueError(
+                    f"expected --sarif to be outside of the folder of --output, got {self.sarif}; "
+                    "the folder holds report.sarif anyway"
+                )
         for wanted in self.fail_on:
             _condition(wanted)
 
@@ -272,11 +287,11 @@ class ScanResult(Result):
         """Write report.json, report.md, report.sarif and the run record."""
         (partial / "report.json").write_text(self.to_json() + "\n", encoding="utf-8")
         (partial / "report.md").write_text(self.to_markdown(), encoding="utf-8")
-        (partial / "report.sarif").write_text(json.dumps(self.to_sarif(), indent=2) + "\n", encoding="utf-8")
+        (partial / "report.sarif").write_text(_json_of(self.to_sarif()), encoding="utf-8")
         super().write(partial)
 
 
-def scan(*sources: str | Path, **options: Any) -> ScanResult:
+def scan(*sources: str | Path | Sequence[str | Path], **options: Any) -> ScanResult:
     """Scan checkpoints for faults: read their headers, and statistics of a sample of their weights.
 
     No code that comes with a checkpoint is run. From safetensors, GGUF and ONNX files on the Hub, only the required
@@ -288,10 +303,11 @@ def scan(*sources: str | Path, **options: Any) -> ScanResult:
     ```
 
     Args:
-        *sources: Files, folders, Hub repo ids.
+        *sources: Files, folders, Hub repo ids, or lists of them.
         **options: Other fields of [`ScanSettings`].
     """
-    return run_scan(ScanSettings(sources=[str(source) for source in sources], **options))
+    named = [str(source) for several in sources for source in as_list(several)]
+    return run_scan(ScanSettings(sources=named, **options))
 
 
 def run_scan(settings: ScanSettings) -> ScanResult:
@@ -302,7 +318,7 @@ def run_scan(settings: ScanSettings) -> ScanResult:
     """
     record = RunRecord.start(seed=settings.seed, arguments=as_arguments(settings))
     sampling = SamplingSettings(**{entry.name: getattr(settings, entry.name) for entry in fields(SamplingSettings)})
-    with optional_output(settings.output, ScanResult.JOB) as output:
+    with optional_output(settings.output, ScanResult.JOB) as output, _sarif_file(settings.sarif) as sarif:
         encoder = _encoder(settings)
         known = _known_models(settings.index, encoder)
         try:
@@ -321,15 +337,31 @@ def run_scan(settings: ScanSettings) -> ScanResult:
         failures = [text for wanted in settings.fail_on for text in _failures(wanted, scans)]
         result = ScanResult(record=record, scans=scans, failures=failures, nearest=nearest)
         record.finish({"checkpoints": len(scans), "findings": len(result.findings), "failures": len(failures)})
+        if sarif is not None:
+            sarif.write_text(_json_of(result.to_sarif()), encoding="utf-8")
         return output.write(result)
+
+
+@contextmanager
+def _sarif_file(path: Path | None) -> Iterator[Path | None]:
+    """The file of `--sarif`, if there is one, checked before the work begins."""
+    if path is None:
+        yield None
+    else:
+        with output_file(path, SARIF) as partial:
+            yield partial
+
+
+def _json_of(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"
 
 
 def _scan(target: CheckpointSource, sampling: SamplingSettings, encoder: Encoder, named: Sequence[str]) -> Scan:
     """Scan one of several checkpoints; if it cannot be reached, the others are still scanned."""
     place = Path(target.source)
     try:
-        if place.is_dir() and target.source not in named and not any(place.iterdir()):
-            return Scan(source=str(target), format="no weights: the folder is empty")
+        if place.is_dir() and not any(not path.name.startswith(".") for path in place.iterdir()):
+            return _empty(target, is_named=target.source in named)
         return scan_checkpoint(target, sampling, encoder=encoder, is_named=target.source in named)
     except OSError as error:  # including errors from the Hub
         if named == [target.source]:
@@ -338,6 +370,14 @@ def _scan(target: CheckpointSource, sampling: SamplingSettings, encoder: Encoder
             raise
         problem = Finding("unreadable", "error", describe_error(error), "scan it again on its own")
         return Scan(source=str(target), format="not read: could not be reached", findings=(problem,))
+
+
+def _empty(target: CheckpointSource, *, is_named: bool) -> Scan:
+    """The result for an empty folder: an error if the user named it."""
+    remedy = "name a folder that contains checkpoints, or leave it out"
+    problem = Finding("unreadable", "error", "expected checkpoints, got an empty folder", remedy)
+    findings = (problem,) if is_named else ()
+    return Scan(source=str(target), format="no weights: the folder is empty", findings=findings)
 
 
 def _describe_kept() -> str:
@@ -405,12 +445,18 @@ def _targets(settings: ScanSettings) -> Iterable[CheckpointSource]:
         if not isinstance(place, Path) or not place.is_dir():
             yield checkpoint
             continue
-        inside = list(targets_in(place))
-        if not inside:
+        is_alone = len(settings.sources) == 1
+        try:
+            inside = list(targets_in(place))
+        except PermissionError:
+            if is_alone:
+                raise
+            inside = [place]
+        if not inside and is_alone:
             raise FileNotFoundError(
                 f"expected checkpoints, got the empty folder {place}; name a checkpoint or a folder that contains some"
             )
-        is_one = inside == [place] or settings.subfolder is not None or settings.variant is not None
+        is_one = inside in ([], [place]) or settings.subfolder is not None or settings.variant is not None
         yield from [checkpoint] if is_one else (CheckpointSource(path, key=settings.key) for path in inside)
 
 
@@ -509,8 +555,11 @@ def _skipped(scan: Scan, *, title: str) -> list[Table]:
 
 
 def _shown(scan: Scan) -> list[str]:
-    """The first things that were not scanned, and the number of others."""
-    lines = [shorten(f"{name}: {reason}") for name, reason in scan.skipped.items()]
+    """The first things that were not scanned, with those of the same reason in one line, and the number of others."""
+    names: dict[str, list[str]] = {}
+    for name, reason in scan.skipped.items():
+        names.setdefault(reason, []).append(name)
+    lines = [shorten(f"{name_some(listed)}: {reason}") for reason, listed in names.items()]
     more = [f"and {len(lines) - MAX_SKIPPED} more: see --json"] if len(lines) > MAX_SKIPPED else []
     return [*lines[:MAX_SKIPPED], *more]
 
