@@ -22,6 +22,7 @@ SMALL = {
     "fingerprints": "--architectures cnn_digits --networks 5 --epochs 1 --train-limit 64 --queries 1",
     "scan_large": "--hidden-size 64 --intermediate-size 80 --layers 1 --vocabulary 50 --budgets 1% 100%",
     "swa_gain": "--seeds 2 --epochs 1 --cycles 2 --cycle-epochs 1 --train-limit 64 --architectures cnn_digits",
+    "cost_curves": "--widths 4 8 12 16 --rounds 1",
     "pretraining_step": "--hidden 16 --layers 1 --batch 2 --product 16 --repeats 1",
     "zoo_columns": "--num-models 8 --rounds 1",
     "zoo_loader": "--models 10 --rounds 1 --batch-size 4",
@@ -33,11 +34,12 @@ SMALL = {
 }
 # Too large for a test, or in need of files that are not in the repository, or of a browser.
 BY_HAND = {"released_resnets", "explore"}
-ELSEWHERE = {  # in test_lora_benchmarks.py, tests/test_packaging.py and files of their own names
+ELSEWHERE = {  # in test_lora_benchmarks.py, test_matrix.py, tests/test_packaging.py and files of their own names
     "accuracy_transfer",
     "adapt_sane",
     "beyond_vision",
     "cross_architecture",
+    "dependency_matrix",
     "lora_finetuning",
     "regions",
     "round_trip",
