@@ -126,7 +126,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure all verbs at all widths."""
     parser = new_parser(__doc__)
-    parser.add_argument("--widths", type=int, nargs="+", default=[16, 50, 160, 500, 1600])
+    parser.add_argument("--widths", type=int, nargs="+", default=[12, 48, 170, 560, 1700])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--plot", type=Path, help="PNG file")
     options, record = start(parser, argv, hidden=("plot",))

@@ -57,8 +57,8 @@ def run_tests(tests: Sequence[str]) -> dict[str, Any]:
         started = time.perf_counter()
         ended = subprocess.run([sys.executable, "-m", "pytest", *options, *tests], cwd=ROOT, check=False)
         seconds = time.perf_counter() - started
-        if not report.exists():
-            raise RuntimeError(f"expected a report of the tests, got none (exit code {ended.returncode}); see above")
+        if ended.returncode not in (0, 1):
+            raise RuntimeError(f"expected tests that run, but pytest ended with {ended.returncode}; see above")
         cases = list(ElementTree.parse(report).getroot().iter("testcase"))
     failed = [
         f"{case.get('classname')}.{case.get('name')}"
@@ -71,7 +71,6 @@ def run_tests(tests: Sequence[str]) -> dict[str, Any]:
         "skipped": skipped,
         "failed": failed,
         "seconds": round(seconds, 1),
-        "exit_code": ended.returncode,
     }
 
 
@@ -95,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     record.finish({**before, options.environment: entry})
     record.save(options.output)
     print(f"{options.environment}: {found['passed']} passed, {len(found['failed'])} failed, {found['seconds']} s")
-    return int(found["exit_code"] != 0)
+    return int(bool(found["failed"]))
 
 
 if __name__ == "__main__":
