@@ -24,12 +24,11 @@ from hf_sane.records._failures import run_script
 
 ROOT = Path(__file__).parents[1]
 TESTS = (
-    "tests/core",
-    "tests/models",
+    "tests/core/test_layout.py",
+    "tests/core/test_chunking.py",
+    "tests/core/test_kde.py",
     "tests/hub/test_patience_everywhere.py",
-    "tests/sampling/test_selection.py",
     "tests/workflows/test_several_processes.py",
-    "tests/cli/test_command_line_page.py",
     "tests/tokenization/test_safetensors_header.py",
 )
 PACKAGES = (
