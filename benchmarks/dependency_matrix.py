@@ -31,10 +31,30 @@ TESTS = (
     "tests/workflows/test_several_processes.py",
     "tests/tokenization/test_safetensors_header.py",
 )
-PACKAGES = (
-    "torch transformers datasets huggingface-hub accelerate safetensors numpy scipy typer jinja2 pyyaml Pillow tqdm "
-    "filelock evaluate peft scikit-learn matplotlib gradio picklescan gguf onnx"
-).split()
+PACKAGES = [
+    "torch",
+    "transformers",
+    "datasets",
+    "huggingface-hub",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "scipy",
+    "typer",
+    "jinja2",
+    "pyyaml",
+    "Pillow",
+    "tqdm",
+    "filelock",
+    "evaluate",
+    "peft",
+    "scikit-learn",
+    "matplotlib",
+    "gradio",
+    "picklescan",
+    "gguf",
+    "onnx",
+]
 
 
 def versions() -> dict[str, str]:
