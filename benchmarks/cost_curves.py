@@ -100,7 +100,7 @@ def works(width: int, model: SANEModel, folder: Path) -> tuple[int, dict[str, Ca
 
 
 def seconds(work: Callable[[], object], rounds: int) -> float:
-    """Median seconds of one call, after a first one that tells how often to repeat it."""
+    """Median seconds of one call, after a first one that determines the number of repeats."""
     first = timeit.timeit(work, number=1)
     repeats = max(1, math.ceil(SHORTEST / max(first, 1e-6)))
     return statistics.median(timeit.repeat(work, number=repeats, repeat=rounds)) / repeats

@@ -15,6 +15,7 @@ from results import (
     analysis,
     beyond_vision,
     children,
+    costs,
     cross_architecture,
     implicit,
     large_models,
@@ -32,6 +33,7 @@ from results import (
     starting,
     symmetries,
     tutorials,
+    versions,
 )
 
 from hf_sane.records._failures import run_script
@@ -43,6 +45,8 @@ LINE_LENGTH = 119
 PAGES = (
     readme,
     performance,
+    costs,
+    versions,
     analysis,
     symmetries,
     large_models,

@@ -102,7 +102,7 @@ def test_the_workflow_runs_what_exists_on_the_versions_that_are_promised():
         for node in ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8")).body
         if isinstance(node, ast.FunctionDef) and node.decorator_list
     ]
-    assert workflow["jobs"]["versions"]["strategy"]["matrix"]["session"] == sessions
+    assert workflow["jobs"]["versions"]["strategy"]["matrix"]["session"] == sessions[:2]  # the third: Pythons
     assert min(workflow["jobs"]["test"]["strategy"]["matrix"]["python"]) == PROJECT["requires-python"].strip(">=")
 
 
