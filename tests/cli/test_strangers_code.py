@@ -172,8 +172,8 @@ def verbs(own, out, zoo, sane, kind):
     return read
 
 
-NO_SANE = "expected a SANE autoencoder, got ValueError: expected model_type 'sane', got "
-NO_EXTRACTOR = "expected a weight tokenizer, got ValueError: expected settings such as token_dim"
+NO_SANE = "expected a SANE autoencoder, got an error: expected model_type 'sane', got "
+NO_EXTRACTOR = "expected a weight tokenizer, got an error: expected settings such as token_dim"
 OTHER_LAYOUT = "the extractor was fitted on another layout"
 NO_PYTHON = "has an architecture that requires Python code from its repository, which is never run here"
 PICKLES = "holds no safetensors; it holds model.pt, pytorch_model.bin, in PyTorch's format"

@@ -206,7 +206,7 @@ def test_misspelt_settings_are_refused(tmp_path):
         (lambda s: s["statistics"]["stds"].update({"0:4": 0.0}), "a finite standard deviation above 0 for '0:4'"),
         (lambda s: s["statistics"]["stds"].update({"0:4": "1"}), "a finite standard deviation above 0 for '0:4'"),
         (lambda s: s["statistics"]["stds"].popitem(), "mean and standard deviation of every layer"),
-        (lambda s: s.update(statistics=3), "got TypeError"),
+        (lambda s: s.update(statistics=3), "got an error: "),
         (lambda s: s["statistics"]["means"].update({"0:4": 0.5}), "they were changed after they were saved"),
         (lambda s: s["layer_orders"][0].reverse(), "they were changed after they were saved"),
     ],
@@ -275,5 +275,5 @@ def test_what_cannot_be_extended():
 @pytest.mark.parametrize("content", ["{}", '{"auto_map": {"AutoFeatureExtractor": "a.B"}}'])
 def test_settings_of_something_else_are_no_weight_tokenizer(content, tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(content)
-    with pytest.raises(InvalidFileError, match="weight tokenizer, got ValueError: expected settings such as"):
+    with pytest.raises(InvalidFileError, match="weight tokenizer, got an error: expected settings such as"):
         SANEFeatureExtractor.load(tmp_path)

@@ -111,7 +111,7 @@ REASONS = {
     "bad/long.safetensors": "it has 400 tokens, the limit is 390 (--max-tokens)",
     "bad/large.safetensors": "bytes, the limit is 100,000 (--max-size)",
     "bad/config": "config.json: expected a JSON object",
-    "bad/list": "config.json: expected a JSON object, got TypeError",
+    "bad/list": "config.json: expected a JSON object, got an error: the JSON is a list",
     "bad/cut.safetensors": "the file is truncated",
     "bad/index": "expected the name of a file next to the index, got '../../resnet.pt'",
     "bad/shard": "names shards that are missing: a.safetensors",

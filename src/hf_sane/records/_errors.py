@@ -28,7 +28,8 @@ class InvalidFileError(ValueError):
         self.file, self.field, self.remedy = str(file), None if field is None else shorten(field), remedy
         # Messages of other errors are sentences, often of this library.
         limit = 3 * MAX_SHOWN if isinstance(got, BaseException) else MAX_SHOWN
-        self.expected, self.got = shorten(expected, 2 * MAX_SHOWN), shorten(got, limit)
+        found = f"an error: {got}" if is_sentence(got) else got  # since it may begin with "expected", too
+        self.expected, self.got = shorten(expected, 2 * MAX_SHOWN), shorten(found, limit)
         place = self.file if field is None else f"{self.file}: {self.field}"
         super().__init__(f"{place}: expected {self.expected}, got {self.got}; {remedy}")
 
@@ -43,11 +44,17 @@ def _restore(file: str, field: str | None, expected: str, got: str, remedy: str)
 def shorten(value: object, limit: int = MAX_SHOWN) -> str:
     """A value as one printable line of at most `limit` characters, for messages that quote untrusted files.
 
-    Exceptions are shown with their type, since the text of `KeyError("x")` is just `'x'`.
+    Exceptions whose text is not a sentence are shown with their type, since the text of `KeyError("x")` is just `'x'`.
     """
-    text = f"{type(value).__name__}: {value}" if isinstance(value, BaseException) else str(value)
+    is_bare = isinstance(value, BaseException) and not is_sentence(value)
+    text = f"{type(value).__name__}: {value}" if is_bare else str(value)
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
     return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def is_sentence(value: object) -> bool:
+    """Whether this is an exception whose text says what is wrong, so that users need not read the name of its type."""
+    return isinstance(value, BaseException) and not isinstance(value, KeyError) and len(str(value).split()) > 2
 
 
 def name_some(names: Iterable[object], limit: int = 3) -> str:
