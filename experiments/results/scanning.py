@@ -1,4 +1,4 @@
-"""docs/results/scanning.md: errors of scans by budget, and a scan of 6.7 billion weights."""
+"""docs/results/scanning.md: errors of scans by budget, errors of the rule `untrained`, and a scan of a large one."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,8 @@ def statistics_block(folder: Path) -> str:
         f"twice the error that the scan reports ({_link('scan_budgets.json')}).\n\n"
         f"{markdown_table(header, rows, numbers=True)}\n\n"
         "Tensors of up to 32 KiB are always read completely, and at least four blocks of 4 KiB of each other tensor. "
-        "For small checkpoints, this can exceed the budget."
+        "For small checkpoints, this can exceed the budget. With a budget of 100%, nothing is sampled, and "
+        "there is no error."
     )
 
 
@@ -73,6 +74,43 @@ def population_block(folder: Path) -> str:
         f"R² is {found['probe']['validation_r2']:.2f}; on the test networks it is {whole:.2f} with all weights. The "
         "change of the prediction shows what a budget costs, whether or not the probe generalises."
     )
+
+
+def untrained_block(folder: Path) -> str:
+    """How often trained networks are called untrained, and fresh ones are missed."""
+    record = _record(folder, "untrained.json")
+    results, arguments = record["results"], record["arguments"]
+    trained, fresh = results["trained"], results["fresh"]
+    rows = [
+        [
+            budget,
+            f"{found['trained_called']} of {trained} ({found['trained_called'] / trained:.0%})",
+            f"{found['fresh_missed']} of {fresh} ({found['fresh_missed'] / fresh:.0%})",
+        ]
+        for budget, found in results["budgets"].items()
+    ]
+    accuracies = [row["accuracy"] for row in results["networks"] if row["is_trained"]]
+    kinds = dict.fromkeys(row["initialisation"] for row in results["networks"])
+    missed = [
+        f"{sum(not row['called'][budget] for row in results['networks'] if not row['is_trained'] and _is(row, kind))}"
+        f" of the {kind} ones at {budget}"
+        for budget in results["budgets"]
+        for kind in kinds
+        if any(not row["called"][budget] for row in results["networks"] if not row["is_trained"] and _is(row, kind))
+    ]
+    return (
+        f"{trained} networks (perceptrons, convolutional networks and transformers, with layers of up to "
+        f"{arguments['width']} channels and four initialisations) were scanned before and after {arguments['steps']} "
+        f"steps of training, which give test accuracies of {min(accuracies):.0%} to {max(accuracies):.0%} "
+        f"({_link('untrained.json')}).\n\n"
+        f"{markdown_table(['budget', 'trained, called untrained', 'fresh, not recognised'], rows, numbers=True)}\n\n"
+        f"Not recognised: {', '.join(missed) or 'none'}. Trained networks are to be spared, so the rule says nothing "
+        "without enough evidence: few values were read of a layer, or its spectrum is unknown."
+    )
+
+
+def _is(row: dict[str, Any], initialisation: str) -> bool:
+    return bool(row["initialisation"] == initialisation)
 
 
 def large_block(folder: Path) -> str:
@@ -107,5 +145,6 @@ def blocks(root: Path) -> dict[str, str]:
     return {
         "statistics": statistics_block(root),
         "population": population_block(root),
+        "untrained": untrained_block(root),
         "large_scan": large_block(root),
     }

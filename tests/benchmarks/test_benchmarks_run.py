@@ -20,6 +20,7 @@ SMALL = {
     ),
     "lineage_trees": ("--architectures mlp --fitting 1 --held-out 1 --roots 1 --children 2 --trees 1 --fan 1"),
     "fingerprints": "--architectures cnn_digits --networks 5 --epochs 1 --train-limit 64 --queries 1",
+    "untrained": "--width 16 --steps 1 --seeds 0",
     "scan_large": "--hidden-size 64 --intermediate-size 80 --layers 1 --vocabulary 50 --budgets 1% 100%",
     "swa_gain": "--seeds 2 --epochs 1 --cycles 2 --cycle-epochs 1 --train-limit 64 --architectures cnn_digits",
     "cost_curves": "--widths 4 8 12 16 --rounds 1",

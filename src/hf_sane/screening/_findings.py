@@ -12,7 +12,7 @@ from hf_sane.records._registry import Registry
 from hf_sane.screening._checkpoints import Surroundings
 from hf_sane.screening._experts import expert_group
 from hf_sane.screening._finding import SEVERITIES, Finding, about
-from hf_sane.screening._initialization import can_be_judged, initialization_of, is_independent
+from hf_sane.screening._initialization import can_be_judged, initialization_of, is_independent, is_undecided
 from hf_sane.screening._quantisation import find_codes
 from hf_sane.screening._statistics import TensorStatistics
 
@@ -130,7 +130,7 @@ def duplicate(evidence: Evidence) -> Iterator[Finding]:
 def untrained(evidence: Evidence) -> Iterator[Finding]:
     """Matrices that look untrained: all of them, or single ones that were read in full."""
     spectra = {layer.name: layer for layer in evidence.spectra.layers} if evidence.spectra is not None else {}
-    judged = [x for x in evidence.matrices if can_be_judged(x)]
+    judged = [x for x in evidence.matrices if can_be_judged(x) and not is_undecided(x, spectra.get(x.name))]
     found = {x.name: initialization_of(x, spectra.get(x.name)) for x in judged}
     drawn = {name: kind for name, kind in found.items() if kind is not None}
     if len(drawn) < len(judged):  # a sample of a single matrix is no evidence, as there are many matrices

@@ -36,7 +36,15 @@ def is_independent(spectrum: LayerSpectrum | None) -> bool | None:
     return not spectrum.num_spikes and spectrum.bulk_distance < MAX_BULK_DISTANCE
 
 
-def initialization_of(tensor: TensorStatistics, spectrum: LayerSpectrum | None = None) -> str | None:
+def is_undecided(tensor: TensorStatistics, spectrum: LayerSpectrum | None = None) -> bool:
+    """Whether a matrix is like a normal initialisation, but too small for a verdict."""
+    is_like = initialization_of(tensor, spectrum, min_normal=0) is not None
+    return is_like and initialization_of(tensor, spectrum) is None
+
+
+def initialization_of(
+    tensor: TensorStatistics, spectrum: LayerSpectrum | None = None, *, min_normal: int = MIN_NORMAL
+) -> str | None:
     """The initialisation that a matrix seems to be drawn from without training, or `None`.
 
     The mean must be zero and the kurtosis that of the distribution, to within the error of the sample. Uniform and
@@ -48,6 +56,7 @@ def initialization_of(tensor: TensorStatistics, spectrum: LayerSpectrum | None =
     Args:
         tensor: Statistics of a matrix or convolution.
         spectrum: Its spectrum, if the tensor was read in full.
+        min_normal: Number of values of a normal distribution that are enough without a spectrum.
 
     Returns: A description such as `"uniform"` or `"normal with std 0.02"`.
     """
@@ -72,7 +81,7 @@ def initialization_of(tensor: TensorStatistics, spectrum: LayerSpectrum | None =
     if has(TRUNCATED_KURTOSIS, 0.5) and ends_at(TRUNCATED_REACH, TRUNCATED_EXTREMES):
         return "truncated normal"
     farthest = math.sqrt(2 * math.log(count)) + 1.5  # range of this many normal values
-    if (independent or count >= MIN_NORMAL) and has(NORMAL_KURTOSIS, 1.0) and reach < farthest:
+    if (independent or count >= min_normal) and has(NORMAL_KURTOSIS, 1.0) and reach < farthest:
         for scale in _scales(tensor.shape):
             if abs(tensor.std / scale - 1) < SLACK + ERRORS * error:
                 return f"normal with std {scale:.3g}"
