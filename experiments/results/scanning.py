@@ -90,27 +90,17 @@ def untrained_block(folder: Path) -> str:
         for budget, found in results["budgets"].items()
     ]
     accuracies = [row["accuracy"] for row in results["networks"] if row["is_trained"]]
-    kinds = dict.fromkeys(row["initialisation"] for row in results["networks"])
-    missed = [
-        f"{sum(not row['called'][budget] for row in results['networks'] if not row['is_trained'] and _is(row, kind))}"
-        f" of the {kind} ones at {budget}"
-        for budget in results["budgets"]
-        for kind in kinds
-        if any(not row["called"][budget] for row in results["networks"] if not row["is_trained"] and _is(row, kind))
-    ]
+    missed = [row for row in results["networks"] if not row["is_trained"] and not all(row["called"].values())]
+    kinds = ", ".join(sorted({row["initialisation"] for row in missed}))
     return (
         f"{trained} networks (perceptrons, convolutional networks and transformers, with layers of up to "
         f"{arguments['width']} channels and four initialisations) were scanned before and after {arguments['steps']} "
         f"steps of training, which give test accuracies of {min(accuracies):.0%} to {max(accuracies):.0%} "
         f"({_link('untrained.json')}).\n\n"
         f"{markdown_table(['budget', 'trained, called untrained', 'fresh, not recognised'], rows, numbers=True)}\n\n"
-        f"Not recognised: {', '.join(missed) or 'none'}. Trained networks are to be spared, so the rule says nothing "
-        "without enough evidence: few values were read of a layer, or its spectrum is unknown."
+        f"Initialisations of those that were not recognised: {kinds or 'none'}. Trained networks are to be spared, so "
+        "the rule says nothing without enough evidence, such as the spectrum of normal weights, which needs all values."
     )
-
-
-def _is(row: dict[str, Any], initialisation: str) -> bool:
-    return bool(row["initialisation"] == initialisation)
 
 
 def large_block(folder: Path) -> str:
