@@ -3,8 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -17,7 +16,7 @@ from hf_sane.records._errors import did_you_mean, name_some, shorten
 from hf_sane.records._escaping import markdown_text
 from hf_sane.records._failures import describe_error
 from hf_sane.records._file_kinds import SARIF
-from hf_sane.records._outputs import output_file
+from hf_sane.records._outputs import check_may_replace, output_file
 from hf_sane.records._processes import divided
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, as_list, setting
@@ -318,7 +317,9 @@ def run_scan(settings: ScanSettings) -> ScanResult:
     """
     record = RunRecord.start(seed=settings.seed, arguments=as_arguments(settings))
     sampling = SamplingSettings(**{entry.name: getattr(settings, entry.name) for entry in fields(SamplingSettings)})
-    with optional_output(settings.output, ScanResult.JOB) as output, _sarif_file(settings.sarif) as sarif:
+    if settings.sarif is not None:
+        check_may_replace(settings.sarif, SARIF)
+    with optional_output(settings.output, ScanResult.JOB) as output:
         encoder = _encoder(settings)
         known = _known_models(settings.index, encoder)
         try:
@@ -337,19 +338,10 @@ def run_scan(settings: ScanSettings) -> ScanResult:
         failures = [text for wanted in settings.fail_on for text in _failures(wanted, scans)]
         result = ScanResult(record=record, scans=scans, failures=failures, nearest=nearest)
         record.finish({"checkpoints": len(scans), "findings": len(result.findings), "failures": len(failures)})
-        if sarif is not None:
-            sarif.write_text(_json_of(result.to_sarif()), encoding="utf-8")
+        if settings.sarif is not None:
+            with output_file(settings.sarif, SARIF) as partial:
+                partial.write_text(_json_of(result.to_sarif()), encoding="utf-8")
         return output.write(result)
-
-
-@contextmanager
-def _sarif_file(path: Path | None) -> Iterator[Path | None]:
-    """The file of `--sarif`, if there is one, checked before the work begins."""
-    if path is None:
-        yield None
-    else:
-        with output_file(path, SARIF) as partial:
-            yield partial
 
 
 def _json_of(content: dict[str, Any]) -> str:
