@@ -99,7 +99,7 @@ def untrained_block(folder: Path) -> str:
         f"({_link('untrained.json')}).\n\n"
         f"{markdown_table(['budget', 'trained, called untrained', 'fresh, not recognised'], rows, numbers=True)}\n\n"
         f"Initialisations of those that were not recognised: {kinds or 'none'}. Trained networks are to be spared, so "
-        "the rule says nothing without enough evidence, such as the spectrum of normal weights, for which all are read."
+        "the rule says nothing without enough evidence, such as the spectrum of normal weights, which needs all."
     )
 
 
