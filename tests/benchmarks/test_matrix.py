@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from hf_sane.records._run_record import RunRecord
+
 PATH = Path(__file__).parents[2] / "benchmarks" / "dependency_matrix.py"
 
 
@@ -22,7 +24,7 @@ def test_each_environment_has_an_entry_and_failures_have_names(matrix, tmp_path,
     (tmp_path / "test_good.py").write_text("def test_one(): pass\ndef test_two(): pass\n")
     (tmp_path / "test_bad.py").write_text("def test_one(): pass\ndef test_wrong(): assert False\n")
     output = tmp_path / "record.json"
-    output.write_text(json.dumps({"results": {"newest": {"passed": 7}, "lowest": {"passed": 9}}}))
+    RunRecord(command="before", results={"newest": {"passed": 7}, "lowest": {"passed": 9}}).save(output)
     arguments = ["--output", str(output), "--environment", "lowest", "--tests"]
     assert matrix.main([*arguments, "test_good.py", "test_bad.py"]) == 1
     entries = json.loads(output.read_text())["results"]
