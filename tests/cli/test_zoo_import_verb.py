@@ -284,3 +284,11 @@ def test_a_flat_folder_without_runs_is_told_of_patterns(tmp_path, hf_sane_comman
     assert hint not in imported("flat", "two", "--pattern", "{run}_epoch{epoch:d}.safetensors")
     assert len(set(Zoo.load(tmp_path / "two").splits["train"].run_ids)) == 2
     assert hint not in imported("deep", "three")
+
+
+def test_a_wrong_path_is_reported_as_such_offline(tmp_path, monkeypatch, hf_sane_command):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    told = hf_sane_command("zoo", "import", "nofolder/x", "--output", "zoo", exit_code=2).stderr
+    assert "nofolder/x: no such file or folder, and in offline mode" in told
+    assert not (tmp_path / "zoo").exists()

@@ -19,11 +19,11 @@ def save(path: Path, value: int, *, size: tuple[int, int] = (8, 8), mode: str = 
     Image.new(mode, size, value if mode == "L" else (value, 2 * value, 0)).save(path)
 
 
-def pets(root: Path, count: int = 10, **options) -> Path:
+def pets(root: Path, count: int = 10, suffix: str = "jpg", **options) -> Path:
     """Cats are dark, dogs are light."""
     for index in range(count):
         save(root / "cat" / f"{index}.png", index, **options)
-        save(root / "dog" / f"{index}.jpg", 100 + index, **options)
+        save(root / "dog" / f"{index}.{suffix}", 100 + index, **options)
     return root
 
 
@@ -128,7 +128,7 @@ def test_images_in_files_of_other_libraries(kind, tmp_path):
         (lambda root: pets(root, 1), ValueError, "examples are too few to split off a|no training image is left"),
         (lambda root: save(root / "cat" / "a.png", 1), ValueError, "at least two classes, got only 'cat'"),
         (
-            lambda root: (pets(root), deep(root / "cat" / "deep.png")),
+            lambda root: [deep(path) for path in pets(root, suffix="png").rglob("*.*")],
             InvalidFileError,
             "8 bits per channel, got mode I;16",
         ),
@@ -150,11 +150,13 @@ def test_damaged_images_are_named_and_left_out(tmp_path, caplog):
     for suffix in ("png", "jpg"):  # whose headers are whole
         save(tmp_path / "pets" / "dog" / f"12.{suffix}", 1, size=(64, 64))
         damage(tmp_path / "pets" / "dog" / f"12.{suffix}")
+    deep(tmp_path / "pets" / "cat" / "13.png")
     found = load_images(tmp_path / "pets")
     for split in SPLITS:
         assert all(torch.equal(*pair) for pair in zip(found.split(split), expected.split(split), strict=True))
     assert caplog.messages == [
-        "pets: 4 images cannot be read and are left out: cat/10.png, cat/11.png, dog/12.jpg and 1 more"
+        "pets: 4 images cannot be read and are left out: cat/10.png, cat/11.png, dog/12.jpg and 1 more",
+        "pets: 1 images have more than 8 bits per channel and are left out: cat/13.png",
     ]
 
 

@@ -279,6 +279,7 @@ def test_inconsistent_data_is_refused(changed, message):
         ({"train_images": np.full((40, 6, 6), None)}, InvalidFileError, "some.npz"),
         ({"train_images": np.full((40, 6, 6), "a")}, ValueError, "numeric pixels, got <U1"),
         ({"test_labels": np.zeros(3, dtype=np.int64)}, ValueError, "10 test images but 3 labels"),
+        ({"train_labels": np.arange(40)}, ValueError, "got 40 different labels of 40 examples; .*regression"),
         ({"test_labels": np.zeros(10)}, ValueError, "expected one integer class index per example, got float64"),
         ({"train_images": np.zeros((40, 6, 6, 2))}, ValueError, "with 1 or 3 channels, got"),
         ({"train_images": np.zeros((0, 6, 6)), "train_labels": np.zeros(0, dtype=int)}, ValueError, "no examples in"),

@@ -304,3 +304,14 @@ def test_texts_train_a_module_that_reads_them(tmp_path):
     assert "- texts: dataset (42 train, 9 validation, 9 test; 2 classes)" in (tmp_path / "zoo/README.md").read_text()
     with pytest.raises(ValueError, match="does not record where its texts and tokenizer came from; name them"):
         recorded_texts(zoo.facts)
+
+
+def test_a_dataset_in_memory_trains_a_module(own, tmp_path):
+    pixels = [np.full((6, 6), value).tolist() for value in range(40)]
+    columns = {"image": pixels, "label": [value % 2 for value in range(40)]}
+    data = datasets.Dataset.from_dict(columns)
+    options = {"module": own, "module_args": {"classes": 2}, "num_models": 3, "epochs": 1, "train_limit": 12}
+    zoo = hf_sane.build_zoo(data, **options, output=tmp_path / "zoo")
+    assert zoo.splits["train"].model(0).head.out_features == 2
+    found = hf_sane.finetune([zoo.splits["train"].model(0)], data, epochs=1, scratch=False)
+    assert found.record.data["images"]["train"] == 28

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 METADATA_FILES = ("metadata.csv", "metadata.jsonl")
 FILE_COLUMN = "file_name"  # of an imagefolder's metadata
+DEPTH = "8 bits per channel"
 MAX_DECODED = 10_000  # images to decode in search of damaged ones; in larger folders, only headers are read
 DEFAULT_SIZE = 32  # pixels, if images have several sizes
 
@@ -45,7 +46,7 @@ def folder_parts(root: Path, image_size: int | None = None) -> dict[str, Part]:
 
     Raises:
         FileNotFoundError: If there are no images or no classes.
-        InvalidFileError: If no image can be decoded, or an image has more than 8 bits per channel.
+        InvalidFileError: If no image can be decoded, or all have more than 8 bits per channel.
         ValueError: If there is only one class, splits differ in their classes, or the targets are not classes.
     """
     found = {SPLIT_NAMES[path.name.lower()]: path for path in _folders(root) if path.name.lower() in SPLIT_NAMES}
@@ -88,7 +89,10 @@ def folder_parts(root: Path, image_size: int | None = None) -> dict[str, Part]:
 
 
 def _readable(root: Path, files: dict[str, list[tuple[Path, str]]]) -> dict[str, list[tuple[Path, str]]]:
-    """Leave out images that Pillow cannot open or, unless there are very many, decode; log their names."""
+    """Leave out images of more than 8 bits per channel, and damaged ones; log their names.
+
+    Damaged are images that Pillow cannot open or, unless there are very many, decode.
+    """
     from PIL import Image
 
     decodes = sum(map(len, files.values())) <= MAX_DECODED
@@ -98,6 +102,13 @@ def _readable(root: Path, files: dict[str, list[tuple[Path, str]]]) -> dict[str,
         for file, label in pairs:
             try:
                 with _decoding(file), Image.open(file) as image:
+                    if image.mode in DEEP_MODES:
+                        raise InvalidFileError(
+                            file,
+                            expected=DEPTH,
+                            got=f"mode {image.mode}",
+                            remedy="convert the images to 8 bits",
+                        )
                     if decodes:
                         image.load()
             except InvalidFileError as error:
@@ -107,7 +118,11 @@ def _readable(root: Path, files: dict[str, list[tuple[Path, str]]]) -> dict[str,
     if errors and not any(kept.values()):
         raise next(iter(errors.values()))
     if errors:
-        logger.warning("%s: %d images cannot be read and are left out: %s", root.name, len(errors), name_some(errors))
+        deep = [name for name, error in errors.items() if error.expected == DEPTH]
+        damaged = [name for name in errors if name not in deep]
+        for names, fault in ((damaged, "cannot be read"), (deep, f"have more than {DEPTH}")):
+            if names:
+                logger.warning("%s: %d images %s and are left out: %s", root.name, len(names), fault, name_some(names))
     return kept
 
 
@@ -186,13 +201,6 @@ def _conversion(root: Path, files: Sequence[Path], image_size: int | None) -> _C
         with _decoding(file), Image.open(file) as image:
             shapes[image.size] += 1
             grey += image.mode in ("1", "L", "LA")
-            if image.mode in DEEP_MODES:
-                raise InvalidFileError(
-                    file,
-                    expected="8 bits per channel",
-                    got=f"mode {image.mode}",
-                    remedy="convert the images to 8 bits",
-                )
     (width, height), _ = shapes.most_common(1)[0]
     if len(shapes) == 1 and width == height:
         size = image_size

@@ -26,6 +26,7 @@ DIGITS_WHITE = 16.0
 DEEP_MODES = ("I", "I;16", "I;16B", "F")  # more than 8 bits, which Pillow truncates in conversions
 
 MAX_CLASSES = 2**16  # the classifier has a row per class, so a stray index would make it huge
+MANY_LABELS = 20  # of which some are equal if they are classes
 REMEDY = "see load_images() for the format"
 UNSUPPORTED = "multiple labels per example and numeric targets (regression) are not supported"
 
@@ -51,6 +52,11 @@ def check_labels(name: str, labels: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"{name}: expected class indices from 0 to {MAX_CLASSES - 1}, got {labels.min()} to {labels.max()}; "
             "number the classes from 0"
+        )
+    if labels.size >= MANY_LABELS and len(np.unique(labels)) == labels.size:
+        raise ValueError(
+            f"{name}: expected classes with several examples, got {labels.size} different labels of {labels.size} "
+            f"examples; {UNSUPPORTED}"
         )
     return labels
 

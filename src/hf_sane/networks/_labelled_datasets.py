@@ -117,7 +117,7 @@ def _dataset_part(split: str, dataset: datasets.Dataset, names: tuple[str, ...],
     if image_column is None or labels_from is None:
         raise KeyError(
             f"expected an image column ({', '.join(IMAGE_COLUMNS)}) and a label column "
-            f"({', '.join(LABEL_COLUMNS)}), got {dataset.column_names}; rename_column() helps"
+            f"({', '.join(LABEL_COLUMNS)}), got {dataset.column_names}; rename_column() helps; {UNSUPPORTED}"
         )
     is_file = isinstance(features[image_column], datasets.Image)
 

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import datasets
 from huggingface_hub.dataclasses import strict
 
-from hf_sane.networks._images import ImageData
+from hf_sane.networks._images import ImageData, load_images
 from hf_sane.networks._tasks import LabelledData
 from hf_sane.records._processes import current_processes, joined_processes
 from hf_sane.records._progress import quietly
@@ -62,7 +63,12 @@ class BuildZooSettings(ZooSettings, TextSettings):
         return cls(**{**recipe, **given})
 
 
-def build_zoo(images: str | Path | ImageData = "digits", *, output: str | Path | None = None, **options: Any) -> Zoo:
+def build_zoo(
+    images: str | Path | ImageData | datasets.Dataset | datasets.DatasetDict = "digits",
+    *,
+    output: str | Path | None = None,
+    **options: Any,
+) -> Zoo:
     """Train many networks and save them as a zoo; repeat the call to continue an interrupted build.
 
     ```python
@@ -75,7 +81,8 @@ def build_zoo(images: str | Path | ImageData = "digits", *, output: str | Path |
     trained on texts instead of images.
 
     Args:
-        images: Images from [`load_images`], or a source for it: `"digits"`, a folder, a file, a Hub dataset.
+        images: Images from [`load_images`], or a source for it: `"digits"`, a folder, a file, a Hub dataset, a
+            `datasets` object.
         output: Folder of the zoo; if `None`, a temporary folder, whose path is logged.
         **options: Other fields of [`BuildZooSettings`].
 
@@ -86,6 +93,9 @@ def build_zoo(images: str | Path | ImageData = "digits", *, output: str | Path |
         ValueError: If settings do not fit the images, or the folder holds a build with different settings.
         FileExistsError: If the folder holds something else.
     """
+    if isinstance(images, datasets.Dataset | datasets.DatasetDict):
+        limits = ("train_limit", "validation_limit", "test_limit", "image_size")
+        images = load_images(images, **{name: options[name] for name in limits if name in options})
     data = images if isinstance(images, ImageData) else None
     named = {} if data is not None else {"images": str(images)}
     place = output or temporary_folder("zoo")
