@@ -33,6 +33,7 @@ from hf_sane.models.modeling_linear import LinearCode
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.networks._image_sources import WHITE
 from hf_sane.records._documents import read_document
+from hf_sane.records._errors import InvalidFileError
 from hf_sane.records._files import write_atomically
 from hf_sane.records._manifests import CARD
 from hf_sane.records._outputs import add_file, output_folder
@@ -140,6 +141,9 @@ class _Autoencoder:
     def from_pretrained(name: str, **options: Any) -> WeightAutoencoder:
         where = {key: options[key] for key in ("revision", "subfolder") if key in options}
         found, _ = patiently(PreTrainedConfig.get_config_dict, name, **where)
+        if not found:
+            remedy = "copy it from the original, or save the autoencoder again"
+            raise InvalidFileError(name, expected="a SANE autoencoder", got="no config.json", remedy=remedy)
         is_linear = found.get("model_type") == LinearCodeConfig.model_type
         return (LinearCode if is_linear else SANEModel).from_pretrained(name, **options)
 
