@@ -67,7 +67,8 @@ class Density:
             return self.bandwidth * anchors.flatten(0, 1).std(dim=0).expand(anchors.shape[1:])
         if len(anchors) < 2:
             raise ValueError(
-                "one anchor has no standard deviation as unit of the bandwidth; use more anchors, or unit='latent_std'"
+                "one anchor has no standard deviation as unit of the bandwidth; use more anchors, or another unit "
+                "(--unit latent_std, unit='latent_std')"
             )
         return self.bandwidth * anchors.std(dim=0)
 
