@@ -142,7 +142,7 @@ def test_density_errors(arguments, message):
 
 def test_one_anchor_has_no_standard_deviation(codec, raw_tokens):
     with pytest.raises(
-        ValueError, match="one anchor has no standard deviation .* --unit latent_std, unit='latent_std'"
+        ValueError, match="one anchor has no standard deviation .*--unit latent_std, unit='latent_std'"
     ):
         sample_networks(codec, raw_tokens[:1], 3, density=Density(0.1))
     assert sample_networks(codec, raw_tokens[:1], 3, density=Density(0.1, "latent")).networks.num_models == 3
