@@ -141,7 +141,7 @@ class _Autoencoder:
     def from_pretrained(name: str, **options: Any) -> WeightAutoencoder:
         where = {key: options[key] for key in ("revision", "subfolder") if key in options}
         found, _ = patiently(PreTrainedConfig.get_config_dict, name, **where)
-        if not found:
+        if not found and any(Path(name).glob("*.safetensors")):  # otherwise Transformers says what is missing
             remedy = "copy it from the original, or save the autoencoder again"
             raise InvalidFileError(name, expected="a SANE autoencoder", got="no config.json", remedy=remedy)
         is_linear = found.get("model_type") == LinearCodeConfig.model_type
