@@ -11,7 +11,7 @@
         --zoo runs/tmp/fashion_sgd \
         --work runs/tmp/adapt --output runs/lora/adapt_sane.json
 
-Full fine-tuning and three kinds of adapter, each with the largest rank up to `--rank` that stays below 5 % of the
+Full fine-tuning and three kinds of adapter, each with the largest rank up to `--rank` that stays below 5% of the
 parameters, are trained for the same number of steps on the same windows of the training split. The peak learning rate
 of each and the kind of adapter are chosen by R2 on validation networks with the first seed; then all seeds are
 evaluated on test networks. All use the weight tokenizer of the pretrained model, so that their R2 is comparable. The
@@ -103,7 +103,7 @@ class Experiment:
         return found | {"seconds": record.seconds, "rank": self.adapter(kind).get("lora_rank")}
 
     def adapter(self, kind: str) -> dict[str, Any]:
-        """Settings of a kind of adapter, with the largest allowed rank below 5 % of the parameters."""
+        """Settings of a kind of adapter, with the largest allowed rank below 5% of the parameters."""
         if kind == FULL:
             return {}
         model = SANEModel.from_pretrained(self.sane)

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from released_cifar import RELEASED_PIXEL_MEAN, RELEASED_PIXEL_STD, load_released_cifar_resnet
 from running import finish, new_parser, start
 from torch import Tensor, nn
 
 from hf_sane.architectures.presets import build_model
-from hf_sane.networks._key_maps import RELEASED_PIXEL_MEAN, RELEASED_PIXEL_STD, load_released_cifar_resnet
 from hf_sane.records._failures import run_script
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 

@@ -1,4 +1,4 @@
-"""Measure the errors of scans that read 0.1, 1, 10 or 100 % of a checkpoint: statistics, embeddings, predictions.
+"""Measure the errors of scans that read 0.1, 1, 10 or 100% of a checkpoint: statistics, embeddings, predictions.
 
     python benchmarks/scan_budgets.py --checkpoints crepe/full.pth checkpoints --images mnist.npz \
         --output runs/benchmarks/scan_budgets.json

@@ -25,13 +25,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from released_cifar import load_released_cifar_resnet
 from running import finish, new_parser, start
 from torch import nn
 
 from hf_sane.analysis._spectral import SpectrumSettings, analyze_spectrum
 from hf_sane.architectures.presets import build_model, cifar_resnet
 from hf_sane.core._power_law import fit_power_law
-from hf_sane.networks._key_maps import load_released_cifar_resnet
 from hf_sane.records._failures import run_script
 
 PACKAGES = ("powerlaw", "weightwatcher")

@@ -22,7 +22,7 @@ from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.records._failures import run_script
 from hf_sane.training._preparation import fit_extractor
 from hf_sane.zoo.building._build import build_zoo
-from hf_sane.zoo.building._settings import seed_zoo
+from hf_sane.zoo.building._settings import RECIPES, ZooSettings
 from hf_sane.zoo.windows._sampler import WindowSampler
 from hf_sane.zoo.windows._windows import WindowSettings
 
@@ -37,7 +37,8 @@ def seconds_of(work: Callable[[int], Any], repeats: int) -> float:
 
 def measure(num_models: int, rounds: int, batch_size: int, folder: Path) -> dict[str, Any]:
     """Build a small zoo, then time batches and steps in turn."""
-    arguments = seed_zoo(num_models=num_models, epochs=2, keep_epochs=[0, 1, 2], progress_bar=False)
+    sizes: dict[str, Any] = {"num_models": num_models, "epochs": 2, "keep_epochs": [0, 1, 2]}
+    arguments = ZooSettings(**RECIPES["seed"], **sizes, progress_bar=False)
     split = build_zoo(arguments, None, folder).splits["train"]
     layout = split.layout(0)
     config = SANEConfig(

@@ -7,7 +7,7 @@
 For each data set, 5 ancestors and 600 children on composed shifts of 16x16 images, whose combinations are held out
 (`hf-sane zoo build --children`). One record each: (a) the linear structure that children share, beside that of
 independent seeds; (b) accuracy and agreement after codes of the change since the ancestor, by bits per weight;
-(c) networks from a prompt of 20 unlabelled images, or of 1 or 5 labelled images a class, of a held-out combination.
+(c) networks from a prompt of 20 unlabelled images, or of 1 or 5 labelled images per class, of a held-out combination.
 What a method has to choose is chosen on validation combinations; test combinations are measured once, with three draws
 of images. A data set takes about 5 minutes of one CPU core; zoos and autoencoders in `--work` are kept.
 """
@@ -41,8 +41,8 @@ from hf_sane.networks._images import load_images
 from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
 from hf_sane.records._run_record import RunRecord
-from hf_sane.sampling._generation import NetworkCodec
-from hf_sane.sampling._rates import Quantizer, RatePoint, _groups, rounded_weights
+from hf_sane.sampling import NetworkCodec, latent_groups, rate_points, rounded_weights
+from hf_sane.sampling._rates import RatePoint
 from hf_sane.workflows.command_line import ScriptParser
 from hf_sane.workflows.pretrain import pretrain
 from hf_sane.workflows.zoo_structure import zoo_structure
@@ -72,7 +72,7 @@ WHOLE_LATENTS = (16, 64)  # principal components of whole networks
 SEARCHED = ("sane8", "whole16", "whole64")
 WEIGHT_BITS = (1, 2, 3, 4)
 DRAWS = 3  # of the images of a prompt
-PROMPTS = {"unlabelled": None, "shots_1": 1, "shots_5": 5}  # labelled images a class
+PROMPTS = {"unlabelled": None, "shots_1": 1, "shots_5": 5}  # labelled images per class
 TEST_IMAGES = 200  # that a network is judged by
 PER_COMBINATION = 2  # networks of each held-out combination
 DIRECTIONS = (1, 4, 16, 64)
@@ -172,31 +172,29 @@ def measure_code(
     family: Family, code: Code, children: Children, examples: Examples, bits: Sequence[int], groups: Tensor
 ) -> list[RatePoint]:
     """Accuracy and agreement after a code of few bits; like `measure_rates`, with images for each network."""
-    train = family.splits["train"]
-    training, latents = (code.encode(part.changes, part.ancestor) for part in (train, children))
-    original = examples.predictions(family.networks(children.ancestor, children.changes))
-    points = []
-    for number in bits:
-        quantizer = Quantizer.fit(training, groups, number)
-        with torch.no_grad():
-            changes = code.decode(quantizer(latents), children.ancestor)
-        predicted = examples.predictions(family.networks(children.ancestor, changes))
-        points.append(
-            RatePoint(
-                quantizer.num_latents / family.layout.num_weights,
-                number,
-                tuple((predicted == examples.labels).float().mean(dim=1).tolist()),
-                tuple((predicted == original).float().mean(dim=1).tolist()),
-            )
-        )
-    return points
+    training, latents = (code.encode(part.changes, part.ancestor) for part in (family.splits["train"], children))
+
+    @torch.no_grad()
+    def predict(latents: Tensor) -> Tensor:
+        return examples.predictions(family.networks(children.ancestor, code.decode(latents, children.ancestor)))
+
+    return rate_points(
+        training,
+        latents,
+        groups,
+        predict,
+        labels=examples.labels,
+        original=examples.predictions(family.networks(children.ancestor, children.changes)),
+        num_weights=family.layout.num_weights,
+        bits=bits,
+    )
 
 
 def measure_rates(
     family: Family, codecs: Mapping[int, NetworkCodec], judged: Mapping[str, tuple[Children, Examples]]
 ) -> tuple[dict[str, Any], dict[str, Code]]:
     """Every code at its rates on test children, and the codes by name."""
-    train, groups, results, codes = family.splits["train"], _groups(family.layout), {}, {}
+    train, groups, results, codes = family.splits["train"], latent_groups(family.layout), {}, {}
     for latent_dim, codec in codecs.items():
         codes[f"sane{latent_dim}"] = TokenCode(codec)
         linear = {grouping: TokenCode(codec.linear(train.changes, grouping)) for grouping in GROUPINGS}

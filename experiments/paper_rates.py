@@ -26,8 +26,7 @@ from hf_sane.records._failures import run_script
 from hf_sane.records._file_kinds import PICTURE
 from hf_sane.records._outputs import check_may_replace
 from hf_sane.records._run_record import RunRecord
-from hf_sane.sampling._generation import NetworkCodec
-from hf_sane.sampling._rates import measure_rates, rounded_weights
+from hf_sane.sampling import NetworkCodec, measure_rates, rounded_weights
 from hf_sane.workflows.command_line import ScriptParser
 from hf_sane.workflows.pretrain import pretrain
 from hf_sane.workflows.sane import SANE

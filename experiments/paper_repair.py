@@ -94,7 +94,7 @@ def share_regained(accuracy: Tensor, broken: Broken) -> float:
 
 
 def paired(first: Tensor, second: Tensor, lost: Tensor) -> list[float]:
-    """Difference of two shares regained, and its 95 % interval over networks."""
+    """Difference of two shares regained, and its 95% interval over networks."""
     gap, total = (first - second).double().numpy(), lost.double().numpy()
     index = np.random.default_rng(0).integers(len(gap), size=(RESAMPLES, len(gap)))
     low, high = np.quantile(gap[index].sum(axis=1) / total[index].sum(axis=1), (0.025, 0.975)).tolist()

@@ -34,7 +34,7 @@ class Study:
         source: Family of the autoencoder.
         anchors: Zoo of the anchors.
         target: Zoo whose images are used to select, train and test the networks.
-        num_anchors: Number of best networks to use as anchors; by default the best 30 %.
+        num_anchors: Number of best networks to use as anchors; by default the best 30%.
         epoch: Epoch of the anchors; by default their last one.
     """
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
-from hf_sane.hub._cards import network_card, sane_card
+from hf_sane.hub._cards import DEMO_NETWORK, DEMO_SANE, network_card, sane_card
 from hf_sane.hub._publish import SANE
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.records._failures import run_script
@@ -29,7 +29,6 @@ from hf_sane.sampling._export import NETWORK, Provenance
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization._loading import load_config
 from hf_sane.workflows.command_line import ScriptParser
-from hf_sane.workflows.demo.settings import NETWORK_TITLE, SANE_TITLE
 from hf_sane.zoo._cards import zoo_card
 from hf_sane.zoo._facts import FILE_NAME, read_facts
 
@@ -112,13 +111,13 @@ def render_demo_cards(folder: Path, report: Mapping[str, Any]) -> dict[str, str]
         SANEConfig.from_pretrained(folder / "sane"),
         SANEFeatureExtractor.from_pretrained(folder / "sane"),
         record,
-        title=SANE_TITLE,
+        title=DEMO_SANE,
         network_config=network_config,
     )
     network = network_card(
         network_config,
         network_record(record, 0),
-        title=f"{NETWORK_TITLE} 0",
+        title=f"{DEMO_NETWORK} 0",
         provenance=Provenance.load(folder / "sampled/network_0"),
     )
     return {"sane": str(sane), "sampled/network_0": str(network), "zoos": zoo_card(read_facts(folder / "zoos"))}

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_sane.analysis._plots import plot_correlations, plot_training
-from hf_sane.analysis._populations import spectra_against_property, spectra_through_training
+from zoo_populations import plot_correlations, plot_training, spectra_against_property, spectra_through_training
+
 from hf_sane.analysis._spectral import SpectrumSettings
 from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script

@@ -10,8 +10,7 @@ between them. To continue an interrupted build, run the same command again.
 Time and memory: 640 networks on scikit-learn's digits, 50 epochs, take about 4 minutes and 1 GB on 2 CPU cores.
 """
 
-from hf_sane.records._allocator import tune_allocator
-from hf_sane.records._failures import run_script
+from hf_sane.records import run_script, tune_allocator
 from hf_sane.workflows.build_zoo import BuildZooSettings, run_build_zoo
 from hf_sane.workflows.command_line import script
 

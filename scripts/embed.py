@@ -10,8 +10,7 @@ or batch of networks, with the same result as one process; the main process writ
 Time and memory: 100 networks of 2,464 weights take seconds, most of them to start, and 0.6 GB per process.
 """
 
-from hf_sane.records._allocator import tune_allocator
-from hf_sane.records._failures import run_script
+from hf_sane.records import run_script, tune_allocator
 from hf_sane.workflows.command_line import script
 from hf_sane.workflows.embed import EmbedSettings, run_embed
 

@@ -9,8 +9,7 @@
 Time and memory: 150 steps of a digits CNN take seconds and 0.5 GB on 2 CPU cores.
 """
 
-from hf_sane.records._allocator import tune_allocator
-from hf_sane.records._failures import run_script
+from hf_sane.records import run_script, tune_allocator
 from hf_sane.workflows.command_line import script
 from hf_sane.workflows.finetune_lora import FinetuneLoraSettings, run_finetune_lora
 

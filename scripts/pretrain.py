@@ -16,8 +16,7 @@ Time and memory: a zoo of 1,000 small networks (52 tokens of 73 scalars), hidden
 takes about 10 minutes and 1.5 GB on 2 CPU cores. The result, `OUTPUT/model`, loads with `SANEModel.from_pretrained`.
 """
 
-from hf_sane.records._allocator import tune_allocator
-from hf_sane.records._failures import run_script
+from hf_sane.records import run_script, tune_allocator
 from hf_sane.workflows.command_line import script
 from hf_sane.workflows.pretrain import PretrainSettings, run_pretrain
 

@@ -10,8 +10,7 @@ third, ... batch of 64 candidates, with the same result as one process; the main
 Time and memory: 200 candidates of 2,464 weights take under a minute and 1 GB per process.
 """
 
-from hf_sane.records._allocator import tune_allocator
-from hf_sane.records._failures import run_script
+from hf_sane.records import run_script, tune_allocator
 from hf_sane.workflows.command_line import script
 from hf_sane.workflows.sample import SampleSettings, run_sample
 

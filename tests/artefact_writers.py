@@ -14,10 +14,9 @@ from hf_sane.hub._soups import save_adapter_soup, save_soup
 from hf_sane.merging._adapters import AdapterSoup
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.probing._probes import RidgeProbe
 from hf_sane.records._run_record import RunRecord
-from hf_sane.sampling._export import Provenance, export_network
+from hf_sane.sampling._export import Provenance
 from hf_sane.sampling._finetuning import add_network_lora
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 
@@ -34,10 +33,6 @@ def network():
 def sane(folder):
     torch.manual_seed(0)
     save_sane(folder, SANEModel(CONFIG), SANEFeatureExtractor(token_dim=20).fit([network()]), RECORD)
-
-
-def exported(folder):
-    export_network(StackedNetworks.initialize(cnn_digits(), [0]), 0, folder, provenance=PROVENANCE)
 
 
 def adapter_soup():
@@ -66,7 +61,6 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "save_sane": sane,
     "save_network": lambda folder: save_network(folder, network(), RECORD, provenance=PROVENANCE),
     "save_network with code": lambda folder: save_network(folder, network(), RECORD, include_code=True),
-    "export_network": exported,
     "save_soup": lambda folder: save_soup(folder, network(), RECORD),
     "save_adapter_soup": lambda folder: save_adapter_soup(folder, adapter_soup(), cnn_digits(), RECORD),
     "AdapterSoup.save": lambda folder: adapter_soup().save(folder),

@@ -11,11 +11,12 @@ from hub_server import TOKEN, Hub, run_hub
 from huggingface_hub import constants, hf_api
 from program import run_command
 from typer.testing import Result
+from zoo_recipes import hyperparameter_zoo
 
 from hf_sane.networks._images import ImageData, load_images
 from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo.building._build import build_zoo
-from hf_sane.zoo.building._settings import ZooSettings, hyperparameter_zoo
+from hf_sane.zoo.building._settings import ZooSettings
 
 datasets.disable_progress_bars()
 

@@ -1,7 +1,9 @@
 """The house rules: floors, doors without logic, a small face."""
 
 import ast
+import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from importlib import import_module
@@ -113,11 +115,56 @@ def imported_modules(tree: ast.AST) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", PYTHON, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_nobody_imports_the_command_line(path):
-    if path.is_relative_to(PACKAGE / "cli") or path == PACKAGE / "__main__.py":
-        return
-    found = [name for name in imported_modules(ast.parse(path.read_text())) if name.startswith("hf_sane.cli")]
-    assert found == []
+def test_nobody_imports_the_command_line_or_the_demo(path):
+    """Only the doors do: the program imports both, and a script may import the demo."""
+    demo = PACKAGE / "workflows" / "demo"
+    doors = {"hf_sane.cli": [PACKAGE / "cli", PACKAGE / "__main__.py"]}
+    doors["hf_sane.workflows.demo"] = [PACKAGE / "cli", ROOT / "scripts", demo]
+    for module, allowed in doors.items():
+        if not any(path.is_relative_to(place) for place in allowed):
+            assert not [name for name in imported_modules(ast.parse(path.read_text())) if name.startswith(module)]
+
+
+def test_code_outside_the_package_imports_no_name_with_an_underscore():
+    """Experiments may use private modules of the version that they are stored with, but public names of these."""
+    for path in PYTHON:
+        if path.is_relative_to(PACKAGE):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hf_sane"):
+                assert not [alias.name for alias in node.names if alias.name.startswith("_")], path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.name)
+def test_notebooks_import_public_modules(path):
+    cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    lines = [line for cell in cells for line in "".join(cell["source"]).splitlines() if line[:1] not in "!%"]
+    modules = list(imported_modules(ast.parse("\n".join(lines))))
+    assert any(name.split(".")[0] == "hf_sane" for name in modules)
+    assert not [name for name in modules if name.startswith("hf_sane.") and is_private(name)]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_pages_name_no_private_module(path):
+    """Lines that begin with `:::` are for mkdocstrings, which shows the public name."""
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith(":::")]
+    assert not re.findall(r"hf_sane(?:\.\w+)*\._[a-z]\w*", "\n".join(lines))
+
+
+def test_the_list_of_pages_has_every_page():
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in PAGES if path.is_relative_to(ROOT / "docs")}
+    assert pages - {"index.md"} - set(re.findall(r"\]\(([\w/-]+\.md)", text)) == set()
+
+
+def test_the_tree_of_the_readme_has_every_room():
+    assert set(re.findall(r"^  (\w+)/ +\w", PAGES[0].read_text(encoding="utf-8"), flags=re.MULTILINE)) == set(FLOORS)
+
+
+def test_the_changelog_has_every_entry_once():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    starts = Counter(" ".join(entry.split()[:6]) for entry in re.split(r"^- ", text, flags=re.MULTILINE)[1:])
+    assert [start for start, count in starts.items() if count > 1] == []
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "cli").glob("*.py")), ids=lambda path: path.name)
@@ -274,3 +321,39 @@ def test_no_modules_import_each_other():
         siblings = [f"{module.rpartition('.')[0]}.{name}" for name in siblings]
         graph[module] = {name for name in (*imported_modules(tree), *siblings) if name in modules} - {module}
     TopologicalSorter(graph).prepare()
+
+
+# Base classes of other libraries call these, or a decorator registers them.
+REGISTERED = re.compile(r"register_|\.register")
+
+
+def test_the_package_holds_no_code_for_experiments_or_tests_alone():
+    """Functions and classes are used by the package, exported by a room, or defined in a public module."""
+    trees = {path: ast.parse(path.read_text()) for path in FILES}
+    used = Counter(name for tree in trees.values() for name in mentioned(tree))
+    exported = set().union(*exports().values(), hf_sane._ALSO)
+    idle = []
+    for path, tree in trees.items():
+        module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        for node in tree.body:
+            if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("__"):
+                continue
+            is_public = node.name in exported or not (is_private(module) or node.name.startswith("_"))
+            is_registered = any(REGISTERED.search(ast.unparse(decorator)) for decorator in node.decorator_list)
+            alone = Counter(mentioned(node))[node.name] == used[node.name]
+            if alone and not is_public and not is_registered:
+                idle.append(f"{path.relative_to(PACKAGE)}:{node.lineno}: {node.name}")
+    assert idle == []
+
+
+def mentioned(tree: ast.AST) -> Iterator[str]:
+    """Names that code uses other than to import or define them, also as the end of a dotted path in a text."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.ImportFrom):
+            yield from (alias.name for alias in node.names if alias.asname)  # which is then used
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("hf_sane."):
+            yield node.value.rpartition(".")[2]

@@ -1,5 +1,6 @@
 """Prose of the package and its pages is idiomatic English: phrases that were once mended stay away."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("src", "scripts", "experiments", "benchmarks")
 PYTHON = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md"]
+PAGES = [ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING", "RELEASING", "SECURITY")]
 PAGES += sorted(path for folder in ("docs", "model_cards") for path in (ROOT / folder).rglob("*.md"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # Line breaks in docstrings, comments, paragraphs, and messages that consist of several strings.
 LINE_BREAK = re.compile(r'\n[\s#]*(?:f?"(?!"))?')
@@ -68,12 +70,26 @@ PHRASES = [
     Phrase(r" go(?:es)? together\b", "what does not go together", "match, or 'are compatible'"),
     Phrase(r" one's own\b", "modules of one's own", "your own"),
     Phrase(r" the best so many\b", "keep the best so many", "the number of best"),
+    Phrase(r"\d %(?=[ ,.;:)|])(?! \d)", "an interval of 95 %.", "95%, without a space"),
+    Phrase(r" [a-z]+\(s\)(?=[ .,;]| \()", "with 1 thread(s).", "the singular or the plural"),
+    Phrase(r" images? a class", "5 images a class", "per class"),
+    Phrase(r"name others with", "name others with --images", "choose others with"),
+    Phrase(r" in busy loops", "threads wait in busy loops", "'spend their time waiting', or leave it out"),
+    Phrase(r" verbs? beside (?:each other|one another)", "run verbs beside each other", "at the same time"),
 ]
 
 
 def one_line(text: str) -> str:
     """Text without line breaks, in lower case."""
     return LINE_BREAK.sub(" ", text.replace(' "\n', "\n")).lower()
+
+
+def prose(path: Path) -> str:
+    """Text of a file; of a notebook, that of its cells."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".ipynb":
+        return text
+    return "\n\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
 
 
 def faults(text: str) -> Iterator[str]:
@@ -102,8 +118,6 @@ def test_plain_english_has_no_faults():
 
 def test_prose_is_plain_english():
     found = [
-        f"{path.relative_to(ROOT)}: {fault}"
-        for path in [*PYTHON, *PAGES]
-        for fault in faults(path.read_text(encoding="utf-8"))
+        f"{path.relative_to(ROOT)}: {fault}" for path in [*PYTHON, *PAGES, *NOTEBOOKS] for fault in faults(prose(path))
     ]
     assert not found, "\n".join(found)

@@ -162,8 +162,15 @@ def test_what_reads_is_no_write(call):
 
 
 IMPORTED = (  # by other scripts
-    *("ablation_variants.py", "children_prompts.py", "field_probes.py", "field_symmetries.py", "forests.py"),
-    *("running.py", "sabotage.py"),
+    "ablation_variants.py",
+    "children_prompts.py",
+    "field_probes.py",
+    "field_symmetries.py",
+    "forests.py",
+    "released_cifar.py",
+    "running.py",
+    "sabotage.py",
+    "zoo_populations.py",
 )
 RUN = sorted(
     path

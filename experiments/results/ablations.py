@@ -60,7 +60,7 @@ def spread(row: Row, path: Sequence[str]) -> str:
 
 
 def compared(row: Row, base: Row, path: Sequence[str]) -> str:
-    """Mean over seeds, with an arrow if every seed lies outside the 95 % prediction interval of the base's seeds."""
+    """Mean over seeds, with an arrow if every seed lies outside the 95% prediction interval of the base's seeds."""
     found, expected = values(row, path), values(base, path)
     count, middle = len(expected), statistics.mean(expected)
     margin = stats.t.ppf(0.975, count - 1) * statistics.stdev(expected) * (1 + 1 / count) ** 0.5
@@ -98,6 +98,7 @@ def setting_block(folder: Path) -> str:
     record = load(folder, "base")
     base, sizes = record["results"]["base"], record["arguments"]["sizes"]
     counts, hardware = record["data"]["networks"], record["hardware"]
+    threads = hardware["torch_threads"]
     checkpoints = counts["hyper"]["test"]
     epochs = f"{sizes['zoo_epochs']} epochs on {sizes['train_limit']} images of {record['data']['images']}"
     rows = [[title, spread(base, path)] for title, path in SAMPLED.items()]
@@ -108,7 +109,7 @@ def setting_block(folder: Path) -> str:
         f"{sizes['base_runs']} runs that differ in hyper-parameters and {counts['seed']['train']} networks that "
         f"differ in their seed. Probes are fitted on {sizes['probe_runs']} of those runs and tested on "
         f"{checkpoints} networks. {sizes['num_candidates']} candidates are drawn and {sizes['num_kept']} kept. "
-        f"Hardware: {hardware['usable_cores']}-core CPU, {hardware['torch_threads']} thread(s)."
+        f"Hardware: {hardware['usable_cores']}-core CPU, {threads} thread{'' if threads == 1 else 's'}."
     )
     header = ["base, sampling from the seed zoo", "test accuracy, no fine-tuning (last row: distance of subsampled)"]
     return f"{text}\n\n{markdown_table(header, rows, numbers=True)}"

@@ -10,7 +10,7 @@ from hf_sane.cards._tables import markdown_table
 from results.rates import DATA
 
 PAGE = "docs/results/children.md"
-PROMPTS = {"unlabelled": "20 unlabelled images", "shots_1": "1 image a class", "shots_5": "5 images a class"}
+PROMPTS = {"unlabelled": "20 unlabelled images", "shots_1": "1 image per class", "shots_5": "5 images per class"}
 METHODS = {
     "ancestor": "ancestor, unchanged",
     "mean_child": "average of its training children",
@@ -76,7 +76,7 @@ def mean(values: Sequence[float]) -> float:
 
 
 def difference(left: Sequence[float], right: Sequence[float]) -> tuple[float, float, float]:
-    """Mean paired difference, and its 95 % bootstrap interval over combinations."""
+    """Mean paired difference, and its 95% bootstrap interval over combinations."""
     pairs = [a - b for a, b in zip(left, right, strict=True)]
     draws = random.Random(0)
     resampled = sorted(mean(draws.choices(pairs, k=len(pairs))) for _ in range(RESAMPLES))
@@ -85,7 +85,7 @@ def difference(left: Sequence[float], right: Sequence[float]) -> tuple[float, fl
 
 def signed(found: tuple[float, float, float]) -> str:
     """A difference and its interval."""
-    return f"{found[0]:+.3f}, {found[1]:+.3f} to {found[2]:+.3f}"
+    return f"{found[0]:+.3f}, {found[1]:+.3f} to {found[2]:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
 def base_of(prompt: str) -> str:
@@ -123,7 +123,7 @@ def verdict_block(records: Mapping[str, Mapping[str, Any]]) -> str:
         f"Of {total} cells (kind of prompt and data set), a method with SANE is best in {wins['sane']}, one with the "
         f"linear code of whole networks in {wins['linear']}, and one without a code (children as they are, their "
         f"averages, fine-tuning, kernel ridge to weights) in {wins['other']}. Of each kind, the "
-        "variant with the best accuracy on validation combinations is compared; differences are paired, with 95 % "
+        "variant with the best accuracy on validation combinations is compared; differences are paired, with 95% "
         "intervals."
     )
     titles = [f"{left} less {right}" for left, right in COMPARED]
@@ -138,7 +138,7 @@ def gap(results: Mapping[str, Any], prompt: str, left: str, right: str) -> str:
 
 
 def goal(records: Mapping[str, Mapping[str, Any]]) -> str:
-    """Whether the goal of one image a class was reached."""
+    """Whether the goal of one image per class was reached."""
     reached = []
     for record in records.values():
         results = record["results"]
@@ -150,8 +150,8 @@ def goal(records: Mapping[str, Mapping[str, Any]]) -> str:
         gain = difference(own, accuracies(results, "shots_1", "finetuned"))[0]
         reached.append(above and gain >= WANTED_GAIN)
     return (
-        "The goal was, with one image a class, SANE ten points above tuned fine-tuning and above the linear code and "
-        f"the nearest child by a paired interval: reached on {sum(reached)} of {len(reached)} data sets."
+        "The goal was, with one image per class, SANE ten points above tuned fine-tuning and above the linear code "
+        f"and the nearest child by a paired interval: reached on {sum(reached)} of {len(reached)} data sets."
     )
 
 

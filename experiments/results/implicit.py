@@ -53,7 +53,7 @@ def verdict_block(records: Mapping[str, Mapping[str, Any]]) -> str:
         )
         lines.append(
             f"- **{title}: {sane['accuracy']:.3f}** with SANE's latents and a {PROBES[sane['probe']]}; the "
-            f"{' and the '.join(goals)}. Paired differences with 95 % intervals: {others}."
+            f"{' and the '.join(goals)}. Paired differences with 95% intervals: {others}."
         )
     return "\n".join(lines)
 
@@ -100,7 +100,7 @@ def fit_block(records: Mapping[str, Mapping[str, Any]]) -> str:
         counts = [f"{data[split]:,}" for split in ("train", "validation", "test")]
         fit = f"{median:.1f} ({low:.1f} to {high:.1f})"
         rows.append([STARTS[start], *counts, fit, f"{results['sane_r2']:.3f}", results["grouping"]])
-    header = ["start", "training networks", "validation", "test", "PSNR in dB, median (5 to 95 %)", "R2 of SANE"]
+    header = ["start", "training networks", "validation", "test", "PSNR in dB, median (5 to 95%)", "R2 of SANE"]
     return markdown_table([*header, "groups of the linear code"], rows, numbers=True)
 
 

@@ -94,11 +94,12 @@ def large_block(folder: Path) -> str:
                 f"{network['peak_anonymous_bytes'] / 1e9:.2f} GB",
             ]
         )
-    threads = large["hardware"]["torch_threads"]
+    count = large["hardware"]["torch_threads"]
+    threads = f"{count} thread{'' if count == 1 else 's'}"
     header = ["network", "weights", "tokens", "time", "peak anonymous memory"]
     note = (
         f"Embeddings of whole networks (random weights) by a SANE of {_sane(large['results']['sane'])}, on "
-        f"{large['hardware']['cpu']} with {threads} thread(s) ({_link('lazy_networks.json')}, "
+        f"{large['hardware']['cpu']} with {threads} ({_link('lazy_networks.json')}, "
         f"{_link('lazy_large.json')}). Memory is that of the whole process including PyTorch "
         f"({big['anonymous_bytes_before'] / 1e9:.2f} GB before the largest network was opened)."
     )

@@ -93,7 +93,7 @@ def distances_block(folder: Path) -> str:
             quantiles = [f"{found[f'quantile_{level}']:.2g}" for level in ("0", "0.01", "0.5", "0.99", "1")]
             shares = [f"{found[name]:.1%}" for name in ("same", "related")]
             rows.append([zoo if number == 0 else "", kind, f"{found['pairs']:,}", *quantiles, *shares])
-    header = ["zoo", "compared with", "pairs", "least", "1 %", "median", "99 %", "largest", "below 0.02", "below 0.6"]
+    header = ["zoo", "compared with", "pairs", "least", "1%", "median", "99%", "largest", "below 0.02", "below 0.6"]
     return (
         f"Distances of fingerprints ([record]({RECORDS}/fingerprint_distances.json)), from networks of two small zoos "
         f"to reordered copies of them, to other epochs of their runs, and to other runs.\n\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_sane.cards._tables import markdown_table
-from hf_sane.sampling._rates import accuracy_kept, area_under
+from hf_sane.sampling import accuracy_kept, area_under
 
 PAGE = "docs/results/rates.md"
 CODES = {"sane": "SANE", "linear": "linear code", "rounded": "rounded weights"}
@@ -57,7 +57,7 @@ def best_so_far(points: Sequence[tuple[float, float]]) -> list[tuple[float, floa
 
 
 def areas(results: Mapping[str, Any], code: str, measured: str) -> tuple[float, float, float]:
-    """Area under the step function, and its 95 % bootstrap interval over test networks."""
+    """Area under the step function, and its 95% bootstrap interval over test networks."""
     count = len(results["original_accuracy"])
     chance = results["chance"]
     floor = chance if measured == "agreement" else chance * count / sum(results["original_accuracy"])

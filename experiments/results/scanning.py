@@ -7,7 +7,7 @@ from typing import Any
 from hf_sane.cards._tables import markdown_table
 
 PAGE = "docs/results/scanning.md"
-SECONDS, MEMORY, WHOLE_MEMORY = 30.0, 0.5e9, 1e9  # targets for 6.7 billion weights: for 1 % and for all
+SECONDS, MEMORY, WHOLE_MEMORY = 30.0, 0.5e9, 1e9  # targets for 6.7 billion weights: for 1% and for all
 
 
 def _record(folder: Path, name: str) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def large_block(folder: Path) -> str:
         f"{weights / 1e9:.1f} billion weights in float16, {results['weight_bytes'] / 1e9:.1f} GB in "
         f"{results['shards']} shards, from a local disk, with {hardware['torch_threads']} threads on "
         f"{hardware['cpu']} ({_link('scan_large.json')}). The target is {'met' if is_met else '**not met**'}: "
-        f"1 % in less than {SECONDS:.0f} s and {MEMORY / 1e9:.1f} GB of anonymous memory, and everything in less than "
+        f"1% in less than {SECONDS:.0f} s and {MEMORY / 1e9:.1f} GB of anonymous memory, and everything in less than "
         f"{WHOLE_MEMORY / 1e9:.0f} GB.\n\n"
         f"{markdown_table(['budget', 'read', 'time', 'peak anonymous memory'], rows, numbers=True)}"
     )

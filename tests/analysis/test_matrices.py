@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from hf_sane.analysis._matrices import layer_matrices
-from hf_sane.core._layer_kinds import module_kinds
 
 
 def test_convolutions_become_what_is_asked_for():
@@ -97,12 +96,6 @@ def test_three_axes_are_experts_a_convolution_or_neither(name, shape, expected):
         return
     assert {layer.reshaping for layer in layers} == {expected}
     assert len(layers) == (shape[0] if expected == "expert" else 1)
-
-
-def test_a_module_says_what_its_three_axes_are():
-    convolution = torch.nn.Conv1d(4, 8, 20, bias=False)
-    (layer,) = layer_matrices(convolution.state_dict(), "flatten", {}, kinds=module_kinds(convolution))
-    assert (layer.reshaping, tuple(layer.matrices.shape)) == ("flatten", (1, 8, 80))
 
 
 def test_biases_of_experts_are_no_matrix_and_broken_experts_are_named():

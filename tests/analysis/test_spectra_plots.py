@@ -1,12 +1,10 @@
-"""Pictures are drawn for every kind of report, and over a zoo."""
+"""Pictures are drawn for every kind of report."""
 
 import matplotlib.image
-import pytest
 import torch
 from torch import nn
 
 from hf_sane.analysis import _plots as plots
-from hf_sane.analysis._populations import SUMMARIES
 from hf_sane.analysis._spectral import SpectrumSettings, analyze_spectrum
 
 
@@ -45,15 +43,3 @@ def test_one_layer_is_enough(tmp_path):
     plots.plot_densities(report, tmp_path / "densities.png")
     plots.plot_depth(report, tmp_path / "depth.png")
     assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_correlations_need_a_summary(tmp_path):
-    found = {"networks": 3, "test_accuracy": [0.1, 0.2, 0.3], "summaries": {}, "correlation": {}}
-    with pytest.raises(
-        ValueError, match="none of mean_alpha, .* is known for every network; lower min_values, or min_tail"
-    ):
-        plots.plot_correlations(found, tmp_path / "x.png")
-    found["summaries"] = {SUMMARIES[0]: [2.0, 2.0, 2.0]}
-    found["correlation"] = {SUMMARIES[0]: {"pearson": None, "kendall_tau": None}}
-    plots.plot_correlations(found, tmp_path / "x.png")
-    assert shape_of(tmp_path / "x.png")[0] > 100

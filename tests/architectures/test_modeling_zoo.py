@@ -12,13 +12,13 @@ from hf_sane.architectures.initialization_zoo import initialize_layer
 from hf_sane.architectures.modeling_resnet import IdentityShortcut
 from hf_sane.architectures.modeling_zoo import drop
 from hf_sane.architectures.presets import (
+    MODEL_CLASSES,
     build_model,
     cifar_resnet,
     cnn_digits,
     cnn_l,
     cnn_s,
     mlp,
-    register_remote_code,
     resnet,
 )
 
@@ -288,7 +288,9 @@ for name in ("cnn", "resnet"):
 
 def export(folder):
     """Save a network of each kind with its code, and what it answers."""
-    register_remote_code()
+    for config_class, model_class in MODEL_CLASSES.items():
+        config_class.register_for_auto_class()
+        model_class.register_for_auto_class("AutoModelForImageClassification")
     for name, config in {"cnn": cnn_s(num_labels=2, dropout=0.25), "resnet": cifar_resnet(20, width=4)}.items():
         torch.manual_seed(0)
         model = build_model(config).eval()

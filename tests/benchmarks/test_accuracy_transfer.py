@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.metrics import r2_score
+from zoo_recipes import hyperparameter_zoo
 
 from hf_sane.records._run_record import RunRecord
 from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo.building._build import build_zoo
-from hf_sane.zoo.building._settings import hyperparameter_zoo
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "accuracy_transfer.py"
 

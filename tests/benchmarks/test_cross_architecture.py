@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from zoo_recipes import seed_zoo
 
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo.building._build import build_zoo
-from hf_sane.zoo.building._settings import seed_zoo
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "cross_architecture.py"
 

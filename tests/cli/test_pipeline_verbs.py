@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 from transformers import AutoModelForImageClassification
+from zoo_recipes import seed_zoo
 
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing._embeddings import embed_networks
@@ -21,7 +22,6 @@ from hf_sane.sampling._export import Provenance
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo._alignment import aligned_tokens, token_blocks
 from hf_sane.zoo.building._build import build_zoo
-from hf_sane.zoo.building._settings import seed_zoo
 
 BASELINES = ("anchors", "reconstructed_anchors", "anchor_noise", "anchor_average", "scratch")
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hf_sane.core._augmentation import erase_tokens, multiplicative_noise, random_span_mask, random_token_mask
+from hf_sane.core._augmentation import erase_tokens, multiplicative_noise, random_token_mask
 
 
 def generator(seed=0):
@@ -51,24 +51,6 @@ def test_tokens_are_chosen_with_the_given_probability(probability):
     assert torch.equal(everywhere & real, chosen)
 
 
-@pytest.mark.parametrize("span_size", [0, 1, 4, 9, 12])
-def test_spans_are_contiguous_of_the_given_size_within_real_tokens(span_size):
-    lengths = torch.tensor([9, 5, 1, 0]).repeat(200)
-    real = torch.arange(9) < lengths.unsqueeze(1)
-    chosen = random_span_mask((800, 9), span_size=span_size, attention_mask=real, generator=generator())
-    assert torch.equal(chosen.sum(1), lengths.clamp_max(span_size))
-    changes = (chosen[:, 1:] != chosen[:, :-1]).sum(1) + chosen[:, 0].long() + chosen[:, -1].long()
-    assert (changes[chosen.any(1)] == 2).all()
-    assert not (chosen & ~real).any()
-
-
-def test_spans_start_everywhere_alike():
-    chosen = random_span_mask((20_000, 6), span_size=3, generator=generator())
-    starts = chosen.long().argmax(1).bincount(minlength=6)
-    assert starts[4:].tolist() == [0, 0]
-    assert (starts[:4] > 4700).all()
-
-
 def test_erasing_sets_whole_tokens_to_zero():
     tokens = torch.randn(3, 5, 4)
     erased = random_token_mask((3, 5), probability=0.5, generator=generator())
@@ -82,8 +64,6 @@ def test_erasing_sets_whole_tokens_to_zero():
 def test_bad_input_raises():
     with pytest.raises(ValueError, match=r"probability must lie in \[0, 1\], got 1.5"):
         random_token_mask((2, 3), probability=1.5)
-    with pytest.raises(ValueError, match="span_size must not be negative, got -1"):
-        random_span_mask((2, 3), span_size=-1)
     with pytest.raises(ValueError, match=r"erased must be bool \[2, 3\], got torch.int64 \[2, 3\]"):
         erase_tokens(torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"erased must be bool \[2, 3\], got torch.bool \[3\]"):

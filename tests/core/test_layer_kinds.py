@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from module_kinds import module_kinds
 from tiny_models import tiny_model
 from torch import nn
 
-from hf_sane.core._layer_kinds import LAYER_KINDS, is_batch_norm, module_kinds, possible_kinds, statistics_kind
+from hf_sane.core._layer_kinds import LAYER_KINDS, is_batch_norm, possible_kinds, statistics_kind
 from hf_sane.core._layout import Layout
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization._token_stream import TokenStream

@@ -8,7 +8,7 @@ from hf_sane.core import _token_layouts as token_layouts
 from hf_sane.core._layout import Layout
 from hf_sane.core._token_layouts import register_token_layout
 from hf_sane.symmetry._permutation import PermutationSpec
-from hf_sane.symmetry._token_permutations import token_permutation_indices
+from hf_sane.symmetry._token_permutations import TokenPermutations
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization._token_stream import TokenStream
 
@@ -65,9 +65,9 @@ def test_permutations_move_tokens_as_they_move_tensors(token_layout, pairs, netw
     layout = Layout.from_state_dict(network, token_dim=5, token_layout=token_layout)
     permutation = {"n": torch.tensor([[3, 0, 5, 1, 2, 4]])}
     moved = spec.apply(network, {"n": permutation["n"][0]})
-    index = token_permutation_indices(spec, layout, permutation)[0]
-    assert not torch.equal(layout.tokens(moved), layout.tokens(network))
-    assert torch.equal(layout.tokens(network).flatten()[index], layout.tokens(moved).flatten())
+    tokens, permutations = layout.tokens(network), TokenPermutations(spec, layout, permutation)
+    assert not torch.equal(layout.tokens(moved), tokens)
+    assert torch.equal(permutations.apply(tokens[None], torch.tensor([0]))[0], layout.tokens(moved))
 
 
 def test_a_rule_must_cut_a_layer_into_equal_rows(pairs, network):

@@ -25,7 +25,7 @@ def prompt_results(**accuracy):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Four networks of two combinations; SANE is best with one image a class, the nearest child otherwise."""
+    """Four networks of two combinations; SANE is best with one image per class, the nearest child otherwise."""
     structure = {"directions": [1, 4, 16, 20], "explained": [0.1, 0.2, 0.5, 0.6], "chance": [0.0, 0.1, 0.2, 0.3]}
     point = {"bits_per_weight": 0.5, "latents_per_weight": 0.125, "bits_per_latent": 4}
     results = {
@@ -72,15 +72,17 @@ def test_the_page_names_the_winners_and_the_paired_differences(folder):
     )
     assert "No method with SANE is the best" not in found["verdict"]
     row = "| 20 unlabelled images | USPS | nearest child (0.500) | kernel ridge to the latents of SANE (0.400) |"
-    assert f"{row} +0.100, +0.100 to +0.100 | -0.100, -0.100 to -0.100 |  | -0.200" in found["verdict"]
+    signed = f"{row} +0.100, +0.100 to +0.100 | -0.100, -0.100 to -0.100 |  | -0.200"
+    assert signed.replace("-", "\N{MINUS SIGN}") in found["verdict"]
     assert (
-        "| 5 images a class | USPS | nearest child (0.900) | fine-tuning of the ancestor (0.800) |" in found["verdict"]
+        "| 5 images per class | USPS | nearest child (0.900) | fine-tuning of the ancestor (0.800) |"
+        in found["verdict"]
     )
     assert "reached on 1 of 1 data sets" in found["verdict"]  # .15 above fine-tuning and the linear code
     assert "| search in the latents of SANE |  | 0.750 (+0.150, +0.100 to +0.200) |" in found["prompts"]
     assert "| USPS | children of one ancestor, all | 0.200 (0.100) | 0.600 (0.200) |  |" in found["structure"]
     assert "| USPS | linear code, whole networks, 4 bits | 0.1250 | 0.500 | 0.400 | 0.500 | 0.600 |" in found["rates"]
-    assert "| USPS | 1 image a class | fine-tuning of the ancestor | rate 0.1, steps 5 | 0.600 |" in found["chosen"]
+    assert "| USPS | 1 image per class | fine-tuning of the ancestor | rate 0.1, steps 5 | 0.600 |" in found["chosen"]
     assert "commit 0123456789ab" in found["source"]
 
 

@@ -110,7 +110,7 @@ def test_unknown_values_have_no_colour(atlas):
     values = [None if index == 4 else float(index) for index in range(48)]
     vars(atlas)["properties"] = atlas.properties | {"mine": values}
     found = atlas.colouring("mine")
-    assert (found["of"][4], found["told"][4]) == (-1, "-")
+    assert (found["of"][4], found["texts"][4]) == (-1, "-")
     assert (found["of"][0], found["of"][47]) == (0, 63)
     assert "mine" not in {name for name, _ in atlas.card(4)[1]}
 

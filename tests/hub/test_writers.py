@@ -9,7 +9,6 @@ from artefact_writers import (
     RECORD,
     WRITERS,
     adapter,
-    exported,
     network,
     network_adapter,
     probe,
@@ -90,15 +89,15 @@ def test_saving_again_replaces_what_nobody_changed_and_nothing_else(save, tmp_pa
 
 def test_an_artefact_of_another_kind_is_not_replaced(tmp_path):
     probe(tmp_path / "probe")
-    exported(tmp_path / "network")
+    WRITERS["save_network"](tmp_path / "network")
     with pytest.raises(FileExistsError, match="holds a finished ridge probe, not ours to replace"):
-        exported(tmp_path / "probe")
+        WRITERS["save_network"](tmp_path / "probe")
     with pytest.raises(FileExistsError, match="holds a finished network, not ours to replace"):
         adapter(tmp_path / "network")
 
 
-def test_an_exported_network_gets_its_card_and_keeps_its_provenance(tmp_path):
-    exported(tmp_path)
+def test_a_network_that_is_saved_again_keeps_its_provenance(tmp_path):
+    WRITERS["save_network"](tmp_path)
     save_network(tmp_path, network(), RECORD)
     assert Provenance.load(tmp_path) == PROVENANCE
     assert "| sane model | org/sane |" in (tmp_path / "README.md").read_text()
@@ -109,7 +108,7 @@ def test_an_exported_network_gets_its_card_and_keeps_its_provenance(tmp_path):
     [
         ("save_sane", load_sane, "preprocessor_config.json"),
         ("save_sane", load_sane, "model.safetensors"),
-        ("export_network", Provenance.load, "provenance.json"),
+        ("save_network", Provenance.load, "provenance.json"),
         ("RidgeProbe.save_pretrained", RidgeProbe.from_pretrained, "probe.safetensors"),
         ("save_adapter", read_adapter_config, "adapter_config.json"),
         ("save_adapter", lambda folder: load_adapter(network(), folder), "adapter_model.safetensors"),

@@ -93,7 +93,7 @@ def test_a_limited_set_is_part_of_the_whole(tmp_path):
 @pytest.mark.parametrize(("shape", "channels"), [((6, 6), 1), ((6, 6, 3), 3), ((6, 6, 1), 1), ((3, 6, 6), 3)])
 def test_npz_of_every_channel_layout(tmp_path, shape, channels):
     data = load_images(write_npz(tmp_path, shape=shape))
-    assert data.train_images.shape == (34, channels, 6, 6)  # 15 % of 40 went to validation
+    assert data.train_images.shape == (34, channels, 6, 6)  # 15% of 40 went to validation
     assert len(data.mean) == channels
     assert data.name == "some"
 

@@ -169,9 +169,7 @@ def writer_runs() -> list[SmallRun]:
     report = SpectrumReport("x", (), {}, {})
     return [
         *(writer_run(name, write) for name, write in WRITERS.items()),
-        writer_run(
-            "save_network in place of another", WRITERS["export_network"], prepare=prepare, starts_finished=True
-        ),
+        writer_run("save_network in place of another", WRITERS["save_network"], prepare=prepare, starts_finished=True),
         writer_run("RunRecord.save", RECORD.save, check=finished_json),
         writer_run("SpectrumReport.save_json", report.save_json, check=finished_json),
         writer_run("save_picture", lambda path: save_picture(figure, path), check=Path.read_bytes),

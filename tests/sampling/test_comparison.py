@@ -3,6 +3,7 @@
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
+from zoo_recipes import seed_zoo
 
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
@@ -31,7 +32,6 @@ from hf_sane.symmetry._networks import permutation_spec
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo._alignment import align_zoo, aligned_tokens
 from hf_sane.zoo.building._build import build_zoo
-from hf_sane.zoo.building._settings import seed_zoo
 
 SETTINGS = {"bandwidths": [0.1, 0.5], "num_candidates": 8, "num_kept": 2, "anchor_fraction": 0.5}
 

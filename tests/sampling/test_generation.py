@@ -10,11 +10,17 @@ from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.sampling._generation import (
     Density,
     NetworkCodec,
+    SampledNetworks,
     networks_from_tokens,
     sample_from_prior,
-    sample_networks,
-    with_num_labels,
 )
+
+
+def sample_networks(codec, anchor_tokens, count, *, density, anchor_weights=None, generator=None):
+    """Latents around those of anchors, and the networks that they decode to."""
+    anchors = codec.encode(anchor_tokens)
+    latents = density.sample(anchors, count, anchor_weights=anchor_weights, generator=generator)
+    return SampledNetworks(latents, codec.decode(latents))
 
 
 def same(first: StackedNetworks, second: StackedNetworks, **tolerance: float) -> bool:
@@ -105,21 +111,6 @@ def test_template_and_counters_come_back(generator):
     assert model.bn1.num_batches_tracked == 17
 
 
-@pytest.mark.parametrize("num_labels", [2, 3, 7])
-@pytest.mark.parametrize("make", [cnn_digits, lambda **labels: cifar_resnet(20, width=4, **labels)])
-def test_another_number_of_classes_gets_a_new_classifier_only(make, num_labels):
-    networks = StackedNetworks.initialize(make(num_labels=3), [0, 1])
-    moved = with_num_labels(networks, num_labels, seeds=[5, 6])
-    fresh = StackedNetworks.initialize(make(num_labels=num_labels), [5, 6])
-    assert moved.config.num_classes == num_labels
-    classifiers = [name for name in moved.tensors if name.startswith(("classifier.", "fc."))]
-    assert len(classifiers) == 2
-    for name, tensor in moved.tensors.items():
-        assert torch.equal(tensor, (fresh if name in classifiers else networks).tensors[name])
-    images = torch.randn(4, moved.config.num_channels, 8, 8)
-    assert moved.logits(images).shape == (2, 4, num_labels)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -176,11 +167,3 @@ def test_prior_errors(codec):
         sample_from_prior(codec, 0, std=1.0)
     with pytest.raises(ValueError, match="got 1 and -1.0"):
         sample_from_prior(codec, 1, std=-1.0)
-
-
-def test_class_count_errors(codec, trained, config):
-    with pytest.raises(ValueError, match="expected one seed per network, 12, got 1"):
-        with_num_labels(trained, 4, seeds=[0])
-    stacked = StackedNetworks(build_model(config), trained.tensors)
-    with pytest.raises(TypeError, match="expected networks of a zoo configuration, got MLPForImageClassification"):
-        with_num_labels(stacked, 4, seeds=[0] * 12)

@@ -10,7 +10,7 @@ from hf_sane.core._layout import Layout
 from hf_sane.symmetry import _token_permutations as token_permutations
 from hf_sane.symmetry._networks import permutation_spec
 from hf_sane.symmetry._permutation import PermutationSpec
-from hf_sane.symmetry._token_permutations import TokenPermutations, token_permutation_indices
+from hf_sane.symmetry._token_permutations import TokenPermutations
 
 CONFIGS = {
     "cnn": cnn_digits(),
@@ -19,6 +19,13 @@ CONFIGS = {
     "projection": resnet(18, width=2),
     "bottleneck": resnet(50, width=1),
 }
+
+
+def token_permutation_indices(spec, layout, permutations):
+    """Gather indices `[P, N * D]` of whole networks."""
+    found = TokenPermutations(spec, layout, permutations)
+    every = torch.arange(found.num_permutations)
+    return found.index(every, torch.zeros_like(every), layout.num_tokens).flatten(1)
 
 
 def network(config, seed=0):

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from zoo_recipes import seed_zoo
 
 from hf_sane.architectures.presets import build_model, cnn_digits
 from hf_sane.cards._tables import fact_table, fact_text, result_tables
@@ -23,7 +24,6 @@ from hf_sane.workflows.demo.report import Goal, goals_table, to_markdown
 from hf_sane.workflows.pretrain import PretrainSettings, run_pretrain
 from hf_sane.zoo._facts import read_facts
 from hf_sane.zoo.building._build import build_zoo
-from hf_sane.zoo.building._settings import seed_zoo
 
 
 def record(**results):

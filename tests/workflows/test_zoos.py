@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
+from zoo_recipes import hyperparameter_zoo
 
 from hf_sane.cli.app import app
 from hf_sane.records._manifests import UNFINISHED
@@ -21,7 +22,7 @@ from hf_sane.workflows.mix_zoos import mix_zoos
 from hf_sane.workflows.show_zoo import load_zoo, show_zoo
 from hf_sane.zoo._alignment import aligned_tokens
 from hf_sane.zoo._dataset import Zoo, ZooSplit
-from hf_sane.zoo.building._settings import CHILD_SETTINGS, ZooSettings, hyperparameter_zoo
+from hf_sane.zoo.building._settings import CHILD_SETTINGS, ZooSettings
 from hf_sane.zoo.importing._settings import ImportSettings
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "build_zoo.py"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from window_samplers import new_sampler
+from zoo_recipes import seed_zoo
 
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training._data import TrainingData
@@ -17,7 +18,6 @@ from hf_sane.zoo._dataset import Zoo, ZooSplit
 from hf_sane.zoo._records import FEATURES
 from hf_sane.zoo._stream import ZooStream
 from hf_sane.zoo.building._build import build_zoo
-from hf_sane.zoo.building._settings import seed_zoo
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from hf_sane._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from hf_sane.analysis._region_networks import stack_networks
     from hf_sane.analysis._regions import RegionMap
     from hf_sane.analysis._spectral import SpectrumSettings, analyze_spectrum
 
@@ -12,8 +13,10 @@ __all__ = [
     "RegionMap",
     "SpectrumSettings",
     "analyze_spectrum",
+    "stack_networks",
 ]
 _HOMES = {
+    "stack_networks": "_region_networks",
     "RegionMap": "_regions",
     "SpectrumSettings": "_spectral",
     "analyze_spectrum": "_spectral",

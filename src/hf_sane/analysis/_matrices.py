@@ -40,8 +40,6 @@ def layer_matrices(
     tensors: Mapping[str, Tensor],
     conv: ConvReshaping,
     skipped: dict[str, str],
-    *,
-    kinds: Mapping[str, LayerKind] | None = None,
 ) -> Iterator[LayerMatrices]:
     """Yield the matrices of a network, with one tensor in memory at a time.
 
@@ -55,20 +53,18 @@ def layer_matrices(
         tensors: Tensors by name, which are read one after the other.
         conv: How to reshape convolutions.
         skipped: Filled with the names of tensors that give no matrix, with the reason.
-        kinds: Kinds of tensors, if known from a module; others are guessed from names and shapes.
 
     Raises:
         ValueError: If the reshaping is unknown.
     """
     if conv not in CONV_RESHAPINGS:
         raise ValueError(f"expected conv to be one of {', '.join(CONV_RESHAPINGS)}, got {conv!r}")
-    kinds = kinds or {}
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(tensors, ())
     seen: dict[tuple[int, tuple[int, ...], tuple[int, ...]], str] = {}
     for name in tensors:
         weight = tensors[name].detach()
         shapes[name] = tuple(weight.shape)
-        possible = (kinds[name],) if name in kinds else possible_kinds(name, shapes)
+        possible = possible_kinds(name, shapes)
         is_stack = weight.ndim == 3 and is_stack_of_matrices(shapes[name], possible)
         reason = reason_to_skip(weight) or _reason_by_kind(name, weight, possible, is_stack=is_stack)
         place = (weight.data_ptr(), tuple(weight.shape), weight.stride())

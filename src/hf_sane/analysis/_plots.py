@@ -3,11 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_sane.analysis._pictures import BLUE, GREEN, GREY, RED, SKY, label_ends, make_figure, save_picture, use_decades
+from hf_sane.analysis._pictures import BLUE, GREEN, GREY, RED, SKY, make_figure, save_picture, use_decades
 from hf_sane.analysis._report import LayerSpectrum, SpectrumReport
 from hf_sane.core._marchenko_pastur import density
 from hf_sane.records._escaping import plot_text
@@ -90,7 +90,7 @@ def plot_depth(report: SpectrumReport, path: Path, *, spread: Mapping[str, float
     low, high = (np.abs(_column(report, name) - alpha) for name in ("alpha_low", "alpha_high"))
     bars = np.nan_to_num(np.stack([low, high]))
     panels[0].errorbar(depth, alpha, bars, marker="o", markersize=4, color=TAIL, ecolor=GREY, linewidth=1.2)
-    panels[0].set(ylabel="alpha (95 % interval)")
+    panels[0].set(ylabel="alpha (95% interval)")
     panels[0].set_title(plot_text(report.source), fontsize=9)
     panels[1].plot(depth, _column(report, "stable_rank"), marker="o", markersize=4, color=BULK)
     panels[1].set(ylabel="stable rank", yscale="log")
@@ -166,56 +166,3 @@ def plot_trees(
 def _column(report: SpectrumReport, name: str) -> np.ndarray:
     values = [getattr(layer, name) for layer in report.layers]
     return np.array([math.nan if value is None else value for value in values])
-
-
-def plot_training(curves: Mapping[str, Any], path: Path) -> None:
-    """Plot alpha of every layer, and test accuracy, during the training of one run.
-
-    Args:
-        curves: Result of [`spectra_through_training`].
-        path: PNG to write.
-    """
-    figure, (upper, lower) = make_figure(7.2, 5, 2, sharex=True)
-    mean = np.mean(list(curves["alpha"].values()), axis=0)
-    upper.plot(curves["epoch"], mean, color=OTHER, linewidth=2.2)
-    ends = [("mean", curves["epoch"][-1], float(mean[-1]), OTHER)]
-    for name, alpha in curves["alpha"].items():
-        upper.plot(curves["epoch"], alpha, marker="o", markersize=3, color=GREY, linewidth=1)
-        ends.append((plot_text(name, 80), curves["epoch"][-1], alpha[-1], GREY))
-    upper.set(ylabel="alpha")
-    upper.set_title(f"run {curves['run_id']}", fontsize=9)
-    label_ends(upper, ends, size=7)
-    lower.plot(curves["epoch"], curves["test_accuracy"], marker="o", markersize=3, color=BULK)
-    lower.set(xlabel="epoch", ylabel="test accuracy")
-    save_picture(figure, path)
-
-
-def plot_correlations(
-    found: Mapping[str, Any],
-    path: Path,
-    *,
-    names: Sequence[str] = ("mean_alpha", "mean_alpha_weighted", "mean_weight_correlation"),
-    column: str = "test_accuracy",
-) -> None:
-    """Plot summaries of spectra against a property, with one dot per network.
-
-    Args:
-        found: Results of [`spectra_against_property`].
-        path: PNG to write.
-        names: Names of summaries; missing ones are skipped.
-        column: The property.
-
-    Raises:
-        ValueError: If none of the summaries is known.
-    """
-    shown = [name for name in names if name in found["summaries"]]
-    if not shown:
-        raise ValueError(f"none of {', '.join(names)} is known for every network; lower min_values, or min_tail")
-    figure, panels = make_figure(4.2 * len(shown), 3.8, columns=len(shown), sharey=True)
-    for axes, name in zip(panels, shown, strict=True):
-        axes.scatter(found["summaries"][name], found[column], s=14, color=OTHER, linewidths=0, alpha=0.7)
-        tau = found["correlation"][name]["kendall_tau"]
-        title = "constant" if tau is None else f"Kendall tau {tau:.2f}"
-        axes.set(xlabel=name.replace("_", " "), title=f"{title}, {found['networks']} networks")
-    panels[0].set_ylabel(column.replace("_", " "))
-    save_picture(figure, path)

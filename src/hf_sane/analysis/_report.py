@@ -57,8 +57,8 @@ class LayerSpectrum:
         stable_rank: `||W||_F^2 / lambda_max`.
         alpha: Exponent of the density of the tail, `p(lambda) ~ lambda^-alpha`.
         alpha_weighted: `alpha log10 lambda_max`.
-        alpha_low: 2.5 % quantile of the bootstrapped alpha.
-        alpha_high: 97.5 % quantile of the bootstrapped alpha.
+        alpha_low: 2.5% quantile of the bootstrapped alpha.
+        alpha_high: 97.5% quantile of the bootstrapped alpha.
         xmin: Eigenvalue where the tail starts.
         tail_size: Number of eigenvalues in the tail.
         tail_distance: Kolmogorov-Smirnov distance between tail and power law.
@@ -69,7 +69,7 @@ class LayerSpectrum:
         spike_threshold: Upper edge with the margin of the Tracy-Widom law.
         num_spikes: Number of eigenvalues beyond it.
         bulk_distance: Kolmogorov-Smirnov distance between bulk and law; `None` for a partial spectrum.
-        weight_correlation: Weight correlation of Jin et al., see `hf_sane.core._spectra.weight_correlation`.
+        weight_correlation: Mean absolute cosine similarity of channels (Jin et al., arXiv:2010.05983).
         phase: Phase of training that the spectrum resembles; `None` if the layer is too small.
         evidence: One sentence that explains the phase.
         warnings: Caveats.

@@ -25,7 +25,7 @@ class SharedStructure:
     Attributes:
         directions: Numbers of components.
         explained: Share of the variance of held-out networks, around the training mean, that they explain.
-        intervals: 95 % bootstrap intervals over the held-out networks.
+        intervals: 95% bootstrap intervals over the held-out networks.
         chance: The same share for components of training networks whose values were shuffled within each tensor,
             independently for each network, which preserves only the scale of every tensor.
     """
@@ -50,7 +50,7 @@ class SharedStructure:
 
     @property
     def is_shared(self) -> bool:
-        """Whether these components explain more than chance, beyond the interval and with a gain of at least 2 %."""
+        """Whether these components explain more than chance, beyond the interval and with a gain of at least 2%."""
         low, _ = self.intervals[self.best]
         return low > self.chance[self.best] and self.gains[self.best] >= LEAST_GAIN
 

@@ -79,17 +79,6 @@ def build_model(config: ZooConfig) -> ZooPreTrainedModel:
     return model_class(config)
 
 
-def register_remote_code() -> None:
-    """Make every later `save_pretrained` of a zoo network save its code next to the weights (`trust_remote_code`).
-
-    This affects the whole process and cannot be undone, because Transformers stores it in the classes: call it in an
-    export script, not in a library.
-    """
-    for config_class, model_class in MODEL_CLASSES.items():
-        config_class.register_for_auto_class()
-        model_class.register_for_auto_class("AutoModelForImageClassification")
-
-
 def mlp(*, num_channels: int = 1, image_size: int = 28, num_labels: int = 10, **settings: Any) -> MLPConfig:
     """An MLP with one hidden layer of 20 by default; `settings` are further fields of [`MLPConfig`]."""
     return MLPConfig(**{"num_channels": num_channels, "image_size": image_size, "num_labels": num_labels, **settings})

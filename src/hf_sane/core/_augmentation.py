@@ -58,42 +58,6 @@ def random_token_mask(
     return chosen if attention_mask is None else chosen & attention_mask
 
 
-def random_span_mask(
-    shape: tuple[int, ...],
-    *,
-    span_size: int,
-    attention_mask: Tensor | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Choose one span of consecutive tokens per sequence, for [`erase_tokens`].
-
-    The start is uniform over all positions where the span fits. Sequences shorter than the span are chosen entirely.
-
-    Args:
-        shape: `(..., W)`.
-        span_size: Number of tokens per span, >= 0.
-        attention_mask: `[..., W]` bool, `True` for the real tokens, which come first; spans contain only real tokens.
-        generator: Source of randomness (on the device of `attention_mask`, if given); the global one if `None`.
-
-    Returns:
-        `[..., W]` bool.
-
-    Raises:
-        ValueError: If `span_size` is negative.
-    """
-    if span_size < 0:
-        raise ValueError(f"span_size must not be negative, got {span_size}")
-    device = None if attention_mask is None else attention_mask.device
-    lengths = (
-        torch.tensor(shape[-1], device=device) if attention_mask is None else attention_mask.sum(-1, keepdim=True)
-    )
-    places = (lengths - span_size).clamp_min(0) + 1
-    draws = torch.rand((*shape[:-1], 1), generator=generator, dtype=torch.float64, device=device)
-    start = (draws * places).long()
-    index = torch.arange(shape[-1], device=device)
-    return (index >= start) & (index < start + span_size) & (index < lengths)
-
-
 def erase_tokens(tokens: Tensor, erased: Tensor) -> Tensor:
     """Set whole tokens to zero, which is the mean of their layer if tokens are normalised.
 

@@ -32,11 +32,6 @@ class PowerLawFit:
     ks_distance: Tensor
     tail_size: Tensor
 
-    @property
-    def standard_error(self) -> Tensor:
-        """Standard error of alpha, `(alpha - 1) / sqrt(tail_size)`, for independent values and a fixed tail start."""
-        return (self.alpha - 1) / self.tail_size.sqrt()
-
 
 def fit_power_law(
     values: Tensor, *, min_tail: int = 2, max_starts: int | None = None, table_type: type = np.float64

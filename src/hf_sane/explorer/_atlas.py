@@ -118,7 +118,7 @@ class Atlas:
         """Colours of a map by a property: a scale for numbers, the palette of all plots for everything else.
 
         Returns:
-            `colours`, the colour `of` each network (-1 if the property is not known), each value as text, `told`,
+            `colours`, the colour `of` each network (-1 if the property is not known), each value as text, `texts`,
             and `labels` of all colours or both ends of the `scale`.
 
         Raises:
@@ -127,21 +127,21 @@ class Atlas:
         if name not in self.properties:
             raise ValueError(f"expected a property among {', '.join(self.properties)}, got {name!r}")
         values = self.properties[name]
-        title, told = name.replace("_", " "), [fact_text(value, shorten) for value in values]
+        title, texts = name.replace("_", " "), [fact_text(value, shorten) for value in values]
         known = [value for value in values if value is not None]
         if all(isinstance(value, Real) for value in known):
             low, high = min(known), max(known)
             step = (SHADES - 1) / ((high - low) or 1)
             of = [-1 if value is None else round((value - low) * step) for value in values]
             ends = [fact_text(low), fact_text(high)]
-            return {"title": title, "colours": scale_colours(SHADES), "of": of, "told": told, "scale": ends}
+            return {"title": title, "colours": scale_colours(SHADES), "of": of, "texts": texts, "scale": ends}
         ranks = {label: rank for rank, (label, _) in enumerate(Counter(known).most_common())}
         shown = min(len(ranks), len(PALETTE) - 1)  # the last colour is for all others
         of = [-1 if value is None else min(ranks[value], shown) for value in values]
         labels, colours = [shorten(str(label)) for label in list(ranks)[:shown]], list(PALETTE[:shown])
         if len(ranks) > shown:
             labels, colours = [*labels, f"{len(ranks) - shown} others"], [*colours, GREY]
-        return {"title": title, "colours": colours, "of": of, "told": told, "labels": labels}
+        return {"title": title, "colours": colours, "of": of, "texts": texts, "labels": labels}
 
     def map(self, name: str, sampled: Sequence[nn.Module] = ()) -> dict[str, Any]:
         """Content of the map: places from 0 to 1 and colours of all networks, and places of sampled networks."""

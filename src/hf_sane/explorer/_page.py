@@ -97,7 +97,7 @@ def build_page(atlas: Atlas, title: str, sample: Sample | None = None, *, can_wr
         def pick(event: gr.EventData) -> str:
             return ", ".join(str(int(number)) for number in event.networks)
 
-        @_telling
+        @_shows_errors
         def show(text: str) -> list[Any]:
             numbers = parse_numbers(text, len(atlas))
             marked = gr.HTML(selected=numbers)
@@ -116,12 +116,12 @@ def build_page(atlas: Atlas, title: str, sample: Sample | None = None, *, can_wr
                 _frame((["number", "network", "distance"], near)),
             ]
 
-        @_telling
+        @_shows_errors
         def draw_spectrum(text: str) -> str:
             numbers = parse_numbers(text, len(atlas))
             return atlas.spectrum(numbers[0]) if numbers else ""
 
-        @_telling
+        @_shows_errors
         def recolour(name: str, result: Sampled | None) -> dict[str, Any]:
             return atlas.map(name, [] if result is None else result.modules())
 
@@ -163,7 +163,7 @@ def _add_sampling(
         table = gr.Dataframe(interactive=False, elem_id="sampled", label="Sampled networks")
         compared = gr.Dataframe(interactive=False, elem_id="compared", label="Compared with simpler networks")
 
-    @_telling
+    @_shows_errors
     def run(text: str, name: str, kept_networks: float, drawn: float, width: float) -> list[Any]:
         numbers = parse_numbers(text, len(atlas))
         zoo: Zoo = atlas.chosen(numbers) if numbers else atlas.zoo
@@ -189,12 +189,12 @@ def _add_sampling(
         push = gr.Button("Push", elem_id="push")
     said = gr.Markdown(elem_id="said")
 
-    @_telling
+    @_shows_errors
     def save_networks(result: Sampled | None, where: str) -> str:
         _sampled(result).save(_given(where, "a folder"))
         return f"Wrote {markdown_text(where.strip())}."
 
-    @_telling
+    @_shows_errors
     def push_networks(result: Sampled | None, where: str, is_private: bool) -> str:
         address = _sampled(result).push_to_hub(_given(where, "a repository"), private=is_private)
         return f"Published: {markdown_text(address)}"
@@ -253,7 +253,7 @@ def _frame(table: Table) -> dict[str, Any]:
     return {"headers": header, "data": rows}
 
 
-def _telling(function: Callable[..., Any]) -> Callable[..., Any]:
+def _shows_errors(function: Callable[..., Any]) -> Callable[..., Any]:
     """Show the message of an expected error on the page."""
 
     @wraps(function)

@@ -103,7 +103,7 @@ canvas.addEventListener("pointerdown", (event) => {
 });
 canvas.addEventListener("pointermove", (event) => {
   const place = mouse(event), near = nearest(place);
-  tip.textContent = near < 0 ? "" : `${props.value.names[near]}: ${props.value.told[near]}`;
+  tip.textContent = near < 0 ? "" : `${props.value.names[near]}: ${props.value.texts[near]}`;
   [tip.style.left, tip.style.top] = [`${place[0] + 12}px`, `${place[1] + 12}px`];
   if (loop.length) {
     loop.push(place);

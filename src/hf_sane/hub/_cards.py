@@ -27,6 +27,7 @@ from hf_sane.sampling._export import Provenance, module_arguments
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 
 LIBRARY = "hf_sane"
+DEMO_SANE, DEMO_NETWORK = "SANE of the demo", "Sampled digits CNN"  # titles of the demo's cards
 SANE_TAGS = ["sane", "weight-space-learning", "model-zoo", "autoencoder"]
 NETWORK_TAGS = ["sane", "weight-space-learning", "sampled-weights"]
 SOUP_TAGS = ["model-soup", "merge", "weight-space-learning"]

@@ -253,7 +253,7 @@ def save_network(
         title: Heading of the card.
         base_model: Hub id of the autoencoder it was sampled with.
         include_code: Also copy the modelling code, so that the network loads without this library.
-        provenance: Origin of the network; by default the one that `export_network` saved in `folder`.
+        provenance: Origin of the network; by default the one in `folder`, if any.
         origin: Origin of a network that was not sampled, for the card; see [`network_card`].
         tokenizer: Tokenizer of a text classifier, to save with it.
         **options: See `hub._cards.CardOptions`.

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from hf_sane.merging._methods import register_merge_method
     from hf_sane.merging._scoring import ImageScore
     from hf_sane.merging._soups import CheckpointMixer
-    from hf_sane.merging._swa import SWASchedule, WeightAverager
+    from hf_sane.merging._swa import SWASchedule, WeightAverager, train_stacked_swa
 
 __all__ = [
     "CheckpointMixer",
@@ -21,6 +21,7 @@ __all__ = [
     "greedy_soup",
     "open_ingredients",
     "register_merge_method",
+    "train_stacked_swa",
 ]
 _HOMES = {
     "greedy_soup": "_greedy",
@@ -31,5 +32,6 @@ _HOMES = {
     "CheckpointMixer": "_soups",
     "SWASchedule": "_swa",
     "WeightAverager": "_swa",
+    "train_stacked_swa": "_swa",
 }
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

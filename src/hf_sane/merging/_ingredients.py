@@ -101,12 +101,6 @@ class Ingredient:
             return tensor
         return self.spec.apply({name: tensor}, self.permutation)[name]
 
-    @property
-    def is_moved(self) -> bool:
-        """Whether alignment permuted any channels."""
-        moved = (self.permutation or {}).values()
-        return any(not torch.equal(index, torch.arange(len(index))) for index in moved)
-
 
 def open_ingredients(sources: Sequence[Source], *, names: Sequence[str] | None = None) -> list[Ingredient]:
     """Open checkpoints of one architecture for averaging.

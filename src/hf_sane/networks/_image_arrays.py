@@ -87,7 +87,7 @@ def npz_parts(path: Path) -> dict[str, Part]:
 
 @contextmanager
 def _no_place() -> Iterator[None]:
-    """Blame the archive, not the disk, for a seek to an invalid offset."""
+    """Report a seek to an invalid offset as an error of the archive, not of the disk."""
     try:
         yield
     except OSError as error:

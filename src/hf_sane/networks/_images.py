@@ -202,8 +202,8 @@ def load_images(
 ) -> ImageData:
     """Load image classification data and split it reproducibly.
 
-    Missing splits are drawn at random with a fixed seed: the validation split from the training split (15 %) and, for
-    a source with only one split, also the test split (15 %). The digits are split into 1,000 / 297 / 500.
+    Missing splits are drawn at random with a fixed seed: the validation split from the training split (15%) and, for
+    a source with only one split, also the test split (15%). The digits are split into 1,000 / 297 / 500.
 
     Args:
         source: `"digits"` (scikit-learn's, 8x8); a folder of image files by class, see [`folder_parts`]; a dataset on

@@ -277,8 +277,8 @@ def _reset_copies(network: nn.Module) -> Callable[[], nn.Module]:
                 with torch.no_grad():
                     parameter.copy_(parameter.flatten()[torch.randperm(parameter.numel())].view_as(parameter))
                 shuffled.append(name)
-        if shuffled and not told:
-            told.append(True)
+        if shuffled and not warned:
+            warned.append(True)
             logger.warning(
                 "new networks of %s get shuffled values of %s, since layers without reset_parameters() "
                 "do not define their initialisation; register the class instead of a network: "
@@ -288,7 +288,7 @@ def _reset_copies(network: nn.Module) -> Callable[[], nn.Module]:
             )
         return fresh
 
-    told: list[bool] = []
+    warned: list[bool] = []
     return make
 
 

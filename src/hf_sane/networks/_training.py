@@ -195,8 +195,8 @@ def _snapshots(
     on_epoch: Callable[[int], None] | None,
     on_state: StateCallback | None,
 ) -> Iterator[Snapshot]:
-    is_told = on_epoch is not None  # by the caller, which has the number of groups
-    for epoch in tracked(epochs, desc="training", unit="epoch", wanted=not is_told):
+    shows_bar = on_epoch is None  # otherwise the caller does, who has the number of groups
+    for epoch in tracked(epochs, desc="training", unit="epoch", wanted=shows_bar):
         if epoch:
             run.train_epoch(epoch)
             if on_epoch is not None:

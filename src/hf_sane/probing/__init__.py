@@ -7,7 +7,7 @@ from hf_sane._lazy import lazy_names
 if TYPE_CHECKING:
     from hf_sane.probing._classification import classify_left_out, regress_left_out
     from hf_sane.probing._embeddings import embed_networks
-    from hf_sane.probing._poolings import POOLINGS, register_pooling
+    from hf_sane.probing._poolings import POOLINGS, pool_latents, register_pooling
     from hf_sane.probing._probes import RidgeProbe
     from hf_sane.probing._streaming import embed_checkpoint, embed_stream
     from hf_sane.probing._transfer import transfer_table
@@ -19,6 +19,7 @@ __all__ = [
     "embed_checkpoint",
     "embed_networks",
     "embed_stream",
+    "pool_latents",
     "register_pooling",
     "regress_left_out",
     "transfer_table",
@@ -28,6 +29,7 @@ _HOMES = {
     "regress_left_out": "_classification",
     "embed_networks": "_embeddings",
     "POOLINGS": "_poolings",
+    "pool_latents": "_poolings",
     "register_pooling": "_poolings",
     "RidgeProbe": "_probes",
     "embed_checkpoint": "_streaming",

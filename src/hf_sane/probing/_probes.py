@@ -121,7 +121,7 @@ class RidgeProbe:
         if members.ndim != 1 or len(members) != len(x) or members.max() == 0:
             raise ValueError(
                 f"expected the run of each of {len(x)} networks, and at least two runs, got {len(members)} names of "
-                f"{members.max() + 1} run(s); with a single run, use fit() with validation networks"
+                f"{members.max() + 1} different runs; with a single run, use fit() with validation networks"
             )
         check_choices(y, penalties, names)
         path = RidgePath(x, y, penalties)

@@ -5,15 +5,21 @@ from typing import TYPE_CHECKING
 from hf_sane._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from hf_sane.records._allocator import tune_allocator
+    from hf_sane.records._failures import run_script
     from hf_sane.records._run_record import RunRecord
     from hf_sane.records._settings import as_arguments, setting
 
 __all__ = [
     "RunRecord",
     "as_arguments",
+    "run_script",
     "setting",
+    "tune_allocator",
 ]
 _HOMES = {
+    "tune_allocator": "_allocator",
+    "run_script": "_failures",
     "RunRecord": "_run_record",
     "as_arguments": "_settings",
     "setting": "_settings",

@@ -15,7 +15,7 @@ def choose_anchors(
     epoch: int | None = None,
     accuracy: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Choose anchors among training networks: the top 30 % by accuracy, or the best few of these (KDE30 in SANE).
+    """Choose anchors among training networks: the top 30% by accuracy, or the best few of these (KDE30 in SANE).
 
     There is one checkpoint per training run: at `epoch`, or the run's last. They are ranked by accuracy on validation
     images, so that neither test images nor test networks are used.

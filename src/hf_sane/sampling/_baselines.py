@@ -72,7 +72,7 @@ def matched_noise_scale(
 
     Accuracy falls with distance for every method, so methods must be compared at the same distance. Bisection on the
     scale, with the same anchors and noise at every step, until the mean distance to the nearest training network is
-    within 0.1 % of `distance`.
+    within 0.1% of `distance`.
 
     Args:
         space: Standardised weight space.

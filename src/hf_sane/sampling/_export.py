@@ -14,9 +14,8 @@ from transformers import PreTrainedModel
 
 from hf_sane.core._kde import BandwidthRule, SamplingMode
 from hf_sane.networks._modules import find_architecture
-from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.records._documents import read_document
-from hf_sane.records._outputs import check_finished, output_folder
+from hf_sane.records._outputs import check_finished
 from hf_sane.sampling._generation import BandwidthUnit
 
 PROVENANCE_FILE = "provenance.json"
@@ -85,38 +84,9 @@ class Provenance:
         check_finished(folder)
         path = Path(folder) / PROVENANCE_FILE
         if not path.is_file():
-            raise FileNotFoundError(f"no {PROVENANCE_FILE} in {folder}; expected a folder that export_network() wrote")
+            raise FileNotFoundError(f"no {PROVENANCE_FILE} in {folder}; expected the folder of a sampled network")
         remedy = "sample the network again"
         return cls(**read_document(path, expected="the provenance of a network", remedy=remedy).fields_of(cls))
-
-
-def export_network(networks: StackedNetworks, index: int, folder: str | Path, *, provenance: Provenance) -> nn.Module:
-    """Save one network with `save_pretrained` and its provenance, and verify that it loads again bit by bit.
-
-    For a different number of classes, add a new classifier first, see `generation.with_num_labels`.
-
-    Args:
-        networks: Networks of a zoo configuration.
-        index: Index of the network.
-        folder: Receives `config.json`, `model.safetensors` and `provenance.json`. An unchanged network in it is
-            replaced.
-        provenance: Origin of the network.
-
-    Returns:
-        The network as loaded from `folder`, in evaluation mode.
-
-    Raises:
-        IndexError: If there is no such network.
-        FileExistsError: If `folder` holds anything else, or was modified since it was written.
-        RuntimeError: If the loaded network differs from the saved one.
-    """
-    if not 0 <= index < networks.num_models:
-        raise IndexError(f"expected an index from 0 to {networks.num_models - 1}, got {index}")
-    model = networks.model(index)
-    with output_folder(folder, NETWORK, replace=True) as partial:
-        save_module(partial, model)
-        provenance.save(partial)
-        return check_saved(model, partial)
 
 
 def save_module(partial: Path, model: nn.Module) -> None:

@@ -1,6 +1,5 @@
 """Sample latents around anchors, and decode latents to new networks."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self, get_args
 
@@ -230,36 +229,6 @@ def networks_from_tokens(raw_tokens: Tensor, layout: Layout, config: ZooConfig |
     return StackedNetworks(config, layout.state_dict(raw_tokens))
 
 
-def sample_networks(
-    codec: NetworkCodec,
-    anchor_tokens: Tensor,
-    num_samples: int,
-    *,
-    density: Density,
-    anchor_weights: Tensor | None = None,
-    generator: torch.Generator | None = None,
-) -> SampledNetworks:
-    """Encode anchors, draw latents around them, decode: the sampling of SANE (arXiv:2406.09997, section 3.2).
-
-    Args:
-        codec: Autoencoder, tokenizer, layout and architecture.
-        anchor_tokens: `[A, N, D]` raw tokens of trained networks (the paper's *prompt examples*).
-        num_samples: Number of networks to draw, `S`.
-        density: Bandwidth and mode.
-        anchor_weights: `[A]` mixture weights; equal if `None`.
-        generator: Source of randomness on the device of `anchor_tokens`; the global one if `None`.
-
-    Returns:
-        Networks of the codec's architecture, without selection, with batch-norm statistics as decoded.
-
-    Raises:
-        ValueError: As in [`NetworkCodec.encode`] and [`sample_latents`].
-    """
-    anchors = codec.encode(anchor_tokens)
-    latents = density.sample(anchors, num_samples, anchor_weights=anchor_weights, generator=generator)
-    return SampledNetworks(latents, codec.decode(latents))
-
-
 def sample_from_prior(
     codec: NetworkCodec, num_samples: int, *, std: float, generator: torch.Generator | None = None
 ) -> SampledNetworks:
@@ -282,33 +251,6 @@ def sample_from_prior(
     shape = (num_samples, codec.layout.num_tokens, codec.model.config.latent_dim)
     latents = torch.randn(shape, generator=generator) * std
     return SampledNetworks(latents, codec.decode(latents))
-
-
-def with_num_labels(networks: StackedNetworks, num_labels: int, *, seeds: Sequence[int]) -> StackedNetworks:
-    """The same networks with a newly initialised classifier for a different number of classes.
-
-    Args:
-        networks: `M` networks of a zoo configuration.
-        num_labels: Number of classes of the new task, which may equal the old one.
-        seeds: Seeds of the new classifiers, one per network.
-
-    Returns:
-        Networks of the same configuration with `num_labels` classes; all other tensors are shared, not copied.
-
-    Raises:
-        TypeError: If the architecture is not given by a configuration.
-        ValueError: If the number of seeds differs from that of networks.
-    """
-    if not isinstance(networks.config, ZooConfig):
-        raise TypeError(f"expected networks of a zoo configuration, got {type(networks.config).__name__}")
-    if len(seeds) != networks.num_models:
-        raise ValueError(f"expected one seed per network, {networks.num_models}, got {len(seeds)}")
-    config = for_num_labels(networks.config, num_labels)
-    fresh = StackedNetworks.initialize(config, list(seeds))
-    classifier = classifier_name(config)
-    kept = {name: tensor for name, tensor in networks.tensors.items() if name.rpartition(".")[0] != classifier}
-    moved = {name: tensor.to(next(iter(kept.values())).device) for name, tensor in fresh.tensors.items()}
-    return StackedNetworks(config, {name: kept.get(name, tensor) for name, tensor in moved.items()})
 
 
 def for_num_labels(config: ZooConfig, num_labels: int) -> ZooConfig:

@@ -1,7 +1,7 @@
 """Rate against function: what networks still do after a code of few latents and few bits."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -111,21 +111,55 @@ def measure_rates(
         labels: `[n]`.
         bits: Bits per latent, one point for each.
     """
-    training, latents = codec.encode(training_tokens), codec.encode(tokens)
-    groups, original = _groups(codec.layout), _predictions(codec.networks(tokens), images)
+    return rate_points(
+        codec.encode(training_tokens),
+        codec.encode(tokens),
+        latent_groups(codec.layout),
+        lambda latents: _predictions(codec.decode(latents), images),
+        labels=labels,
+        original=_predictions(codec.networks(tokens), images),
+        num_weights=codec.layout.num_weights,
+        bits=bits,
+    )
+
+
+def rate_points(
+    training_latents: Tensor,
+    latents: Tensor,
+    groups: Tensor,
+    predict: Callable[[Tensor], Tensor],
+    *,
+    labels: Tensor,
+    original: Tensor,
+    num_weights: int,
+    bits: Iterable[int],
+) -> list[RatePoint]:
+    """Quantise latents of any code, and compare what the decoded networks predict; see [`measure_rates`].
+
+    Args:
+        training_latents: `[T, N, Z]`, which quantisers are fitted to.
+        latents: `[M, N, Z]` of other networks.
+        groups: `[N]` int64: tokens that share mean and range, for instance from [`latent_groups`].
+        predict: Function that decodes latents `[M, N, Z]` and returns the predicted classes `[M, n]`.
+        labels: `[n]`, or `[M, n]` if each network has its own images.
+        original: `[M, n]` classes that the original networks predict.
+        num_weights: Number of weights of a network.
+        bits: Bits per latent, one point for each.
+    """
     points = []
     for number in bits:
-        quantizer = Quantizer.fit(training, groups, number)
-        predicted = _predictions(codec.decode(quantizer(latents)), images)
-        points.append(
-            RatePoint(
-                quantizer.num_latents / codec.layout.num_weights,
-                number,
-                tuple((predicted == labels).float().mean(dim=1).tolist()),
-                tuple((predicted == original).float().mean(dim=1).tolist()),
-            )
-        )
+        quantizer = Quantizer.fit(training_latents, groups, number)
+        predicted = predict(quantizer(latents))
+        accuracy, kept = ((predicted == known).float().mean(dim=1) for known in (labels, original))
+        rate = quantizer.num_latents / num_weights
+        points.append(RatePoint(rate, number, tuple(accuracy.tolist()), tuple(kept.tolist())))
     return points
+
+
+def latent_groups(layout: Layout) -> Tensor:
+    """Tokens of one layer whose weights are at the same places, `[N]`."""
+    places = torch.cat([layout.layer_index[:, None], layout.weight_mask.long()], dim=1)
+    return places.unique(dim=0, return_inverse=True)[1]
 
 
 def rounded_weights(codec: NetworkCodec) -> NetworkCodec:
@@ -156,12 +190,6 @@ def accuracy_kept(point: RatePoint | dict[str, Any], original: Sequence[float]) 
     """Mean accuracy of decoded networks as a share of that of the originals."""
     accuracy = point["accuracy"] if isinstance(point, dict) else point.accuracy
     return sum(accuracy) / sum(original)
-
-
-def _groups(layout: Layout) -> Tensor:
-    """Tokens of one layer whose weights are at the same places, `[N]`."""
-    places = torch.cat([layout.layer_index[:, None], layout.weight_mask.long()], dim=1)
-    return places.unique(dim=0, return_inverse=True)[1]
 
 
 @torch.no_grad()

@@ -41,7 +41,7 @@ class SamplingSettings(CheckedSettings):
 
     budget: str = setting(
         "How much of each checkpoint to read: a share (1%) or bytes (64MB). By default everything up to 64 MB, and "
-        "1 % of "
+        "1% of "
         "larger checkpoints, but at least 64 MB.",
         default="",
     )
@@ -291,7 +291,7 @@ def read_budget(text: str, num_bytes: int) -> int:
 
     Args:
         text: A share such as `"1%"`, bytes such as `"64MB"`, or `None` for the default: all of a small checkpoint, and
-            1 % of a large one, but never less than of a small one.
+            1% of a large one, but never less than of a small one.
         num_bytes: Size of the checkpoint.
 
     Raises:

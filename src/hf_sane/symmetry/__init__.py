@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from hf_sane._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from hf_sane.symmetry._matching import match_weights
+    from hf_sane.symmetry._matching import match_weights, weight_similarity
     from hf_sane.symmetry._networks import permutation_spec
     from hf_sane.symmetry._permutation import PermutationSpec
     from hf_sane.symmetry.tracing._trace import trace_permutations
@@ -15,9 +15,11 @@ __all__ = [
     "match_weights",
     "permutation_spec",
     "trace_permutations",
+    "weight_similarity",
 ]
 _HOMES = {
     "match_weights": "_matching",
+    "weight_similarity": "_matching",
     "permutation_spec": "_networks",
     "PermutationSpec": "_permutation",
     "trace_permutations": "tracing._trace",

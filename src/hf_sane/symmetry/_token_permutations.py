@@ -90,25 +90,6 @@ class TokenPermutations:
         return tokens.flatten(1).gather(1, index.flatten(1)).view_as(tokens)
 
 
-def token_permutation_indices(spec: PermutationSpec, layout: Layout, permutations: Permutation) -> Tensor:
-    """Gather indices that permute flattened tokens as `spec.apply` permutes the tensors they hold.
-
-    Args:
-        spec: Permutation symmetries of the architecture.
-        layout: Layout of its tokens.
-        permutations: `[P, n]` int64 per axis.
-
-    Returns:
-        `[P, N * D]` int64: `tokens.flatten()[index[p]]` is the network under permutation `p`; padding is not moved.
-
-    Raises:
-        KeyError: As in [`TokenPermutations`].
-    """
-    found = TokenPermutations(spec, layout, permutations)
-    every = torch.arange(found.num_permutations)
-    return found.index(every, torch.zeros_like(every), layout.num_tokens).flatten(1)
-
-
 def _moved_dimensions(
     spec: PermutationSpec, layer: LayerSpec, permutations: Permutation
 ) -> Mapping[tuple[str, int], Tensor]:

@@ -142,7 +142,7 @@ def build_model(arguments: PretrainSettings, extractor: SANEFeatureExtractor, sp
 
 
 def one_cycle(optimizer: Optimizer, arguments: PretrainSettings, num_steps: int) -> OneCycleLR:
-    """One cosine cycle (released settings: 30 % warm-up, from 1/25 of the peak, to 1/250,000)."""
+    """One cosine cycle (released settings: 30% warm-up, from 1/25 of the peak, to 1/250,000)."""
     total = max(num_steps, 4)  # the schedule divides by the lengths of its phases
     warmup = min(max(arguments.warmup_share, 2 / total), 1 - 2 / total)
     return OneCycleLR(

@@ -151,7 +151,7 @@ class PretrainSettings(WindowSettings, ModuleSettings):
     eval_models: int = setting("Number of validation networks per evaluation, evenly spaced.", default=200)
     halo_size: int = setting("Context tokens on each side of a window in evaluation.", default=0)
     checkpoint_every_minutes: float = setting(
-        "Minutes between checkpoints, more if saving would take over 5 % of the time. They are removed when the "
+        "Minutes between checkpoints, more if saving would take over 5% of the time. They are removed when the "
         "run is finished. 0 for none.",
         default=1.0,
     )

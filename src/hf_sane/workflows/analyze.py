@@ -16,7 +16,7 @@ from hf_sane.workflows.sane import SANE, open_sane
 from hf_sane.workflows.schemas import Fields
 from hf_sane.workflows.shared import PlotSettings, SaneSettings, WeightsSettings
 
-COLUMNS = ("layer", "N x M", "alpha", "95 %", "alpha-w", "spikes", "st. rank", "log F", "log max", "w. corr", "phase")
+COLUMNS = ("layer", "N x M", "alpha", "95%", "alpha-w", "spikes", "st. rank", "log F", "log max", "w. corr", "phase")
 
 
 @dataclass(kw_only=True)

@@ -41,8 +41,8 @@ class CompareSettings(ComparisonSettings, CodecSettings, SaneSettings, ModuleSet
     zoo: str | Path | Zoo = setting("Zoo of one architecture (folder or Hub dataset id).")
     output: Path | None = setting("New folder for the run record.", default=None, short="-o")
     images: str | ImageData | None = setting(
-        f"{IMAGE_KINDS}: validation images select networks, test images evaluate them; by default the images that the "
-        "zoo was trained on.",
+        f"{IMAGE_KINDS}: validation images select networks, test images evaluate them; by default the "
+        "images of the zoo.",
         default=None,
     )
     methods: list[str] = setting(

@@ -58,7 +58,7 @@ class ExploreSettings(SaneSettings):
         default=None,
     )
     images: str | ImageData | None = setting(
-        f"{IMAGE_KINDS}: sampled networks are judged by them; by default the images that the zoo was trained on.",
+        f"{IMAGE_KINDS}: sampled networks are judged by them; by default the images of the zoo.",
         default=None,
     )
     config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)

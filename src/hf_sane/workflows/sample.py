@@ -91,7 +91,7 @@ class SampleSettings(CodecSettings, SourceSettings, SaneSettings, ModuleSettings
     )
     images: str | ImageData | None = setting(
         f"{IMAGE_KINDS}: validation images select networks, test images evaluate them; by default the "
-        "images that the zoo was trained on.",
+        "images of the zoo.",
         default=None,
     )
     image_size: int | None = setting("Resize the images to this many pixels.", default=None, least=1)

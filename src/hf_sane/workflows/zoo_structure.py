@@ -73,7 +73,7 @@ class ZooStructureResult(Result):
             for name, found in self.structures.items()
             if name
         ]
-        header = ("held-out variance explained", "95 % interval", "by chance", "gain")
+        header = ("held-out variance explained", "95% interval", "by chance", "gain")
         count = whole.directions[-1]
         return [
             Table(
@@ -89,12 +89,12 @@ class ZooStructureResult(Result):
         number, found, by_chance, gain = (
             values[whole.best] for values in (whole.directions, whole.explained, whole.chance, whole.gains)
         )
-        told = f"{number} directions explain {found:.1%} of the variance of other runs, {by_chance:.1%} by chance"
+        shares = f"{number} directions explain {found:.1%} of the variance of other runs, {by_chance:.1%} by chance"
         if not whole.is_shared:
             return (
-                f"{told}: no shared linear structure was found; an autoencoder is not expected to compress unseen runs"
+                f"{shares}: no shared linear structure was found; an autoencoder cannot be expected to compress them"
             )
-        return f"{told}: the runs share {gain:.1%} of the rest"
+        return f"{shares}: the runs share {gain:.1%} of the rest"
 
     def draw(self, partial: Path) -> None:
         """Draw structure.png."""
@@ -177,7 +177,7 @@ def _weights(zoo: Zoo, settings: ZooStructureSettings) -> list[dict[str, Tensor]
 
 
 def _since(start: LabelledNetworks, end: LabelledNetworks) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Every network in `end` that has changed, and what it, or its ancestor, was before; the latter first."""
+    """Tensors of the changed networks of `end`: those of `start`, or of their ancestors, and those of `end`."""
     place = {run: row for row, run in enumerate(start.runs)}
     ancestors = [f"0/{ancestor}" for ancestor in end.labels.get(ANCESTOR, end.runs)]  # of the only zoo
     found = [place.get(run, place.get(older)) for run, older in zip(end.runs, ancestors, strict=True)]

@@ -102,7 +102,7 @@ def plot_overview(
 
 
 def plot_finetuning(curves: Mapping[str, Sequence[Sequence[float]]], path: Path) -> None:
-    """Plot mean test error over fine-tuning epochs, with a 95 % interval of the mean for each method.
+    """Plot mean test error over fine-tuning epochs, with a 95% interval of the mean for each method.
 
     Errors have a logarithmic axis, on which the best methods lie apart.
 
@@ -124,7 +124,7 @@ def plot_finetuning(curves: Mapping[str, Sequence[Sequence[float]]], path: Path)
         axes.fill_between(epochs, low, high, alpha=0.15, color=colour, linewidth=0)
         ends.append((label, float(epochs[-1]), float(mean[-1]), colour))
         floor = min(floor, float(low.min()))
-    axes.set(xlabel="fine-tuning (epochs)", ylabel="test error (%), mean and its 95 % interval")
+    axes.set(xlabel="fine-tuning (epochs)", ylabel="test error (%), mean and its 95% interval")
     axes.set_ylim(0.8 * floor, 100)
     use_decades(axes.yaxis)
     axes.set_xticks(range(len(next(iter(curves.values())))))

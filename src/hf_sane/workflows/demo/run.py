@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_sane.hub._cards import DEMO_NETWORK, DEMO_SANE
 from hf_sane.hub._publish import save_sane
 from hf_sane.networks._images import ImageData, load_images
 from hf_sane.records._files import write_atomically
@@ -19,7 +20,7 @@ from hf_sane.workflows.build_zoo import build_zoo
 from hf_sane.workflows.compare import compare_samplers
 from hf_sane.workflows.demo.plots import plane
 from hf_sane.workflows.demo.report import DemoResult, short_table
-from hf_sane.workflows.demo.settings import NETWORK_TITLE, SANE_TITLE, DemoSettings
+from hf_sane.workflows.demo.settings import DemoSettings
 from hf_sane.workflows.pretrain import pretrain
 from hf_sane.workflows.probe import probe
 from hf_sane.workflows.reconstruct import reconstruct
@@ -112,8 +113,8 @@ def fill_folder(output: Path, settings: DemoSettings) -> DemoResult:
     results |= {"sampling": compared.record.results, "stage_seconds": stages.seconds}
     record.finish(results, data={"images": data.describe(), "split": "70/15/15 by training run"})
     config = zoos["seed"].splits["train"].known_config(0)
-    save_sane(output / "sane", sane.model, sane.extractor, record, title=SANE_TITLE, network_config=config)
-    names = {"sane": "sane", "zoo": "zoos (config seed)", "title": NETWORK_TITLE}
+    save_sane(output / "sane", sane.model, sane.extractor, record, title=DEMO_SANE, network_config=config)
+    names = {"sane": "sane", "zoo": "zoos (config seed)", "title": DEMO_NETWORK}
     with output_folder(output / "sampled", "sample", replace=True) as partial:
         compared.sampled(NUM_SAVED, record, **names).write(partial)
     return DemoResult(record=record, map=(points, shown), curves=curves)

@@ -10,8 +10,6 @@ from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.records._settings import setting
 from hf_sane.sampling._comparison import SelectionSettings
 
-SANE_TITLE, NETWORK_TITLE = "SANE of the demo", "Sampled digits CNN"  # titles of cards
-
 
 @strict
 @dataclass(kw_only=True)

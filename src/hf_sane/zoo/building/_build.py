@@ -94,7 +94,7 @@ def build_zoo(
     paper's code also has a threshold).
 
     Args:
-        arguments: All settings; see [`seed_zoo`] and [`hyperparameter_zoo`].
+        arguments: All settings.
         data: Images, or texts for a module that reads them; if `None`, loaded according to the arguments.
         output: Folder of the zoo; it may already hold zoos under other names.
         config: Name of this zoo in the folder.

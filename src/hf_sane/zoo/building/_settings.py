@@ -45,8 +45,8 @@ class ZooSettings(ModuleSettings):
 
     The text of each field is both its documentation and its help text.
 
-    A hyper-parameter with one value is fixed; with two values, it is drawn between them for each run. See [`seed_zoo`]
-    and [`hyperparameter_zoo`] for two recipes.
+    A hyper-parameter with one value is fixed; with two values, it is drawn between them for each run. `RECIPES`
+    has defaults for two kinds of zoo.
 
     Raises:
         TypeError: If a field is unknown, or a value has the wrong type.
@@ -283,24 +283,6 @@ RECIPES: dict[str | None, dict[str, Any]] = {
         "data_fraction": [0.25, 1.0],
     },
 }
-
-
-def seed_zoo(**settings: Any) -> ZooSettings:
-    """Settings of a homogeneous zoo for sampling, whose networks differ only in their seed.
-
-    `settings` are fields of [`ZooSettings`]; the default is Adam at 3e-3 with small weight decay.
-    """
-    return ZooSettings(**{**RECIPES["seed"], **settings})
-
-
-def hyperparameter_zoo(**settings: Any) -> ZooSettings:
-    """Settings of a zoo for probing, whose networks differ in all hyper-parameters and widely in accuracy.
-
-    Each run draws one of four initialisations, Adam or SGD, a learning rate within a decade (five times higher for
-    SGD), weight decay from 1e-4 to 1e-2, dropout up to 0.2, and 25 to 100 % of the data. `settings` are fields of
-    [`ZooSettings`].
-    """
-    return ZooSettings(**{**RECIPES["hyperparameter"], **settings})
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from yaml import YAMLError
 from hf_sane.records._errors import InvalidFileError, reading, shorten
 from hf_sane.zoo._records import METRIC_PREFIX
 
-# A number, or "mean +/- spread" as in reinforcement learning. Percentages are ignored: 91 % may mean 0.91 or 91.
+# A number, or "mean +/- spread" as in reinforcement learning. Percentages are ignored: 91% may mean 0.91 or 91.
 NUMBER = re.compile(r"\s*([-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?)\s*(?:(?:\+/-|±).*)?", re.IGNORECASE)
 
 MAX_CARD_BYTES = 2**20

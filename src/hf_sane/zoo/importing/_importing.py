@@ -154,11 +154,11 @@ def import_zoo(
     folder = Path(output)
     report = data_folder(folder, config) / REPORT_NAME
     tables = [table for path in arguments.properties for table in read_tables(Path(path))]
-    told = arguments.to_dict()
+    as_json = arguments.to_dict()
     if tables:
-        told["properties"] = [{"file": table.file, "sha256": table.digest} for table in tables]
+        as_json["properties"] = [{"file": table.file, "sha256": table.digest} for table in tables]
     if is_known := config in read_facts_or_none(folder):
-        _compare(folder, read_facts(folder)[config].arguments, json.loads(json.dumps(told)))
+        _compare(folder, read_facts(folder)[config].arguments, json.loads(json.dumps(as_json)))
     if is_known and is_finished(folder, config) and report.is_file():
         tidy(folder, config)
         with reading(report, expected="the report of an import", remedy="remove it to import again"):
@@ -168,7 +168,7 @@ def import_zoo(
             remove_networks(folder, config)
             return ImportResult(Zoo.load(folder, config), entries)
     with writing_zoo(folder, config, replace=is_known) as writer:
-        record = RunRecord.start(seed=arguments.seed, arguments=told)
+        record = RunRecord.start(seed=arguments.seed, arguments=as_json)
         importer = _Importer(arguments, folder / NETWORKS_NAME / config)
         sources = list(find_sources(arguments, api or HfApi(), importer.tree))
         if on_found is not None:
@@ -188,7 +188,7 @@ def import_zoo(
             )
             raise ValueError(f"none of {len(importer.entries)} networks could be imported ({reasons})")
         stage = writer.begin()
-        facts = _write_rows(importer, stage, told, tables)
+        facts = _write_rows(importer, stage, as_json, tables)
         became = [asdict(entry) for entry in importer.entries]
         (stage / REPORT_NAME).write_text(json.dumps(became, indent=1) + "\n", encoding="utf-8")
         record.finish({"splits": facts.splits, "excluded": len(facts.excluded)}, data=dict(facts.data))
@@ -307,7 +307,7 @@ def _reason(error: Exception, name: str) -> str:
         return "its name is not valid Unicode; rename it"
     text = describe_error(error)
     file = error.file if isinstance(error, InvalidFileError) else getattr(error, "filename", None)
-    # reasons are published with the zoo, so they must not contain local paths; one reason for many files is told once
+    # reasons are published with the zoo, so they must not contain local paths; one reason for many files is given once
     if file:
         own = Path(str(file)).name
         text = text.replace(str(file), own).removeprefix(f"{own}: " if own == PurePosixPath(name).name else "")
@@ -426,7 +426,7 @@ def _fetch_or_none(tree: Tree, path: str) -> Path | None:
 
 
 def _write_rows(
-    importer: _Importer, folder: Path, told: Mapping[str, Any], tables: Sequence[PropertyTable]
+    importer: _Importer, folder: Path, as_json: Mapping[str, Any], tables: Sequence[PropertyTable]
 ) -> ZooFacts:
     """Write the networks of the work folder as parquet files."""
     arguments, networks = importer.arguments, importer.networks
@@ -491,7 +491,7 @@ def _write_rows(
         name=arguments.name or arguments.author or arguments.to_dict()["folder"] or "imported",
         layouts={str(n.properties["layout"]): n.layout for n in networks.values()},
         architectures={str(n.properties["architecture"]): n.architecture for n in networks.values()},
-        arguments=told,
+        arguments=as_json,
         data=data,
         excluded=tuple({"run_id": entry.run_id, "epoch": None, "reason": entry.reason} for entry in left_out),
         splits=splits,

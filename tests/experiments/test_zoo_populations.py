@@ -1,16 +1,19 @@
-"""Spectra over a zoo, and what SANE sees of the same layers."""
+"""Spectra over a zoo: through the training of a run, and against accuracy."""
 
+import matplotlib.image
 import numpy as np
 import pytest
 from scipy.stats import kendalltau
+from zoo_populations import (
+    SUMMARIES,
+    analyze_networks,
+    plot_correlations,
+    plot_training,
+    spectra_against_property,
+    spectra_through_training,
+)
 
-from hf_sane.analysis._embedding import layer_embedding_spread
-from hf_sane.analysis._plots import plot_correlations, plot_training
-from hf_sane.analysis._populations import analyze_networks, spectra_against_property, spectra_through_training
 from hf_sane.analysis._spectral import SpectrumSettings, analyze_spectrum
-from hf_sane.models.configuration_sane import SANEConfig
-from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 
 SMALL = SpectrumSettings(min_values=5, min_tail=2, num_bootstrap=0)
 
@@ -66,19 +69,13 @@ def test_what_cannot_be_followed_is_refused(tiny_zoo):
     assert len(list(analyze_networks(split.select([0, 1])))) == 2
 
 
-def test_spread_of_latents_by_layer(tiny_zoo):
-    split = tiny_zoo.splits["train"]
-    extractor = SANEFeatureExtractor(token_dim=split.layout(0).token_dim).fit([split.state_dict(0)])
-    config = SANEConfig(
-        token_dim=extractor.token_dim, hidden_size=8, latent_dim=4, num_hidden_layers=1, num_attention_heads=2
-    )
-    model = SANEModel(config).eval()
-    network = split.model(1)
-    found = layer_embedding_spread(model, extractor, network)
-    layers = [layer.name for layer in analyze_spectrum(network).layers]
-    assert set(layers) <= set(found)
-    sequence = extractor.encode(network)
-    latents = model.encode_sequences(sequence.tokens[None], sequence.positions)[0]
-    names = [layer.weight.name for layer in sequence.layout.layers]
-    part = sequence.layout.token_slices[names.index(layers[0])]
-    assert found[layers[0]] == pytest.approx(latents[part].detach().numpy().std(), rel=1e-5)
+def test_correlations_need_a_summary(tmp_path):
+    found = {"networks": 3, "test_accuracy": [0.1, 0.2, 0.3], "summaries": {}, "correlation": {}}
+    with pytest.raises(
+        ValueError, match="none of mean_alpha, .* is known for every network; lower min_values, or min_tail"
+    ):
+        plot_correlations(found, tmp_path / "x.png")
+    found["summaries"] = {SUMMARIES[0]: [2.0, 2.0, 2.0]}
+    found["correlation"] = {SUMMARIES[0]: {"pearson": None, "kendall_tau": None}}
+    plot_correlations(found, tmp_path / "x.png")
+    assert matplotlib.image.imread(tmp_path / "x.png").shape[0] > 100

@@ -2,9 +2,9 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from released_cifar import load_released_cifar_resnet, rename_released_keys
 
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_s
-from hf_sane.networks._key_maps import load_released_cifar_resnet, rename_released_keys
 from hf_sane.records._errors import InvalidFileError
 
 

@@ -1,14 +1,17 @@
 """Spectra in a zoo: during the training of one run, and against a property over all runs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import pearsonr
 
+from hf_sane.analysis._pictures import BLUE, GREEN, GREY, label_ends, make_figure, save_picture
 from hf_sane.analysis._report import SpectrumReport
 from hf_sane.analysis._spectral import SpectrumSettings, analyze_spectrum
 from hf_sane.core._metrics import kendall_tau
+from hf_sane.records._escaping import plot_text
 from hf_sane.zoo._dataset import ZooSplit
 
 SUMMARIES = (
@@ -100,6 +103,59 @@ def spectra_against_property(
         "summaries": summaries,
         "correlation": {name: _correlation(np.array(row), values) for name, row in summaries.items()},
     }
+
+
+def plot_training(curves: Mapping[str, Any], path: Path) -> None:
+    """Plot alpha of every layer, and test accuracy, during the training of one run.
+
+    Args:
+        curves: Result of [`spectra_through_training`].
+        path: PNG to write.
+    """
+    figure, (upper, lower) = make_figure(7.2, 5, 2, sharex=True)
+    mean = np.mean(list(curves["alpha"].values()), axis=0)
+    upper.plot(curves["epoch"], mean, color=BLUE, linewidth=2.2)
+    ends = [("mean", curves["epoch"][-1], float(mean[-1]), BLUE)]
+    for name, alpha in curves["alpha"].items():
+        upper.plot(curves["epoch"], alpha, marker="o", markersize=3, color=GREY, linewidth=1)
+        ends.append((plot_text(name, 80), curves["epoch"][-1], alpha[-1], GREY))
+    upper.set(ylabel="alpha")
+    upper.set_title(f"run {curves['run_id']}", fontsize=9)
+    label_ends(upper, ends, size=7)
+    lower.plot(curves["epoch"], curves["test_accuracy"], marker="o", markersize=3, color=GREEN)
+    lower.set(xlabel="epoch", ylabel="test accuracy")
+    save_picture(figure, path)
+
+
+def plot_correlations(
+    found: Mapping[str, Any],
+    path: Path,
+    *,
+    names: Sequence[str] = ("mean_alpha", "mean_alpha_weighted", "mean_weight_correlation"),
+    column: str = "test_accuracy",
+) -> None:
+    """Plot summaries of spectra against a property, with one dot per network.
+
+    Args:
+        found: Results of [`spectra_against_property`].
+        path: PNG to write.
+        names: Names of summaries; missing ones are skipped.
+        column: The property.
+
+    Raises:
+        ValueError: If none of the summaries is known.
+    """
+    shown = [name for name in names if name in found["summaries"]]
+    if not shown:
+        raise ValueError(f"none of {', '.join(names)} is known for every network; lower min_values, or min_tail")
+    figure, panels = make_figure(4.2 * len(shown), 3.8, columns=len(shown), sharey=True)
+    for axes, name in zip(panels, shown, strict=True):
+        axes.scatter(found["summaries"][name], found[column], s=14, color=BLUE, linewidths=0, alpha=0.7)
+        tau = found["correlation"][name]["kendall_tau"]
+        title = "constant" if tau is None else f"Kendall tau {tau:.2f}"
+        axes.set(xlabel=name.replace("_", " "), title=f"{title}, {found['networks']} networks")
+    panels[0].set_ylabel(column.replace("_", " "))
+    save_picture(figure, path)
 
 
 def _correlation(left: np.ndarray, right: np.ndarray) -> dict[str, float | None]:
