@@ -18,10 +18,11 @@ def costs_block(folder: Path) -> str:
         for verb, times in results["seconds"].items()
     ]
     header = ["verb", *(f"{weights:,} weights" for weights in results["weights"]), "slope"]
-    sane = results["sane"]
+    sane, count = results["sane"], hardware["torch_threads"]
+    threads = f"{count} thread{'' if count == 1 else 's'}"
     return (
         f"{markdown_table(header, rows, numbers=True)}\n\n"
-        f"[Record](../../runs/benchmarks/{RECORD}): {hardware['cpu']}, {hardware['torch_threads']} thread(s). The "
+        f"[Record](../../runs/benchmarks/{RECORD}): {hardware['cpu']}, {threads}. The "
         f"SANE has width {sane['hidden_size']}, windows of {sane['window_size']} tokens of "
         f"{sane['token_dim']}."
     )
