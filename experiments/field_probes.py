@@ -13,6 +13,7 @@ from hf_sane.probing._probes import RidgePath
 
 PENALTIES = tuple(10.0**exponent for exponent in range(-4, 3))
 TREES = {"max_leaf_nodes": 15, "learning_rate": 0.2, "max_iter": 60}
+TREE_FEATURES = 64  # principal components, if there are more features
 NOISES = (0.1, 0.5)  # of training features, in standard deviations
 WIDTH, DROPOUT, BATCH, RATE, DECAY = 256, 0.3, 128, 2e-3, 1e-2
 TOKEN_WIDTH, TOKEN_RATE = 64, 2e-3
@@ -71,6 +72,15 @@ def _standardized(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: (found - mean) / std for name, found in parts.items()}
 
 
+def _leading(parts: Mapping[str, Tensor], size: int) -> dict[str, Tensor]:
+    """The leading principal components of training networks, if there are more features."""
+    train = parts["train"]
+    if train.shape[1] <= size:
+        return dict(parts)
+    directions = torch.linalg.eigh(train.T @ train).eigenvectors[:, -size:]
+    return {name: found @ directions for name, found in parts.items()}
+
+
 def _accuracy(predicted: Tensor, labels: Tensor) -> float:
     return (predicted == labels).double().mean().item()
 
@@ -88,8 +98,8 @@ def ridge(features: Features, **_: Any) -> Found:
 
 
 def boosted_trees(features: Features, *, seed: int = 0, **_: Any) -> Found:
-    """Gradient-boosted trees, with the number of rounds of the best validation accuracy."""
-    rows = {name: found.numpy() for name, found in features.rows.items()}
+    """Gradient-boosted trees on leading components, with the number of rounds of the best validation accuracy."""
+    rows = {name: found.numpy() for name, found in _leading(features.rows, TREE_FEATURES).items()}
     labels = features.labels
     trees = HistGradientBoostingClassifier(**TREES, early_stopping=False, random_state=seed)
     trees.fit(rows["train"], labels["train"].numpy())

@@ -47,14 +47,14 @@ GROUPINGS = ("kind", "position")  # of the linear code; chosen on validation net
 RESAMPLES = 2000
 # Probes of each kind of features.
 PROBES: dict[str, tuple[str, ...]] = {
-    "weights": ("ridge", "trees", "mlp", "transformer"),
+    "sane": ("ridge", "mlp", "trees", "transformer"),
+    "weights": ("ridge", "mlp", "trees"),
+    "linear": ("ridge", "mlp", "trees"),
     "weights_as_trained": ("ridge", "mlp"),
     "weights_canonical": ("ridge", "mlp"),
     "statistics": ("ridge", "trees"),
     "profile": ("ridge", "trees"),
-    "linear": ("ridge", "trees", "mlp", "transformer"),
-    "sane": ("ridge", "trees", "mlp", "transformer"),
-    "image": ("ridge", "mlp"),
+    "image": ("ridge",),
 }
 
 
