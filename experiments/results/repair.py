@@ -25,7 +25,7 @@ REPAIRS = {
     "ancestor": "the ancestor's layer",
     "average": "the average sibling's layer",
     "nearest": "the layer of the nearest sibling",
-    "linear_conditional": "expected layer given the others, linear code of whole networks",
+    "linear_conditional": "the expected layer given the others (linear code of whole networks)",
     **{
         f"{code}_{kind}": f"{title}, {shown}"
         for code, title in DETECTORS.items()
@@ -67,21 +67,28 @@ def verdict_block(records: Mapping[str, list[dict[str, Any]]]) -> str:
     lines = []
     for name, own in records.items():
         results = own[0]["results"]
-        detector, sane = results["chosen"]["all"], results["chosen"]["sane"]
-        best, reference = results["best_sane"], results["reference"]
+        sane, best, reference = results["chosen"]["sane"], results["best_sane"], results["reference"]
         gap, low, high = results["repair"][best]["gap"]
-        auc, auc_sane = results["detection"][detector]["auc"], results["detection"][sane]["auc"]
+        auc = {key: found["auc"] for key, found in results["detection"].items()}
+        others = [key for key in auc if not key.startswith("sane")]
+        equal = sum(auc[key] >= auc[sane] for key in others)
         regained = {key: results["repair"][key]["true_layer"] for key in (best, reference)}
         harm = results["repair"][best]["healthy_loss"]
         lines.append(
-            f"- **{DATA[name]}.** Detection: AUC {auc_sane:.3f} with {DETECTORS[sane]} "
-            f"({_goal(auc_sane >= AUC_GOAL)}), {auc:.3f} with {DETECTORS[detector]}, which localised best on "
-            f"validation networks. Repair of the broken layer: {regained[best]:.3f} of the lost accuracy with "
-            f"{REPAIRS[best]} ({_goal(regained[best] >= REGAINED_GOAL)}), {regained[reference]:.3f} with "
-            f"{REPAIRS[reference]}, the best without SANE on validation networks; SANE less that: {gap:+.3f} "
-            f"({low:+.3f} to {high:+.3f}). Healthy networks lose {harm:.4f} by false alarms "
+            f"- **{DATA[name]}.** Detection: AUC {auc[sane]:.3f} with {DETECTORS[sane]} "
+            f"({_goal(auc[sane] >= AUC_GOAL)}); {equal} of {len(others)} detectors without SANE have at least as "
+            f"much, the distance to the ancestor {auc['ancestor']:.3f}. Repair of the broken layer: {regained[best]:.3f} of "
+            f"the lost accuracy with {REPAIRS[best]} ({_goal(regained[best] >= REGAINED_GOAL)}), "
+            f"{regained[reference]:.3f} with {REPAIRS[reference]}, the best without SANE on validation networks; SANE "
+            f"less that: {gap:+.3f} ({low:+.3f} to {high:+.3f}). Healthy networks lose {harm:.4f} by false alarms "
             f"({_goal(harm <= HARM_GOAL)})."
         )
+    behind = sum(own[0]["results"]["repair"][own[0]["results"]["best_sane"]]["gap"][2] < 0 for own in records.values())
+    lines.append("")
+    lines.append(
+        f"On {behind} of {len(records)} data sets, the best repair without SANE is ahead of the best with SANE by a "
+        "paired interval."
+    )
     return "\n".join(lines)
 
 
