@@ -77,8 +77,8 @@ def verdict_block(records: Mapping[str, list[dict[str, Any]]]) -> str:
         lines.append(
             f"- **{DATA[name]}.** Detection: AUC {auc[sane]:.3f} with {DETECTORS[sane]} "
             f"({_goal(auc[sane] >= AUC_GOAL)}); {equal} of {len(others)} detectors without SANE have at least as "
-            f"much, the distance to the ancestor {auc['ancestor']:.3f}. Repair of the broken layer: {regained[best]:.3f} of "
-            f"the lost accuracy with {REPAIRS[best]} ({_goal(regained[best] >= REGAINED_GOAL)}), "
+            f"much, the distance to the ancestor {auc['ancestor']:.3f}. Repair of the broken layer: "
+            f"{regained[best]:.3f} of the lost accuracy with {REPAIRS[best]} ({_goal(regained[best] >= REGAINED_GOAL)}), "
             f"{regained[reference]:.3f} with {REPAIRS[reference]}, the best without SANE on validation networks; SANE "
             f"less that: {gap:+.3f} ({low:+.3f} to {high:+.3f}). Healthy networks lose {harm:.4f} by false alarms "
             f"({_goal(harm <= HARM_GOAL)})."

@@ -63,7 +63,9 @@ def test_the_page_says_which_goals_were_reached_beside_the_published_numbers(fol
 
 
 def test_without_records_there_is_nothing_to_say(tmp_path):
-    assert set(importlib.import_module("results.implicit").blocks(tmp_path).values()) == {""}
+    found = importlib.import_module("results.implicit").blocks(tmp_path)
+    assert found.pop("verdict").startswith("**There are no results yet.**")
+    assert set(found.values()) == {""}
 
 
 def test_order_and_signs_of_units_keep_the_function_and_are_found_again():
