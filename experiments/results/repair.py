@@ -74,14 +74,15 @@ def verdict_block(records: Mapping[str, list[dict[str, Any]]]) -> str:
         equal = sum(auc[key] >= auc[sane] for key in others)
         regained = {key: results["repair"][key]["true_layer"] for key in (best, reference)}
         harm = results["repair"][best]["healthy_loss"]
+        found, others_best = f"{regained[best]:.3f}", f"{regained[reference]:.3f}"
         lines.append(
             f"- **{DATA[name]}.** Detection: AUC {auc[sane]:.3f} with {DETECTORS[sane]} "
             f"({_goal(auc[sane] >= AUC_GOAL)}); {equal} of {len(others)} detectors without SANE have at least as "
             f"much, the distance to the ancestor {auc['ancestor']:.3f}. Repair of the broken layer: "
-            f"{regained[best]:.3f} of the lost accuracy with {REPAIRS[best]} ({_goal(regained[best] >= REGAINED_GOAL)}), "
-            f"{regained[reference]:.3f} with {REPAIRS[reference]}, the best without SANE on validation networks; SANE "
-            f"less that: {gap:+.3f} ({low:+.3f} to {high:+.3f}). Healthy networks lose {harm:.4f} by false alarms "
-            f"({_goal(harm <= HARM_GOAL)})."
+            f"{found} of the lost accuracy with {REPAIRS[best]} ({_goal(regained[best] >= REGAINED_GOAL)}), "
+            f"{others_best} with {REPAIRS[reference]}, the best without SANE on validation networks; "
+            f"SANE less that: {gap:+.3f} ({low:+.3f} to {high:+.3f}). Healthy networks lose {harm:.4f} by false "
+            f"alarms ({_goal(harm <= HARM_GOAL)})."
         )
     behind = sum(own[0]["results"]["repair"][own[0]["results"]["best_sane"]]["gap"][2] < 0 for own in records.values())
     lines.append("")
