@@ -54,8 +54,10 @@ def verdict_block(records: Mapping[str, Mapping[str, Any]]) -> str:
         )
         lines.append(
             f"- **{title}: {sane['accuracy']:.3f}** with SANE's latents and a {PROBES[sane['probe']]}; the "
-            f"{' and the '.join(goals)}. Paired differences with 95% intervals: {others}."
+            f"{' and the '.join(goals)}. Paired differences with 95% intervals: {others}. SANE is "
+            f"{'' if best['weights']['interval'][0] > 0 else 'not '}ahead of the weights themselves."
         )
+    lines += [f"- **{title}:** no record yet." for start, title in STARTS.items() if start not in records]
     return "\n".join(lines)
 
 
