@@ -325,10 +325,9 @@ def test_features_of_several_lengths_do_not_stack():
 
 
 @pytest.mark.parametrize("aligned", [True, False])
-def test_blocks_hold_every_network_once(tiny_zoo, aligned, monkeypatch):
-    monkeypatch.setattr("hf_sane.zoo._alignment.NETWORKS_PER_BLOCK", 5)
+def test_blocks_hold_every_network_once(tiny_zoo, aligned):
     split = tiny_zoo.splits["train"]
-    blocks = list(token_blocks(split, aligned=aligned))
+    blocks = list(token_blocks(split, aligned=aligned, size=5))
     assert len(blocks) > 1
     members = np.concatenate([members for members, _, _ in blocks])
     assert sorted(members) == list(range(len(split)))

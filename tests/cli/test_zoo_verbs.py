@@ -39,7 +39,7 @@ def test_a_zoo_may_still_be_an_option_where_it_is_the_argument(words, tiny_zoo_f
     told = hf_sane_command("zoo", "show", words[0], tiny_zoo_folder, *words[1:])
     assert told.stdout == hf_sane_command("zoo", "show", tiny_zoo_folder, *words[1:]).stdout
     assert told.stderr == (
-        "hf-sane zoo show: --zoo NAME is now NAME, without the option; the old spelling works until version 0.2\n"
+        "hf-sane zoo show: --zoo NAME is now NAME, without the option; the old spelling works until version 0.3\n"
     )
 
 

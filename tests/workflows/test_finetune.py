@@ -97,7 +97,7 @@ def test_the_base_is_named_alike_everywhere(capsys):
         (FinetuneLoraSettings, ["net", "-o", "out"], "--base-model"),
         (PretrainSettings, ["--zoo", "zoo", "-o", "out"], "--lora-base"),
     ):
-        note = f"door: {old} is now --base; the old spelling works until version 0.2\n"
+        note = f"door: {old} is now --base; the old spelling works until version 0.3\n"
         for option in ("--base", old):
             made = parse_settings(settings, [*needed, option, "org/base"], name="door")
             assert "org/base" in vars(made).values()

@@ -149,7 +149,7 @@ def test_imports_from_python_and_the_verb_are_the_same(checkpoints, tmp_path):
     assert zoo.facts.arguments.keys() == told | {"max_bytes"}
     result = run_import_zoo(ImportZooSettings(folder=checkpoints, output=tmp_path / "python", **options))
     assert "not taken\nskipped: 1, " in str(result)
-    assert "\nvalidation         1             1           1\n" in str(result)
+    assert "\nvalidation         1     1           1\n" in str(result)
 
 
 def test_names_of_repositories_need_no_option(tmp_path):
