@@ -183,6 +183,9 @@ def run_lineage(settings: LineageSettings) -> LineageResult:
     with optional_output(settings.output, LineageResult.JOB) as output:
         sources = dict(_named(settings.sources))
         networks, skipped = _opened(settings, sources)
+        if networks and len(networks) < 2:
+            reasons = "; ".join(_reasons(skipped)[:3]) or "all sources are the same"
+            raise ValueError(f"expected at least two networks, found one that can be read: {reasons}")
         found = trace_lineage(networks, partial(_symmetries, networks, sources, settings.max_aligned))
         found = replace(found, skipped={**skipped, **found.skipped})
         if not found.families:
