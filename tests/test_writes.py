@@ -57,6 +57,7 @@ ALLOWED = {
     "src/hf_sane/tokenization/_kept_ranges.py:": "parts of files on the Hub, in the folder of the client's assets",
     "benchmarks/scan_large.py:": "a checkpoint in a temporary folder",
     "benchmarks/scan_budgets.py:": "checkpoints in a temporary folder",
+    "benchmarks/cost_curves.py:works": "networks in a temporary folder",
     "benchmarks/untrained.py:": "networks in a temporary folder",
     "benchmarks/tutorials.py:": "a temporary folder",
     "benchmarks/zoo_columns.py:measure_column": "a temporary folder",

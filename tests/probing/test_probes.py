@@ -179,7 +179,7 @@ def test_each_property_gets_the_penalty_that_is_best_on_left_out_runs():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"runs": ["a"] * 6}, r"at least two runs, got 6 names of 1 run\(s\); with a single run, use fit"),
+        ({"runs": ["a"] * 6}, r"at least two runs, got 6 names of 1 run; with a single run, use fit"),
         ({"runs": ["a", "b"]}, "expected the run of each of 6 networks, and at least two runs, got 2 names of 2"),
         ({"features": X * torch.nan}, "probed features are not finite for networks"),
         ({"targets": torch.ones(6)}, r"targets of properties \[0\] are all equal"),

@@ -119,9 +119,10 @@ class RidgeProbe:
         x, y = _pair(features, targets, "probed")
         members = np.unique(np.asarray(runs), return_inverse=True)[1]
         if members.ndim != 1 or len(members) != len(x) or members.max() == 0:
+            count = len(np.unique(members))
             raise ValueError(
                 f"expected the run of each of {len(x)} networks, and at least two runs, got {len(members)} names of "
-                f"{members.max() + 1} different runs; with a single run, use fit() with validation networks"
+                f"{count} run{'' if count == 1 else 's'}; with a single run, use fit() with validation networks"
             )
         check_choices(y, penalties, names)
         path = RidgePath(x, y, penalties)
