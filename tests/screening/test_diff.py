@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import hf_sane
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_s
@@ -413,3 +414,25 @@ def test_wrappers_on_either_side_are_seen_through(mine, theirs):
     found = hf_sane.diff(one, two).difference
     assert {x.name: x.other_name for x in found.tensors} == {mine + name: theirs + name for name in network}
     assert found.relation == "partly equal"
+
+
+def test_heads_that_share_keys_stay_together(tmp_path):
+    """The order of heads is one of queries, keys and values: taken back for some of them, it would be none."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 20}
+    config = LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=16)
+    states = {}
+    for seed, name in enumerate(("first", "other")):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+        model.save_pretrained(tmp_path / name)
+        states[name] = model.state_dict()
+    turned = dict(states["first"])
+    for layer in range(2):  # the two groups of queries with their keys and values change places
+        prefix = f"model.layers.{layer}.self_attn."
+        for key in ("q_proj", "k_proj", "v_proj"):
+            turned[f"{prefix}{key}.weight"] = torch.cat(turned[f"{prefix}{key}.weight"].chunk(2)[::-1])
+        turned[f"{prefix}o_proj.weight"] = torch.cat(turned[f"{prefix}o_proj.weight"].chunk(2, dim=1)[::-1], dim=1)
+    model.load_state_dict(turned)
+    model.save_pretrained(tmp_path / "turned")
+    assert hf_sane.diff(tmp_path / "first", tmp_path / "other").difference.relation == "unrelated"
+    assert hf_sane.diff(tmp_path / "first", tmp_path / "turned").difference.relation == "permuted"

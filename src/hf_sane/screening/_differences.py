@@ -284,8 +284,9 @@ def _moved(
 def _kept_in_place(
     spec: PermutationSpec, a: StateDict, b: StateDict, permutation: Permutation, *, is_rescaled: bool
 ) -> Permutation:
-    """The permutation without the axes that fit better as they are stored."""
+    """The permutation without the axes that fit better as they are stored; axes with common parts stay together."""
     kept, identity = dict(permutation), spec.identity()
+    groups = [(axes, {place.tensor for axis in axes for place in spec.occurrences[axis]}) for axes in _joined(spec)]
 
     def mean(order: Permutation, names: Iterable[str]) -> float:
         moved = _moved(spec, a, b, order, is_rescaled=is_rescaled)
@@ -293,15 +294,25 @@ def _kept_in_place(
 
     for _ in range(SWEEPS):
         before = dict(kept)
-        for axis, places in spec.occurrences.items():
-            if torch.equal(kept[axis], identity[axis]):
+        for axes, tensors in groups:
+            if all(torch.equal(kept[axis], identity[axis]) for axis in axes):
                 continue
-            names = spec.axes if is_rescaled else {place.tensor for place in places}
-            if mean(kept | {axis: identity[axis]}, names) <= mean(kept, names):
-                kept[axis] = identity[axis]
+            names = spec.axes if is_rescaled else tensors
+            stored = {axis: identity[axis] for axis in axes}
+            if mean(kept | stored, names) <= mean(kept, names):
+                kept |= stored
         if all(torch.equal(kept[axis], before[axis]) for axis in kept):
             break
     return kept
+
+
+def _joined(spec: PermutationSpec) -> list[list[str]]:
+    """Axes that are only reordered together, since they share parts (the heads of queries, keys and values)."""
+    groups = {axis: {axis} for axis in spec.occurrences}
+    for generator in spec.generators.values():
+        joined = set().union(*(groups[axis] for axis in generator.entries))
+        groups |= dict.fromkeys(joined, joined)
+    return [sorted(axes) for axes in {min(axes): axes for axes in groups.values()}.values()]
 
 
 def _gap(a: Tensor, b: Tensor) -> float:
