@@ -354,7 +354,7 @@ def _metavar(item: Any) -> str:
 
 def _shown(default: Any) -> str:
     """A default as a user would type it, for the end of a help text."""
-    if default is MISSING or default is None or default == [] or default == {}:
+    if default is MISSING or default in (None, "", [], {}):
         return ""
     if isinstance(default, bool):
         default = "on" if default else "off"
