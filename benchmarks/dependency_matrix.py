@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -21,6 +20,7 @@ from xml.etree import ElementTree
 from running import new_parser, start
 
 from hf_sane.records._failures import run_script
+from hf_sane.records._run_record import installed_versions
 
 ROOT = Path(__file__).parents[1]
 TESTS = (
@@ -55,17 +55,6 @@ PACKAGES = [
     "gguf",
     "onnx",
 ]
-
-
-def versions() -> dict[str, str]:
-    """Versions of the installed packages among `PACKAGES`."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def run_tests(tests: Sequence[str]) -> dict[str, Any]:
@@ -103,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = json.loads(options.output.read_text(encoding="utf-8"))["results"] if options.output.exists() else {}
     entry = {
         "python": sys.version.split()[0],
-        "packages": versions(),
+        "packages": installed_versions(PACKAGES),
         "tests": options.tests,
         **found,
         "command": record.command,

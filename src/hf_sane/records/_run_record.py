@@ -8,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -205,8 +205,14 @@ def read_hardware() -> dict[str, Any]:
 
 def read_versions() -> dict[str, str]:
     """Versions of Python, the system, and installed packages among `PACKAGES`."""
-    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.release()}"}
-    for name in PACKAGES:
+    system = {"python": platform.python_version(), "system": f"{platform.system()} {platform.release()}"}
+    return system | installed_versions(PACKAGES)
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of those packages that are installed."""
+    found = {}
+    for name in packages:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
