@@ -95,7 +95,8 @@ def test_no_module_disables_strict_validation():
 
 FOLDERS = ("src", "scripts", "experiments", "benchmarks")
 PYTHON = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "RELEASING.md", "SECURITY.md")]
+PAGES += sorted((ROOT / "docs").rglob("*.md"))
 MAX_EXPORTS = 17
 MAX_PUBLIC = 200
 OPTIONAL = {"hf_sane.analysis._plots", "hf_sane.explorer._page"}  # need what need not be installed
@@ -144,11 +145,20 @@ def test_notebooks_import_public_modules(path):
     assert not [name for name in modules if name.startswith("hf_sane.") and is_private(name)]
 
 
+# Dotted names (`hf_sane.core._layout`), and paths with or without a suffix (`core/_layout.py`, `core/_layout.Layout`).
+PRIVATE_MODULE = re.compile(r"hf_sane(?:\.\w+)*\._[a-z]\w*|\b\w+/_[a-z]\w*|\b_[a-z]\w*\.py\b")
+
+
+@pytest.mark.parametrize(
+    "text", ["hf_sane.core._layout", "`core/_layout.Layout`", "(`symmetry/tracing/_axes.py`)", "`_axes.py: unify`"]
+)
+def test_a_planted_private_module_is_found(text):
+    assert PRIVATE_MODULE.search(text)
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_pages_name_no_private_module(path):
-    """Lines that begin with `:::` are for mkdocstrings, which shows the public name."""
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith(":::")]
-    assert not re.findall(r"hf_sane(?:\.\w+)*\._[a-z]\w*", "\n".join(lines))
+    assert PRIVATE_MODULE.findall(path.read_text(encoding="utf-8")) == []
 
 
 def test_the_list_of_pages_has_every_page():

@@ -2,13 +2,19 @@
 
 import ast
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+import hf_sane.core
+from hf_sane.cli.verbs import VERBS
+
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "reference" / "paper_index.md").read_text(encoding="utf-8")
-CODE = sorted(set(re.findall(r"`([a-z_]+/[a-z_]+\.py): ([A-Za-z_0-9]+)`", TEXT)))
+CODE = sorted(set(re.findall(r"`(hf_sane\.[\w.]+)`", TEXT)))
+SETTINGS = sorted(set(re.findall(r"`hf_sane[\w.]+`, with `(\w+)|`hf_sane[^|]+ and `(\w+)` \|", TEXT)))
+API = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
 TESTS = sorted(set(re.findall(r"`([a-z]+/test_[a-z_]+\.py)(?:::(test_[a-z_0-9]+))?`", TEXT)))
 
 
@@ -19,13 +25,21 @@ def defined(path):
 
 
 def test_the_index_is_full():
-    assert len(CODE) > 40
+    assert len(CODE) > 30
+    assert len(SETTINGS) > 12
     assert len(TESTS) > 30
+    assert TEXT.count("::test_") == len(re.findall(r"`[a-z]+/test_[a-z_]+\.py::test_[a-z_0-9]+`", TEXT))
 
 
-@pytest.mark.parametrize(("file", "name"), CODE, ids=lambda value: value)
-def test_code_exists(file, name):
-    assert name in defined(ROOT / "src" / "hf_sane" / file)
+@pytest.mark.parametrize("name", CODE)
+def test_public_names_are_in_the_reference(name):
+    assert f"\n::: {name}\n" in API
+
+
+@pytest.mark.parametrize("names", SETTINGS, ids="".join)
+def test_settings_exist(names):
+    settings = [verb.load()[0] for verb in VERBS] + [hf_sane.core.Layout]
+    assert "".join(names) in {field.name for kind in settings for field in fields(kind)}
 
 
 @pytest.mark.parametrize(("file", "name"), TESTS, ids=lambda value: value)

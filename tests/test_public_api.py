@@ -1,13 +1,17 @@
 """Public names exist, are documented and have one home; Auto classes know them with and without us."""
 
 import ast
+import importlib.util
 import inspect
 import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 
+import griffe
 import pytest
 import torch
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForImageClassification
@@ -16,7 +20,11 @@ import hf_sane
 from hf_sane.architectures.presets import MODEL_CLASSES, build_model, cifar_resnet, cnn_digits, mlp
 from hf_sane.hub._publish import save_network, save_sane
 from hf_sane.records._run_record import RunRecord
+from hf_sane.workflows.embed import EmbedSettings
 
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "reference" / "api.md").read_text(encoding="utf-8")
+LISTED = re.findall(r"^::: ([\w.]+)$", PAGE, flags=re.MULTILINE)
 NETWORKS = {"cnn": cnn_digits(), "mlp": mlp(image_size=8, hidden_sizes=(4,)), "resnet": cifar_resnet(20, width=2)}
 STRANGER = """
 import sys
@@ -48,10 +56,71 @@ def test_type_checkers_see_every_name_where_it_is_loaded_from():
     assert seen == hf_sane._HOMES | hf_sane._ALSO
 
 
-def test_the_reference_lists_every_name():
-    page = (Path(__file__).parents[1] / "docs" / "reference" / "api.md").read_text()
-    listed = re.findall(r"^::: hf_sane\.([\w.]+)$", page, flags=re.MULTILINE)
-    assert sorted(listed) == sorted(f"{home}.{name}" for name, home in (hf_sane._HOMES | hf_sane._ALSO).items())
+def room_exports():
+    """Names that rooms export and `hf_sane` does not, with the room."""
+    for path in sorted(Path(hf_sane.__file__).parent.rglob("*/__init__.py")):
+        room = import_module(".".join(("hf_sane", *path.parent.relative_to(Path(hf_sane.__file__).parent).parts)))
+        for name in getattr(room, "__all__", ()):
+            if getattr(hf_sane, name, None) is not getattr(room, name):
+                yield f"{room.__name__}.{name}"
+
+
+def test_the_reference_lists_every_name_once():
+    exported = [f"hf_sane.{name}" for name in hf_sane._HOMES | hf_sane._ALSO] + list(room_exports())
+    assert len(exported) > 100
+    assert set(exported) - set(LISTED) == set()
+    assert len(LISTED) == len(set(LISTED))
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_names_of_the_reference_are_public_and_documented(name):
+    module, _, last = name.rpartition(".")
+    assert not re.search(r"\._", name)
+    value = getattr(import_module(module), last)
+    if inspect.isclass(value) or inspect.isfunction(value):  # constants have a comment of their own
+        methods = [m for key, m in vars(value).items() if not key.startswith("_") and inspect.isfunction(m)]
+        texts = [inspect.getdoc(value), *(inspect.getdoc(method) or "" for method in methods)]
+        assert len(texts[0]) > 20
+        assert not re.findall(r"`[\w.]*\b[a-z]\w*[./]_[a-z]\w*", "\n".join(texts)), "names a private module"
+
+
+def test_the_reference_lists_the_settings_of_a_function():
+    """All but those that the function sets itself."""
+    extensions = griffe.load_extensions(str(DOCS / "settings.py"))
+    path = Path(hf_sane.__file__).parent / "workflows" / "embed.py"
+    module = griffe.visit("hf_sane.workflows.embed", path, path.read_text(encoding="utf-8"), extensions=extensions)
+    (section,) = (part for part in module["embed"].docstring.parse("google") if part.kind.value == "parameters")
+    names = [parameter.name for parameter in section.value]
+    settings = {field.name for field in fields(EmbedSettings)} - {"checkpoints", "zoo"}
+    assert sorted(names) == sorted({*settings, "networks", "sane"})
+    assert "Poolings of the latents, or 'all'. Default:" in section.value[names.index("poolings")].description
+
+
+@pytest.mark.parametrize("name", [name for name in LISTED if name.count(".") == 1])
+def test_options_of_functions_are_listed_in_the_reference(name):
+    value = getattr(hf_sane, name.rpartition(".")[2])
+    if inspect.isfunction(value) and "options" in inspect.signature(value).parameters:
+        assert re.search(r"\*\*options: Other fields of \[`\w+Settings`\]\.\n", inspect.getdoc(value) + "\n")
+
+
+def test_references_in_docstrings_become_links_to_the_nearest_name():
+    spec = importlib.util.spec_from_file_location("hooks", DOCS / "hooks.py")
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    html = """<h3 id="hf_sane.A.fit"></h3><h2 id="hf_sane.B"></h2>See [<code>fit</code>] and [<code>Other</code>].
+        <h3 id="hf_sane.B.fit"></h3>"""
+    made = hooks.on_page_content(html, None, None)
+    assert 'See <a href="#hf_sane.B.fit"><code>fit</code></a> and <code>Other</code>.' in made
+
+
+def test_code_of_pages_imports_names_of_the_reference():
+    found = set()
+    for page in sorted(DOCS.rglob("*.md")):
+        for line in re.findall(r"^from hf_sane[\w.]* import \w.*$", page.read_text("utf-8"), flags=re.MULTILINE):
+            (node,) = ast.parse(line).body
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    assert len(found) > 30
+    assert found - set(LISTED) == set()
 
 
 @pytest.mark.parametrize("name", sorted(hf_sane._HOMES | hf_sane._ALSO))

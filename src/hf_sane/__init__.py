@@ -47,8 +47,11 @@ if TYPE_CHECKING:
     from hf_sane.workflows.search import index_networks as index_networks
     from hf_sane.workflows.search import search as search
     from hf_sane.workflows.show_zoo import load_zoo
+    from hf_sane.workflows.show_zoo import show_zoo as show_zoo
     from hf_sane.workflows.soup import soup
     from hf_sane.workflows.start import start
+    from hf_sane.workflows.transfer import pull as pull
+    from hf_sane.workflows.transfer import push as push
     from hf_sane.workflows.zoo_structure import zoo_structure as zoo_structure
     from hf_sane.zoo._dataset import Zoo
 
@@ -94,9 +97,12 @@ _ALSO = {
     "load_texts": "networks._texts",
     "map_regions": "workflows.regions",
     "mix_zoos": "workflows.mix_zoos",
+    "pull": "workflows.transfer",
+    "push": "workflows.transfer",
     "reconstruct": "workflows.reconstruct",
     "report": "workflows.reports",
     "search": "workflows.search",
+    "show_zoo": "workflows.show_zoo",
     "trace_permutations": "symmetry.tracing._trace",
     "zoo_structure": "workflows.zoo_structure",
 }

@@ -10,15 +10,13 @@ import pytest
 import hf_sane
 from hf_sane.cli.verbs import VERBS, ZOO_VERBS
 from hf_sane.workflows.command_line import parse_settings
-from hf_sane.workflows.show_zoo import show_zoo
-from hf_sane.workflows.transfer import pull, push
 
 DOCS = Path(__file__).parents[2] / "docs"
 ROW = re.compile(r"^\| `(hf-sane [^`]+)` \| `([^`]+)` \|$", re.MULTILINE)
 PAIRS = ROW.findall((DOCS / "reference" / "api.md").read_text(encoding="utf-8"))
 OF_PROGRAM = {**{verb.name: verb for verb in VERBS}, **{f"zoo {verb.name}": verb for verb in ZOO_VERBS}}
 WITHOUT_CALL = {"demo", "doctor"}  # they check an installation
-NAMES = {"hf_sane": hf_sane, "show_zoo": show_zoo, "push": push, "pull": pull}
+NAMES = {"hf_sane": hf_sane}
 GUIDES = [page for folder in ("how-to", "tutorials") for page in sorted((DOCS / folder).glob("*.md"))]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # What a page may show in place of the function: the method of SANE, or a call in another form.

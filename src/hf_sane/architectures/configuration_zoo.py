@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 
 Activation = Literal["tanh", "relu", "gelu", "sigmoid"]
 Initialization = Literal["uniform", "normal", "kaiming_uniform", "kaiming_normal"]
+"""Distributions of initial weights."""
 Sizes = list[int] | tuple[int, ...]
 
 BOTTLENECK_EXPANSION = 4  # output channels of a bottleneck block per inner channel

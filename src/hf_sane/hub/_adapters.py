@@ -40,7 +40,7 @@ def save_network_adapter(
         record: Record of the fine-tuning.
         base_model: Hub id of the base; an adapter without one can be used locally, but not published.
         title: Heading of the card.
-        **options: See `hub._cards.CardOptions`.
+        **options: Facts of the card: `repo_id`, `datasets`, `license_id`.
 
     Returns:
         `folder`.
@@ -72,7 +72,7 @@ def write_adapter_card(
         base_config: Configuration of the base model.
         title: Heading of the card.
         network_config: Configuration of a network of the zoo, for the code example of a SANE autoencoder's adapter.
-        **options: See `hub._cards.CardOptions`.
+        **options: Facts of the card: `repo_id`, `datasets`, `license_id`.
 
     Returns:
         `folder`.

@@ -83,7 +83,7 @@ def save_sane(
             works without this library (the weight tokenizer still needs it).
         anchors: Trained networks of one architecture, best first, to sample around without a zoo; saved in the
             subfolder `anchors`.
-        **options: See `hub._cards.CardOptions`.
+        **options: Facts of the card: `repo_id`, `datasets`, `license_id`.
 
     Returns:
         `folder`.
@@ -210,7 +210,7 @@ def write_sane_card(
         folder: Folder with config.json, preprocessor_config.json and run.json, as written by pre-training.
         title: Heading of the card.
         network_config: Configuration of a network of the zoo, for the code example.
-        **options: See `hub._cards.CardOptions`.
+        **options: Facts of the card: `repo_id`, `datasets`, `license_id`.
 
     Returns:
         `folder`.
@@ -256,7 +256,7 @@ def save_network(
         provenance: Origin of the network; by default the one in `folder`, if any.
         origin: Origin of a network that was not sampled, for the card; see [`network_card`].
         tokenizer: Tokenizer of a text classifier, to save with it.
-        **options: See `hub._cards.CardOptions`.
+        **options: Facts of the card: `repo_id`, `datasets`, `license_id`.
 
     Returns:
         `folder`.

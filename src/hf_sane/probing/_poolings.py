@@ -33,6 +33,7 @@ class Pooling:
 
 
 POOLINGS: Registry[Pooling] = Registry("pooling")
+"""Poolings by name, in the order of registration."""
 
 
 def register_pooling(name: str, *, decodes: bool = False) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:

@@ -121,7 +121,7 @@ def keep_best(
 ) -> SelectedNetworks:
     """Draw candidates in chunks and keep the best by validation score, with validation loss as tie-breaker.
 
-    Processes that share the work (`records._processes`) draw alike, judge one chunk each, and keep the same networks.
+    Processes that share the work draw the same candidates, judge one chunk each, and keep the same networks.
 
     Args:
         draw: Function that draws a number of candidates; at most `chunk_size` and the kept ones are in memory at a

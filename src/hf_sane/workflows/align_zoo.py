@@ -113,8 +113,9 @@ def align_zoo(zoo: str | Path | Zoo, **options: Any) -> Zoo:
     """Align a zoo: permute the channels of its networks to match a reference, without changing their outputs.
 
     Args:
-        zoo: Folder of a zoo, where the alignment is stored; or a zoo in memory, whose files are not changed.
-        **options: For a folder, further fields of [`AlignZooSettings`]; for a zoo, `reference` and `specs`.
+        zoo: Folder of a zoo, where the alignment is stored; or a zoo in memory, whose files are not changed, and for
+            which the only options are `reference` and `specs`, its symmetries by architecture.
+        **options: Other fields of [`AlignZooSettings`].
 
     Returns:
         The zoo with its alignment; `Zoo.save` stores both.

@@ -126,7 +126,13 @@ class ExploreResult(Result):
 
 
 def explore(source: str | Path | Zoo, sane: str | Path | SANE | None = None, **options: Any) -> ExploreResult:
-    """Open the page of a zoo until Ctrl-C; options are other fields of [`ExploreSettings`]."""
+    """Open the page of a zoo, until Ctrl-C.
+
+    Args:
+        source: A zoo, its folder or its Hub dataset id, or a folder of checkpoints.
+        sane: A SANE, its folder or its Hub repo id.
+        **options: Other fields of [`ExploreSettings`].
+    """
     return run_explore(ExploreSettings(source=source, sane=sane, **options))
 
 

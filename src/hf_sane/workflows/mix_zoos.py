@@ -35,7 +35,7 @@ def mix_zoos(zoos: Mapping[str, str | Path | Zoo], *, output: str | Path | None 
     Args:
         zoos: Zoos or their sources, by name in the mixture.
         output: Folder of the mixture; if `None`, a temporary folder, whose path is logged.
-        **options: `config`, `name`, `token_dim`, `token_layout`, see [`MixZoosSettings`].
+        **options: Other fields of [`MixZoosSettings`].
 
     Returns:
         The mixture.

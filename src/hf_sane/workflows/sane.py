@@ -25,7 +25,8 @@ from hf_sane.workflows.sample import SampleResult, sample
 from hf_sane.workflows.show_zoo import is_zoo, load_zoo
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 
-BUNDLE = Path(__file__).parents[1] / "pretrained" / "small_images"  # the SANE that ships with this package
+BUNDLE = Path(__file__).parents[1] / "pretrained" / "small_images"
+"""Folder of the SANE that comes with this package, for colour or greyscale images of 32 pixels."""
 
 
 @dataclass(frozen=True)

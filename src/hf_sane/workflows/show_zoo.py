@@ -195,7 +195,12 @@ def is_zoo(source: object) -> bool:
 
 
 def show_zoo(zoo: str | Path | Zoo, **options: Any) -> ZooResult:
-    """Describe a zoo; options are other fields of [`ShowZooSettings`]."""
+    """Describe a zoo.
+
+    Args:
+        zoo: A zoo, its folder or its Hub dataset id.
+        **options: Other fields of [`ShowZooSettings`].
+    """
     return run_show_zoo(ShowZooSettings(zoo=zoo, **options))
 
 

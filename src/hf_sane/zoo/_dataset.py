@@ -52,7 +52,7 @@ class ZooSplit:
     """The networks of one split or a selection of them, each at one epoch.
 
     Args:
-        dataset: Rows with the columns of `hf_sane.zoo._records.FEATURES`, or an open table of these.
+        dataset: Rows with the columns of a zoo, or an open table of these.
         facts: Facts about the zoo.
         alignment: Alignment of the zoo, if it was aligned.
         rows: Indices of the selected rows, `[M]`; all if `None`.
