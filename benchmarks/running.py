@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,10 @@ from typing import Any
 from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._redaction import hide_folders_in
 from hf_sane.records._run_record import RunRecord
-from hf_sane.workflows.command_line import ScriptParser
+
+sys.path.append(str(Path(__file__).parents[1] / "experiments"))  # whose command lines are parsed alike
+
+from script_options import ScriptParser
 
 SAMPLE_SECONDS = 0.02  # between two memory measurements
 

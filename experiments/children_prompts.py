@@ -1,6 +1,6 @@
 """Networks from prompts of few images: codes of changes since an ancestor, search in them, and prediction of them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core._layout import Layout
 from hf_sane.networks._images import ImageData
-from hf_sane.networks._shifts import KINDS, Shift, StackedShifts
+from hf_sane.networks._shifts import KINDS, STRENGTHS, Shift, StackedShifts
 from hf_sane.networks._stacked import StackedNetworks, example_losses
 from hf_sane.sampling._generation import NetworkCodec, networks_from_tokens
 from hf_sane.zoo._alignment import aligned_tokens
@@ -33,6 +33,13 @@ def children_of(split: ZooSplit) -> ZooSplit:
     """The children of a split at their last epoch."""
     last = split.final_epochs()
     return last.select(np.array([ancestor is not None for ancestor in last.column("ancestor")]))
+
+
+def shift_of(row: Mapping[str, Any]) -> Shift:
+    """The shift that a row of a zoo describes, see [`Shift.properties`]."""
+    classes = row["shift_classes"]
+    strengths = {kind: float(row[f"shift_{kind}"]) for kind in STRENGTHS}
+    return Shift(**strengths, classes=None if classes is None else tuple(map(int, classes.split())))
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,7 @@ class Family:
             index = torch.tensor([place[ancestor] for ancestor in part.column("ancestor")])
             columns = {f"shift_{kind}": part.column(f"shift_{kind}") for kind in KINDS}
             rows = ({key: column[i] for key, column in columns.items()} for i in range(len(part)))
-            shifts = tuple(map(Shift.from_properties, rows))
+            shifts = tuple(map(shift_of, rows))
             splits[name] = Children(aligned_tokens(part) - ancestors[index], index, shifts)
         return cls(layout, config, ancestors, splits)
 

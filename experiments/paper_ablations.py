@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from ablation_variants import BASE_MODEL, BASE_TRAINING, STUDIES, Variant
+from script_options import ScriptParser
 
 from hf_sane.networks._images import ImageData, load_images
 from hf_sane.probing._zoo_features import read_zoo_features
@@ -29,7 +30,6 @@ from hf_sane.records._run_record import RunRecord
 from hf_sane.sampling._selection import Judge
 from hf_sane.training._pretraining import pretrain
 from hf_sane.training._settings import PretrainSettings
-from hf_sane.workflows.command_line import ScriptParser
 from hf_sane.workflows.compare import ComparisonResult, compare_samplers
 from hf_sane.workflows.reconstruct import reconstruct
 from hf_sane.workflows.sane import SANE

@@ -34,6 +34,8 @@ from children_prompts import (
 )
 from paper_rates import GROUPINGS, LATENT_BITS
 from paper_zoos import GREY
+from rates import RatePoint, latent_groups, rate_points, rounded_weights
+from script_options import ScriptParser
 from torch import Tensor
 
 from hf_sane.analysis._structure import SharedStructure, shared_structure
@@ -41,9 +43,7 @@ from hf_sane.networks._images import load_images
 from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
 from hf_sane.records._run_record import RunRecord
-from hf_sane.sampling import NetworkCodec, latent_groups, rate_points, rounded_weights
-from hf_sane.sampling._rates import RatePoint
-from hf_sane.workflows.command_line import ScriptParser
+from hf_sane.sampling import NetworkCodec
 from hf_sane.workflows.pretrain import pretrain
 from hf_sane.workflows.zoo_structure import zoo_structure
 from hf_sane.zoo._dataset import Zoo

@@ -24,6 +24,7 @@ import torch
 from datasets.table import InMemoryTable
 from field_probes import Features, Found, boosted_trees, mlp, ridge, token_transformer
 from field_symmetries import aligned, canonical
+from script_options import ScriptParser
 from torch import Tensor
 
 from hf_sane.core._layout import Layout
@@ -34,7 +35,6 @@ from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
 from hf_sane.records._run_record import RunRecord
 from hf_sane.sampling._generation import NetworkCodec
-from hf_sane.workflows.command_line import ScriptParser
 from hf_sane.workflows.pretrain import pretrain
 from hf_sane.workflows.sane import SANE
 from hf_sane.zoo._dataset import Zoo, ZooSplit

@@ -17,7 +17,9 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from paper_zoos import GREY
+from rates import measure_rates, rounded_weights
 from results import rates as page
+from script_options import ScriptParser
 
 from hf_sane.analysis._pictures import save_picture
 from hf_sane.networks._images import load_zoo_images
@@ -26,8 +28,7 @@ from hf_sane.records._failures import run_script
 from hf_sane.records._file_kinds import PICTURE
 from hf_sane.records._outputs import check_may_replace
 from hf_sane.records._run_record import RunRecord
-from hf_sane.sampling import NetworkCodec, measure_rates, rounded_weights
-from hf_sane.workflows.command_line import ScriptParser
+from hf_sane.sampling import NetworkCodec
 from hf_sane.workflows.pretrain import pretrain
 from hf_sane.workflows.sane import SANE
 from hf_sane.zoo._alignment import aligned_tokens

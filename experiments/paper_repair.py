@@ -32,13 +32,13 @@ from sabotage import (
     nearest_ancestor,
     sabotage,
 )
+from script_options import ScriptParser
 from torch import Tensor
 
 from hf_sane.networks._images import load_images
 from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
 from hf_sane.records._run_record import RunRecord
-from hf_sane.workflows.command_line import ScriptParser
 
 SPECIFICITY = 0.95  # of the alarm, on healthy validation networks
 RESAMPLES = 2000

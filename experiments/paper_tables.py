@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from script_options import ScriptParser
 from torch import Tensor
 
 from hf_sane.merging._greedy import greedy_soup
@@ -30,12 +31,11 @@ from hf_sane.probing._zoo_features import read_zoo_features
 from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
 from hf_sane.records._run_record import RunRecord
-from hf_sane.sampling._diversity import agreement
+from hf_sane.sampling import agreement
 from hf_sane.sampling._selection import Judge
 from hf_sane.symmetry._networks import permutation_spec
 from hf_sane.training._pretraining import pretrain
 from hf_sane.training._settings import PretrainSettings
-from hf_sane.workflows.command_line import ScriptParser
 from hf_sane.workflows.compare import compare_samplers
 from hf_sane.workflows.reconstruct import reconstruct
 from hf_sane.workflows.sane import SANE

@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from script_options import ScriptParser
+
 from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
 from hf_sane.records._run_record import RunRecord
-from hf_sane.workflows.command_line import ScriptParser
 from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo._facts import FILE_NAME, MIX_KEY, read_facts
 from hf_sane.zoo._mixing import mix_zoos

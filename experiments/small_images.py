@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from script_options import ScriptParser
+
 import hf_sane
 from hf_sane.hub._publish import save_sane
 from hf_sane.networks._images import load_zoo_images
@@ -19,7 +21,6 @@ from hf_sane.records._failures import run_script
 from hf_sane.records._redaction import hide_folders, hide_folders_in
 from hf_sane.sampling._anchors import choose_anchors
 from hf_sane.workflows.align_zoo import align_zoo
-from hf_sane.workflows.command_line import ScriptParser
 from hf_sane.workflows.reconstruct import reconstruct
 from hf_sane.zoo._dataset import Zoo
 

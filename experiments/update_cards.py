@@ -17,6 +17,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from script_options import ScriptParser
+
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.hub._cards import DEMO_NETWORK, DEMO_SANE, network_card, sane_card
 from hf_sane.hub._publish import SANE
@@ -28,7 +30,6 @@ from hf_sane.records._run_record import RunRecord
 from hf_sane.sampling._export import NETWORK, Provenance
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization._loading import load_config
-from hf_sane.workflows.command_line import ScriptParser
 from hf_sane.zoo._cards import zoo_card
 from hf_sane.zoo._facts import FILE_NAME, read_facts
 

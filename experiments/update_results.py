@@ -35,10 +35,10 @@ from results import (
     tutorials,
     versions,
 )
+from script_options import ScriptParser
 
 from hf_sane.records._failures import run_script
 from hf_sane.records._files import write_atomically
-from hf_sane.workflows.command_line import ScriptParser
 
 ROOT = Path(__file__).parents[1]
 LINE_LENGTH = 119

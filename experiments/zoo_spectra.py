@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from script_options import ScriptParser
 from zoo_populations import plot_correlations, plot_training, spectra_against_property, spectra_through_training
 
 from hf_sane.analysis._spectral import SpectrumSettings
@@ -18,7 +19,6 @@ from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
 from hf_sane.records._outputs import check_may_replace, output_folder
 from hf_sane.records._run_record import RECORD, RUN_RECORD, RunRecord
-from hf_sane.workflows.command_line import ScriptParser
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rates import accuracy_kept, area_under
+
 from hf_sane.cards._tables import markdown_table
-from hf_sane.sampling import accuracy_kept, area_under
 
 PAGE = "docs/results/rates.md"
 CODES = {"sane": "SANE", "linear": "linear code", "rounded": "rounded weights"}

@@ -6,10 +6,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+from program import parse_settings
 
 import hf_sane
 from hf_sane.cli.verbs import VERBS, ZOO_VERBS
-from hf_sane.workflows.command_line import parse_settings
 
 DOCS = Path(__file__).parents[2] / "docs"
 ROW = re.compile(r"^\| `(hf-sane [^`]+)` \| `([^`]+)` \|$", re.MULTILINE)

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from hf_sane.core._layout import Layout
-from hf_sane.probing._spectra import FEATURES_PER_MATRIX, MAX_ALPHA, MIN_LOG_NORM, spectral_features
+from hf_sane.probing._spectra import MAX_ALPHA, MIN_LOG_NORM, spectral_features
 
+FEATURES_PER_MATRIX = 7  # see the docstring of `spectral_features`
 SHAPES = {"a.weight": (6, 3, 3, 3), "a.bias": (6,), "b.weight": (8, 9), "b.bias": (8,), "c.weight": (1, 8)}
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from program import parse_settings
 
 from hf_sane.cli.verbs import VERBS, ZOO_VERBS
 from hf_sane.records._errors import InvalidFileError
 from hf_sane.records._outputs import begin_folder, finish_folder, output_folder, resumable_folder
 from hf_sane.records._run_files import RUN_FILE, leaving_run_file, read_run_file, run_file_text
 from hf_sane.records._settings import CheckedSettings, setting
-from hf_sane.workflows.command_line import parse_settings
 
 EXAMPLES = {f"hf-sane {verb.name}": verb for verb in VERBS}
 EXAMPLES |= {f"hf-sane zoo {verb.name}": verb for verb in ZOO_VERBS}

@@ -7,6 +7,7 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from pretraining_runs import train
+from program import parse_settings
 from safetensors.torch import load_file
 
 from hf_sane.core._adapters import adapter_size, load_adapter, read_adapter_config, save_adapter
@@ -19,7 +20,6 @@ from hf_sane.training._evaluation import evaluate_reconstruction, r2_from_sums
 from hf_sane.training._lora import LORA_TARGETS, add_lora
 from hf_sane.training._preparation import fit_extractor
 from hf_sane.training._settings import PretrainSettings
-from hf_sane.workflows.command_line import parse_settings
 
 DOCS = Path(__file__).parents[2] / "docs" / "reference" / "adapters.md"
 

@@ -6,9 +6,9 @@ from dataclasses import fields
 import pytest
 import typer
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
+from program import parse_settings
 
 from hf_sane.training._settings import RESUMABLE, PretrainSettings
-from hf_sane.workflows.command_line import parse_settings
 
 NEEDED = {"zoo": ["zoo"], "output": "run"}
 

@@ -11,7 +11,7 @@ from hf_sane.cli.verbs import VERBS, ZOO_VERBS
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import option_name, setting
 from hf_sane.training._settings import PretrainSettings
-from hf_sane.workflows.command_line import OLD_SPELLINGS_END, ScriptParser, run_workflow
+from hf_sane.workflows.command_line import OLD_SPELLINGS_END, run_workflow
 from hf_sane.workflows.probe import ProbeSettings
 from hf_sane.workflows.results import Result, Table
 from hf_sane.workflows.soup import SoupSettings
@@ -169,19 +169,3 @@ def test_one_spelling_everywhere():
     assert ProbeSettings(sane="sane", zoo="zoo", zoo_config="mnist").config == "mnist"
     with pytest.raises(TypeError, match="unexpected keyword argument 'config'"):
         ProbeSettings(sane="sane", zoo="zoo", zoo_config="mnist", config="mnist")
-
-
-def test_experiments_and_benchmarks_take_former_spellings(capsys):
-    parser = ScriptParser("What it measures.")
-    parser.add_argument("--num-samples", type=int)
-    parser.add_argument("--networks", type=int)  # an option of its own
-    parser.add_argument("--zoo-config", dest="config")
-    new = parser.parse_args(["--num-samples", "3", "--zoo-config=a_b", "--networks", "2"])
-    assert capsys.readouterr().err == ""
-    assert parser.parse_args(["--num_kept", "3", "--config=a_b", "--networks", "2"]) == new
-    notes = capsys.readouterr().err.splitlines()
-    assert [note.partition(": ")[2].partition(";")[0] for note in notes] == [
-        "--num_kept is now --num-samples",
-        "--config is now --zoo-config",
-    ]
-    assert (new.num_samples, new.config, new.networks) == (3, "a_b", 2)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from program import parse_settings
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from typer.testing import CliRunner
 
@@ -11,7 +12,6 @@ from hf_sane.architectures.presets import build_model, cnn_digits
 from hf_sane.cli.app import app
 from hf_sane.records._run_record import RunRecord
 from hf_sane.training._settings import PretrainSettings
-from hf_sane.workflows.command_line import parse_settings
 from hf_sane.workflows.finetune import finetune
 from hf_sane.workflows.finetune_lora import FinetuneLoraSettings, finetune_lora
 

@@ -44,7 +44,9 @@ def built(tmp_path_factory, digits):
 
 def shift_of(split, i):
     """The shift that the columns of a row describe."""
-    return Shift.from_properties({name: split.column(name)[i] for name in (f"shift_{kind}" for kind in KINDS)})
+    values = {kind: split.column(f"shift_{kind}")[i] for kind in KINDS}
+    classes = values.pop("classes")
+    return Shift(**values, classes=None if classes is None else tuple(map(int, classes.split())))
 
 
 def test_children_continue_their_ancestor_on_the_images_of_their_columns(built, digits):

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 from huggingface_hub.errors import StrictDataclassError
+from program import parse_settings
 from zoo_recipes import hyperparameter_zoo, seed_zoo
 
 from hf_sane.architectures.presets import cnn_digits
 from hf_sane.workflows.build_zoo import BuildZooSettings
-from hf_sane.workflows.command_line import parse_settings
 from hf_sane.zoo.building._settings import (
     ZooSettings,
     plan_runs,

@@ -36,7 +36,6 @@ SCALE = "cividis"  # for numbers; every kind of colour vision can order its shad
 MAX_VECTOR_DOTS = 2000  # in one drawing; more dots are embedded as a bitmap
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 HEAD = re.compile(r"^.*?(?=<svg)", re.DOTALL)
-SIZE = re.compile(r' width="[\d.]+pt" height="[\d.]+pt"| height="[\d.]+pt"| width="[\d.]+pt"')
 NAMES = re.compile(r'(\bid="|url\(#|href="#)')
 
 _collected: ContextVar[list[tuple[str, str]] | None] = ContextVar("collected", default=None)

@@ -1,7 +1,7 @@
 """Shifts of training images, with one composition for each child of a network."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -80,13 +80,6 @@ class Shift:
             count = int(generator.integers(max(LEAST_CLASSES, low), max(LEAST_CLASSES, high) + 1))
             drawn["classes"] = tuple(sorted(generator.choice(labels, count, replace=False).tolist()))
         return cls(**drawn)
-
-    @classmethod
-    def from_properties(cls, properties: Mapping[str, Any]) -> Self:
-        """The shift that a row of a zoo describes, see [`properties`]."""
-        classes = properties["shift_classes"]
-        strengths = {kind: float(properties[f"shift_{kind}"]) for kind in STRENGTHS}
-        return cls(**strengths, classes=None if classes is None else tuple(map(int, classes.split())))
 
     @property
     def combination(self) -> str:

@@ -15,7 +15,6 @@ from hf_sane.probing._quantiles import quantiles
 DISTRIBUTION_LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 0.95, 0.99, 1.0)
 MAX_ALPHA = 10.0  # also without a tail; layers with a few equal singular values give larger exponents
 MIN_LOG_NORM = -2.0  # of squared norms; weight decay can shrink a layer to 1e-18, which would dominate every probe
-FEATURES_PER_MATRIX = 7
 SMALLEST_SIZE = 0.03  # before logarithms, in standard deviations; logarithms of weights near zero are not informative
 MAX_KURTOSIS = 30.0  # a layer that collapsed to one value would otherwise dominate every probe
 

@@ -5,16 +5,8 @@ from typing import TYPE_CHECKING
 from hf_sane._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from hf_sane.sampling._diversity import error_overlap
+    from hf_sane.sampling._diversity import agreement, error_overlap
     from hf_sane.sampling._generation import Density, NetworkCodec
-    from hf_sane.sampling._rates import (
-        accuracy_kept,
-        area_under,
-        latent_groups,
-        measure_rates,
-        rate_points,
-        rounded_weights,
-    )
     from hf_sane.sampling._samplers import SamplingTask, register_sampler
     from hf_sane.sampling._selection import SelectedNetworks, keep_best
 
@@ -23,26 +15,16 @@ __all__ = [
     "NetworkCodec",
     "SamplingTask",
     "SelectedNetworks",
-    "accuracy_kept",
-    "area_under",
+    "agreement",
     "error_overlap",
     "keep_best",
-    "latent_groups",
-    "measure_rates",
-    "rate_points",
     "register_sampler",
-    "rounded_weights",
 ]
 _HOMES = {
+    "agreement": "_diversity",
     "error_overlap": "_diversity",
     "Density": "_generation",
     "NetworkCodec": "_generation",
-    "accuracy_kept": "_rates",
-    "area_under": "_rates",
-    "latent_groups": "_rates",
-    "measure_rates": "_rates",
-    "rate_points": "_rates",
-    "rounded_weights": "_rates",
     "SamplingTask": "_samplers",
     "register_sampler": "_samplers",
     "SelectedNetworks": "_selection",

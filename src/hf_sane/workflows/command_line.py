@@ -4,7 +4,6 @@ Both the program `hf-sane` and the scripts use this module, so that each option 
 place.
 """
 
-import argparse
 import inspect
 import json
 import sys
@@ -84,13 +83,6 @@ def run_workflow(
 
     about = (inspect.getdoc(run) or "").partition("\n\nArgs:")[0]
     _parse(settings, argv, name, work, about=about, example=example and f"{name} {example}")
-    return outcome[0]
-
-
-def parse_settings(settings: type, argv: Sequence[str], *, name: str) -> Any:
-    """Read settings from a command line; for the arguments see [`run_workflow`]."""
-    outcome: list[Any] = []
-    _parse(settings, argv, name, lambda made, given: outcome.append(made))
     return outcome[0]
 
 
@@ -361,39 +353,6 @@ def _shown(default: Any) -> str:
     if isinstance(default, dict):
         default = json.dumps(default)
     return f"  [default: {','.join(map(str, default)) if isinstance(default, list | tuple) else default}]"
-
-
-# Former options of experiments and benchmarks.
-SCRIPT_OPTIONS = {
-    "--config": "--zoo-config",
-    "--num-kept": "--num-samples",
-    "--zoos": "--zoo",
-    "--networks": "--num-models",
-}
-
-
-class ScriptParser(argparse.ArgumentParser):
-    """Options of an experiment or a benchmark, spelt like those of `hf-sane`; former spellings still work.
-
-    Args:
-        description: Docstring of the script.
-    """
-
-    def __init__(self, description: str | None) -> None:
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Translate `--num_kept` to `--num-kept`, with a note, and parse."""
-        words = []
-        for word in sys.argv[1:] if args is None else args:
-            name, equals, value = word.partition("=")
-            current = name.replace("_", "-") if name.startswith("--") else name
-            if current not in self._option_string_actions:
-                current = SCRIPT_OPTIONS.get(current, current)
-            if name != current:
-                typer.echo(_note(self.prog, f"{name} is now {current}"), err=True)
-            words.append(f"{current}{equals}{value}")
-        return super().parse_known_args(words, namespace)
 
 
 def script(settings: type, run: Callable[[Any], Result], *, name: str) -> Callable[..., Result]:

@@ -4,9 +4,12 @@ import math
 
 import pytest
 import torch
+from rates import RANGES, Quantizer, accuracy_kept, area_under, measure_rates, rounded_weights
 
+from hf_sane.models.configuration_sane import SANEConfig
+from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.sampling._generation import NetworkCodec
-from hf_sane.sampling._rates import RANGES, Quantizer, accuracy_kept, area_under, measure_rates, rounded_weights
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 
 
 def test_a_quantiser_has_that_many_levels_and_the_best_range():
@@ -41,8 +44,14 @@ def test_tokens_of_a_group_share_their_levels():
     assert not torch.equal(quantizer.mean[0], quantizer.mean[2])
 
 
-def test_rounded_weights_and_a_linear_code_keep_networks_at_many_bits(codec, raw_tokens, data):
-    images, labels = data.split("test")
+def test_rounded_weights_and_a_linear_code_keep_networks_at_many_bits(tiny_zoo, digits):
+    split = tiny_zoo.splits["train"].final_epochs()
+    layout, config = split.layout_and_config()
+    raw_tokens = split.stacked_tokens()
+    extractor = SANEFeatureExtractor(token_dim=layout.token_dim).fit([(layout, raw_tokens)])
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "latent_dim": 80}
+    codec = NetworkCodec(SANEModel(SANEConfig(token_dim=layout.token_dim, **sizes)), extractor, layout, config)
+    images, labels = digits.split("test")
     original = codec.networks(raw_tokens[:3]).evaluate(images, labels)[1].tolist()
     points = measure_rates(rounded_weights(codec), raw_tokens, raw_tokens[:3], images, labels, bits=[1, 12])
     assert [point.bits_per_weight for point in points] == [1, 12]  # padding costs nothing
@@ -52,8 +61,8 @@ def test_rounded_weights_and_a_linear_code_keep_networks_at_many_bits(codec, raw
     assert accuracy_kept(points[0].to_dict(), original) == sum(points[0].accuracy) / sum(original) < 1
     narrow = NetworkCodec(codec.model, codec.extractor, codec.layout, codec.config).linear(raw_tokens)
     (point,) = measure_rates(narrow, raw_tokens, raw_tokens[:3], images, labels, bits=[12])
-    assert point.agreement == pytest.approx([1] * 3, abs=0.01)  # 12 latents, tokens of 9
-    assert point.latents_per_weight <= 9 * codec.layout.num_tokens / codec.layout.num_weights
+    assert point.agreement == pytest.approx([1] * 3, abs=0.01)  # 80 latents, tokens of 73
+    assert point.latents_per_weight <= 73 * codec.layout.num_tokens / codec.layout.num_weights
 
 
 @pytest.mark.parametrize(
