@@ -168,9 +168,11 @@ IMPORTED = (  # by other scripts
     "field_probes.py",
     "field_symmetries.py",
     "forests.py",
+    "rates.py",
     "released_cifar.py",
     "running.py",
     "sabotage.py",
+    "script_options.py",
     "zoo_populations.py",
 )
 RUN = sorted(
