@@ -361,7 +361,7 @@ def test_streams_of_something_else_are_refused(tiny_zoo, extractor):
     with pytest.raises(ValueError, match="'same_run' requires all checkpoints of a run, which a stream does not"):
         two = {**settings, "views": ("original", "original"), "second_network": "same_run"}
         new_sampler([other], extractor, **two)
-    with pytest.raises(ValueError, match="requires an aligned zoo: call align_zoo.zoo., or use the view 'original'"):
+    with pytest.raises(ValueError, match="requires an aligned zoo, got one that is not: align it .hf-sane zoo align"):
         new_sampler([other], extractor, window_size=20, batch_size=1)
     with pytest.raises(ValueError, match="expected zoos on disk or streams, got 1 and 1; open all in the same way"):
         new_sampler([other, tiny_zoo.splits["test"]], extractor, **settings)
@@ -395,7 +395,7 @@ def test_what_does_not_fit_together_is_refused(tiny_zoo, mlp_zoo, extractor):
     settings = {"window_size": 52, "batch_size": 2}
     with pytest.raises(ValueError, match="expected at least one network to draw windows from, got none"):
         new_sampler([split.select([])], extractor, **settings)
-    with pytest.raises(ValueError, match="requires an aligned zoo: call align_zoo.zoo., or use the view 'original'"):
+    with pytest.raises(ValueError, match="requires an aligned zoo, got one that is not: align it .hf-sane zoo align"):
         new_sampler([ZooSplit(split.table, split.facts)], extractor, **settings)
     with pytest.raises(
         ValueError, match=r"the extractor makes .* = \(289, 'rowwise', 'tokens'\), the zoo was built with"

@@ -14,6 +14,7 @@ from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training._data import TrainingData
 from hf_sane.training._preparation import fit_extractor
 from hf_sane.training._settings import PretrainSettings
+from hf_sane.zoo import _stream
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 from hf_sane.zoo._records import FEATURES
 from hf_sane.zoo._stream import ZooStream
@@ -79,6 +80,36 @@ def test_shuffled_rows_are_the_same_ones_in_another_order_each_epoch(many_groups
     assert orders[0] != orders[1] != orders[2]
     firsts = {keys(many_groups.rows("train", seed=seed, buffer_size=1))[0] for seed in range(20)}
     assert len(firsts) > 1  # row groups change places, not rows of one buffer alone
+
+
+@pytest.mark.parametrize("buffer_size", [1, 5, 1000])
+def test_skipped_rows_are_the_first_ones(many_groups, buffer_size):
+    options = {"seed": 2, "epoch": 1, "buffer_size": buffer_size}
+    rows = list(many_groups.rows("train", **options))
+    for skip in (1, 2, 7, len(rows) - 1, len(rows), len(rows) + 3):
+        found = list(many_groups.rows("train", **options, skip=skip))
+        assert keys(found) == keys(rows)[skip:]
+        assert all(np.array_equal(a["tokens"], b["tokens"]) for a, b in zip(found, rows[skip:], strict=True))
+    assert keys(many_groups.rows("train", skip=3)) == keys(many_groups.rows("train"))[3:]
+
+
+def test_skipped_rows_are_not_read(many_groups, monkeypatch):
+    read = []
+    table_rows = _stream._rows
+
+    def counting(stream):
+        for row in table_rows(stream):
+            read.append(row["run_id"])
+            yield row
+
+    monkeypatch.setattr(_stream, "_rows", counting)
+    total = len(list(many_groups.rows("train", seed=0, buffer_size=2)))
+    assert len(read) == total
+    read.clear()
+    left = list(many_groups.rows("train", seed=0, buffer_size=2, skip=total - 3))
+    assert len(left) == 3
+    assert len(read) <= 4 * 4  # the row groups of two rows in the buffer, and what is left of the last two groups
+    assert len(read) < total / 2
 
 
 def test_a_sample_behaves_like_a_split(stream, tiny_zoo):

@@ -25,6 +25,8 @@ from hf_sane.zoo._facts import ZooFacts, data_folder, find_facts, read_facts
 from hf_sane.zoo._records import FEATURES
 from hf_sane.zoo._writing import check_stream, check_zoo
 
+Row = dict[str, Any]
+COUNTED_AT_ONCE = 1000  # rows
 ROWS_AT_ONCE = 64  # rows in one Arrow table
 REQUEST_BYTES = 8 * 2**20  # read in one request; the default of 32 MiB is far more than a short run needs
 
@@ -76,8 +78,8 @@ class ZooStream:
         return int(self.facts.splits[split]["networks"])
 
     def rows(
-        self, split: str, *, seed: int | None = None, epoch: int = 0, buffer_size: int = 1000
-    ) -> Iterator[dict[str, Any]]:
+        self, split: str, *, seed: int | None = None, epoch: int = 0, buffer_size: int = 1000, skip: int = 0
+    ) -> Iterator[Row]:
         """Yield the rows of a split, in file order or shuffled.
 
         Args:
@@ -86,6 +88,8 @@ class ZooStream:
                 `buffer_size`. If `None`, rows are in file order.
             epoch: Number of the epoch; each has a different order.
             buffer_size: Number of rows in memory.
+            skip: Number of rows to leave out at the beginning; of a shuffled stream, only row counts and the rows
+                that the buffer would hold then are read.
 
         Yields:
             Rows with the columns of `FEATURES`; tokens are NumPy arrays.
@@ -96,20 +100,26 @@ class ZooStream:
         with reading(
             self.source, expected="the parquet files of a zoo", remedy=REMEDY, also=UNREADABLE, by_arrow=True
         ):
-            stream = patiently(
-                datasets.load_dataset,
-                *self._place(split),
-                split=split,
-                revision=self.revision,
-                streaming=True,
-                fragment_scan_options=ParquetFragmentScanOptions(
-                    cache_options=pa.CacheOptions(range_size_limit=REQUEST_BYTES)
-                ),
-            ).with_format("arrow")
+            stream = self._open(split)
             if seed is None:
-                yield from _rows(stream)
-            else:
-                yield from _shuffled(stream.reshard(), np.random.default_rng((seed, epoch)), buffer_size)
+                yield from islice(_rows(stream), skip, None)
+                return
+            groups = stream.reshard()
+            counted = self._open(split, columns=["epoch"]).reshard() if skip else groups
+            yield from _shuffled(groups, counted, np.random.default_rng((seed, epoch)), buffer_size, skip)
+
+    def _open(self, split: str, **options: Any) -> datasets.IterableDataset:
+        return patiently(
+            datasets.load_dataset,
+            *self._place(split),
+            split=split,
+            revision=self.revision,
+            streaming=True,
+            fragment_scan_options=ParquetFragmentScanOptions(
+                cache_options=pa.CacheOptions(range_size_limit=REQUEST_BYTES)
+            ),
+            **options,
+        ).with_format("arrow")
 
     def _place(self, split: str) -> tuple[Any, ...]:
         """Path, configuration and files for Datasets, which would interpret a local path `zoo[1]` as a pattern."""
@@ -135,7 +145,7 @@ class ZooStream:
         return ZooSplit(datasets.Dataset.from_dict(columns, features=FEATURES), self.facts, self.alignment)
 
 
-def _rows(stream: datasets.IterableDataset) -> Iterator[dict[str, Any]]:
+def _rows(stream: datasets.IterableDataset) -> Iterator[Row]:
     """Yield rows of Arrow tables, tokens as views; the NumPy format would strip trailing zero bytes of templates."""
     for batch in stream.iter(batch_size=ROWS_AT_ONCE):
         table = pa.table(batch)
@@ -152,17 +162,70 @@ def _views(chunk: pa.ListArray) -> Iterator[np.ndarray]:
 
 
 def _shuffled(
-    stream: datasets.IterableDataset, generator: np.random.Generator, buffer_size: int
-) -> Iterator[dict[str, Any]]:
-    """Like `IterableDataset.shuffle`, which converts every scalar to a Python number and is 15 times slower here."""
-    order = generator.permutation(stream.num_shards)
-    buffer: list[dict[str, Any]] = []
-    for row in chain.from_iterable(_rows(stream.shard(stream.num_shards, int(shard))) for shard in order):
+    groups: datasets.IterableDataset,
+    counted: datasets.IterableDataset,
+    generator: np.random.Generator,
+    buffer_size: int,
+    skip: int,
+) -> Iterator[Row]:
+    """Like `IterableDataset.shuffle`, which converts every scalar to a Python number and is 15 times slower here.
+
+    Args:
+        groups: Row groups, one per shard.
+        counted: The same with one small column, to count the rows of groups that are skipped.
+        generator: Random generator of the order.
+        buffer_size: Number of rows from which the next row is drawn.
+        skip: Number of rows to leave out at the beginning.
+    """
+    order = [int(group) for group in generator.permutation(groups.num_shards)]
+    buffer: list[Row] = []
+    begun = left = 0
+    if skip:
+        places, order, begun, left = _skip(counted, order, generator, buffer_size, skip)
+        buffer = _read_places(groups, places)
+    rows = chain.from_iterable(_rows(groups.shard(groups.num_shards, group)) for group in order)
+    for row in islice(rows, begun, None):
         if len(buffer) < buffer_size:
             buffer.append(row)
             continue
         place = int(generator.integers(buffer_size))
         yield buffer[place]
         buffer[place] = row
-    for place in generator.permutation(len(buffer)):
+    for place in generator.permutation(len(buffer))[left:]:
         yield buffer[place]
+
+
+def _skip(
+    counted: datasets.IterableDataset, order: list[int], generator: np.random.Generator, buffer_size: int, skip: int
+) -> tuple[list[tuple[int, int]], list[int], int, int]:
+    """Draw from a buffer of places, row group and row, as from one of rows.
+
+    Returns:
+        The places in the buffer, the row groups that are left, the number of rows of the first of these that were in
+        the buffer, and the number of rows to leave out that are still in the buffer.
+    """
+    buffer: list[tuple[int, int]] = []
+    left = skip
+    for number, group in enumerate(order):
+        tables = counted.shard(counted.num_shards, group).iter(batch_size=COUNTED_AT_ONCE)
+        for row in range(sum(pa.table(table).num_rows for table in tables)):
+            if not left:
+                return buffer, order[number:], row, 0
+            if len(buffer) < buffer_size:
+                buffer.append((group, row))
+                continue
+            buffer[int(generator.integers(buffer_size))] = (group, row)
+            left -= 1
+    return buffer, [], 0, left
+
+
+def _read_places(groups: datasets.IterableDataset, places: list[tuple[int, int]]) -> list[Row]:
+    """The rows at these places; each row group is read once."""
+    wanted = set(places)
+    found = {
+        (group, number): row
+        for group in sorted({group for group, _ in places})
+        for number, row in enumerate(_rows(groups.shard(groups.num_shards, group)))
+        if (group, number) in wanted
+    }
+    return [found[place] for place in places]

@@ -1,6 +1,6 @@
 """Networks of zoos that are streamed: `load_dataset(..., streaming=True)`."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count, islice
 from typing import Any
@@ -20,8 +20,8 @@ class StreamedNetworks:
     """The training networks of streams, which are never all in memory; each batch is from one zoo.
 
     Each zoo is read epoch after epoch, in a different order each time (row groups and a buffer are shuffled). Zoos
-    take turns in proportion to their size. Batch `i` depends only on the seed, `i` and the zoos: a resumed run, or one
-    of several processes, skips the rows of other batches.
+    take turns in proportion to their size. Batch `i` depends only on the seed, `i` and the zoos. A resumed run does
+    not read the rows of earlier batches again; each of several processes reads the rows of all.
 
     Args:
         streams: Opened zoos.
@@ -55,12 +55,12 @@ class StreamedNetworks:
         lengths = [[layout.num_tokens for layout in stream.facts.parsed_layouts.values()] for stream in streams]
         self._widths = [min(window_size, max(found)) for found in lengths]
         self._sources: dict[tuple[int, str, str], WindowSource] = {}
-        self._restart()
+        self._start(0)
 
     def take(self, step: int) -> Taken:
         """The networks of one step. Ascending steps read the streams once; an earlier step restarts them."""
-        if step < self._next:
-            self._restart()
+        if step < self._next or not self._next:
+            self._start(step)
         while True:
             turn = self._take_turn()
             rows = islice(self._rows[turn], self.settings.batch_size)
@@ -99,10 +99,14 @@ class StreamedNetworks:
             self._sources[key] = self._new_source(self.streams[turn], architecture, layout)
         return self._sources[key]
 
-    def _restart(self) -> None:
-        self._next = 0
+    def _start(self, step: int) -> None:
+        """Open the streams at the first row of a step."""
+        self._next = step
         self._credit = [0.0] * len(self.streams)
-        self._rows = [self._endless(stream) for stream in self.streams]
+        turns = Counter(self._take_turn() for _ in range(step))
+        self._rows = [
+            self._endless(stream, turns[turn] * self.settings.batch_size) for turn, stream in enumerate(self.streams)
+        ]
 
     def _take_turn(self) -> int:
         """The zoo of the next batch: every zoo accumulates its share, and the zoo that is owed most is next."""
@@ -112,11 +116,14 @@ class StreamedNetworks:
         self._credit[turn] -= 1
         return turn
 
-    def _endless(self, stream: ZooStream) -> Iterator[Row]:
-        for epoch in count():
+    def _endless(self, stream: ZooStream, skip: int) -> Iterator[Row]:
+        first, skip = divmod(skip, stream.count("train"))
+        options: dict[str, Any] = {"seed": self.settings.seed, "buffer_size": self.buffer_size}
+        for epoch in count(first):
             is_empty = True
-            for row in stream.rows("train", seed=self.settings.seed, epoch=epoch, buffer_size=self.buffer_size):
+            for row in stream.rows("train", epoch=epoch, skip=skip, **options):
                 is_empty = False
                 yield row
             if is_empty:
                 raise ValueError(f"{stream.source} has no training row to read; expected {stream.count('train')}")
+            skip = 0

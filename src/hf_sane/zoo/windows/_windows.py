@@ -23,7 +23,10 @@ VIEWS = get_args(View)
 SecondNetwork = Literal["same", "same_run"]
 Gather = Callable[[Tensor], Tensor]
 POOL_STREAM, ORDER_STREAM, SIBLING_STREAM = range(2**32, 2**32 + 3)  # larger than any step; seeds what is drawn once
-NEEDS_ALIGNMENT = "the view 'aligned' requires an aligned zoo: call align_zoo(zoo), or use the view 'original'"
+NEEDS_ALIGNMENT = (
+    "the view 'aligned' requires an aligned zoo, got one that is not: align it (hf-sane zoo align, or hf_sane.align_zoo(zoo) in "
+    "Python), or train on other views (--views original)"
+)
 
 
 @dataclass(kw_only=True)
