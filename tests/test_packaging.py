@@ -69,14 +69,15 @@ def test_the_wheel_says_what_it_is(wheel):
     assert not [name for name in wheel.namelist() if name.startswith("tests/")]
 
 
-def test_the_tutorials_run_with_the_wheel_in_empty_folders(wheel, tutorials, fresh_python, tmp_path):
+def test_readme_and_tutorials_run_with_the_wheel_in_empty_folders(wheel, tutorials, fresh_python, tmp_path):
     wheel.extractall(tmp_path / "released")
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    arguments = (tmp_path / "released", *tutorials.PAGES)
+    arguments = (tmp_path / "released", ROOT / "README.md", *tutorials.PAGES)
     (tmp_path / "pages").mkdir()
     printed = fresh_python(tutorials.PROGRAM, *arguments, env=environment, cwd=tmp_path / "pages")
     ended = json.loads(printed.splitlines()[-1])
-    assert ended.keys() == {page.stem for page in (ROOT / "docs" / "tutorials").glob("*.md")}
+    assert ended.keys() == {"README", *(page.stem for page in (ROOT / "docs" / "tutorials").glob("*.md"))}
+    assert ended["README"].keys() == {"Quick start", "Train your own"}
     assert {"3. Encode, embed and rebuild a network"} <= ended["first_steps"].keys()
     assert {"5. Sample new networks, and load them"} <= ended["your_networks"].keys()
 

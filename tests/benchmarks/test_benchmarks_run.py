@@ -33,8 +33,8 @@ SMALL = {
     "import_time": "--rounds 1 --discarded 0",
     "spectra": "--width 4 --values 100 --rounds 1",
 }
-# Too large for a test, or in need of files that are not in the repository, or of a browser.
-BY_HAND = {"released_resnets", "explore"}
+# Too large for a test, or in need of files that are not in the repository, of a browser or of a network.
+BY_HAND = {"released_resnets", "released_wheel", "explore"}
 IMPORTED = {"running", "forests", "released_cifar"}  # by other benchmarks
 ELSEWHERE = {  # in test_lora_benchmarks.py, test_matrix.py, tests/test_packaging.py and files of their own names
     "accuracy_transfer",

@@ -126,6 +126,18 @@ def vit(seed):
     return ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, num_labels=3, **sizes)).eval()
 
 
+def test_the_package_comes_with_an_autoencoder_and_its_anchors(sane, network, tmp_path):
+    released = hf_sane.SANE.from_pretrained()
+    anchors = released.anchors()
+    assert [folder.name for folder in anchors] == [f"anchor_{number}" for number in range(10)]
+    assert released.embed(anchors[:2]).shape[0] == 2
+    with pytest.raises(ValueError, match=r"comes with networks to sample around, got one without; .*anchors=\["):
+        hf_sane.SANE(sane.model, sane.extractor).anchors()
+    sane.save_pretrained(tmp_path / "sane", anchors=[network])
+    (own,) = hf_sane.SANE.from_pretrained(tmp_path / "sane").anchors()
+    assert torch.equal(sane.embed(own), sane.embed(network))
+
+
 def test_a_soup_is_published(network, local_hub):
     """With its code, if Transformers has none."""
     found = hf_sane.soup([network, network])

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from hf_sane.core._layout import Layout
 from hf_sane.core._types import StateDict
-from hf_sane.hub._publish import load_record, load_sane, loaded_commit, save_sane
-from hf_sane.hub._push import push_saved
+from hf_sane.hub._publish import find_anchors, load_record, load_sane, loaded_commit, save_sane
+from hf_sane.hub._push import network_folders, push_saved
 from hf_sane.models.autoencoder_sane import WeightAutoencoder
 from hf_sane.probing._streaming import embed_checkpoint
 from hf_sane.probing._zoo_features import embed_split, stacked_features
@@ -57,16 +57,40 @@ class SANE:
     @classmethod
     def from_pretrained(
         cls,
-        source: str | Path,
+        source: str | Path | None = None,
         *,
         revision: str | None = None,
         subfolder: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Self:
-        """Load an autoencoder from a folder or the Hub; see [`load_sane`] for arguments and errors."""
+        """Load an autoencoder; see [`load_sane`] for errors.
+
+        Args:
+            source: Folder or Hub repo id; by default the autoencoder that comes with the package, for small CNNs that
+                classify images of 32 pixels.
+            revision: Branch, tag or commit of the repo.
+            subfolder: Subfolder of the source that holds the autoencoder.
+            dtype: Data type of the model's parameters; by default that of the file.
+        """
+        source = BUNDLE if source is None else source
         model, extractor = load_sane(source, revision=revision, subfolder=subfolder, dtype=dtype)
         commit = loaded_commit(str(source), revision, subfolder)
         return cls(model, extractor, str(source), commit, load_record(str(source), commit, subfolder), subfolder)
+
+    def anchors(self) -> list[Path]:
+        """Folders of the networks that were saved with it, to sample around; from best to worst.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        source, at = self.source, {"revision": self.revision, "subfolder": self.subfolder}
+        folder = find_anchors(source, **at) if source else None
+        if folder is None:
+            raise ValueError(
+                f"expected a SANE that comes with networks to sample around, got {source or 'one'} without; save it "
+                "with some: sane.save_pretrained(folder, anchors=[network, ...])"
+            )
+        return network_folders(folder)
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> Path:
         """Save the model, weight tokenizer, run record and card; see `hf_sane.hub.save_sane`."""

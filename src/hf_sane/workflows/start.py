@@ -10,7 +10,7 @@ from torch import nn
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.cards._tables import fact_text, markdown_table, result_tables
 from hf_sane.hub._onnx import ONNX_FILE, export_onnx, require_onnx
-from hf_sane.hub._publish import find_anchors, save_network
+from hf_sane.hub._publish import save_network
 from hf_sane.networks._hyperparameters import HyperParameters
 from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData
@@ -218,13 +218,7 @@ def run_start(settings: StartSettings) -> StartResult:
 
 def _open_anchors(sane: SANE) -> tuple[StackedNetworks, list[str]]:
     """The networks that come with an autoencoder, sorted from best to worst, and their names."""
-    folder = find_anchors(sane.source or "", revision=sane.revision, subfolder=sane.subfolder) if sane.source else None
-    if folder is None:
-        raise ValueError(
-            f"expected a SANE that comes with networks to sample around, got {sane.source or 'one'} without; save it "
-            "with some: sane.save_pretrained(folder, anchors=[network, ...])"
-        )
-    stack, names = open_stack([folder], ignored=TRAINING_ONLY)
+    stack, names = open_stack(sane.anchors(), ignored=TRAINING_ONLY)
     return stack, [Path(name).name for name in names]
 
 
