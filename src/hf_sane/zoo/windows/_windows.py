@@ -24,8 +24,8 @@ SecondNetwork = Literal["same", "same_run"]
 Gather = Callable[[Tensor], Tensor]
 POOL_STREAM, ORDER_STREAM, SIBLING_STREAM = range(2**32, 2**32 + 3)  # larger than any step; seeds what is drawn once
 NEEDS_ALIGNMENT = (
-    "the view 'aligned' requires an aligned zoo, got one that is not: align it (hf-sane zoo align, or hf_sane.align_zoo(zoo) in "
-    "Python), or train on other views (--views original)"
+    "the view 'aligned' requires an aligned zoo, got one that is not: align it (hf-sane zoo align, or "
+    "hf_sane.align_zoo(zoo) in Python), or train on other views (--views original)"
 )
 
 
