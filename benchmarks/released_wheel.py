@@ -28,7 +28,7 @@ FENCE = re.compile(r"^```python\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 
 
 def steps(python: Path) -> dict[str, list[str]]:
-    """What a newcomer runs, by name."""
+    """Commands of a newcomer, by name."""
     program = [str(python.parent / "hf-sane")]
     readme = "\n".join(FENCE.findall((ROOT / "README.md").read_text(encoding="utf-8")))
     return {
