@@ -42,3 +42,19 @@ def test_there_is_one_folder_for_each_kind_of_page():
 def test_generated_blocks_are_on_pages_of_results_and_tell_how_long_tutorials_take():
     generated = {page.parent.name for page in PAGES if re.search(r"<!-- \w+:start -->", page.read_text("utf-8"))}
     assert generated == {"results", "tutorials", ROOT.name}  # and the README
+
+
+GENERATED = re.compile(r"<!-- (\w+):start -->.*?<!-- \1:end -->|^```.*?^```", re.DOTALL | re.MULTILINE)
+DURATION = re.compile(r"\b\d[\d.,]* (?:s|ms|seconds?|minutes?|hours?)\b")
+
+
+def test_a_duration_by_hand_is_found():
+    assert DURATION.search("The map is drawn in 0.03 s, on one core.")
+    assert not DURATION.search(GENERATED.sub("", "<!-- timing:start -->\nIt took 52 s.\n<!-- timing:end -->"))
+
+
+@pytest.mark.parametrize("folder", ["tutorials", "how-to", "explanation"])
+def test_durations_on_pages_come_from_records(folder):
+    """Those of other pages are on the page of a result or, for programs, settings."""
+    for page in sorted((ROOT / "docs" / folder).glob("*.md")):
+        assert not DURATION.findall(GENERATED.sub("", page.read_text(encoding="utf-8"))), page

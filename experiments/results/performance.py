@@ -226,6 +226,15 @@ CLAIMS = (
         "s",
         at_most=True,
     ),
+    Claim(
+        "explorer: time from the request to the drawn map of 10,000 networks",
+        "explore.json",
+        (("load_page_seconds",),),
+        None,
+        "s",
+        at_most=True,
+    ),
+    Claim("explorer: time to draw this map", "explore.json", (("draw_seconds",),), None, "s", at_most=True),
     Claim("aligning 1,000 CNN-s", "alignment.json", (("seconds_for_all", "match_many"),), None, "s", at_most=True),
     Claim("aligning a ResNet-18", "alignment.json", (("resnet_18", "match_seconds"),), None, "s", at_most=True),
 )

@@ -1,10 +1,13 @@
-"""Tutorials: how long they take with the package installed from its wheel."""
+"""Tutorials, and the page on first hours: how long the code takes with the package installed from its wheel."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from hf_sane.cards._tables import markdown_table
+
 RECORD = "runs/benchmarks/avx2/tutorials.json"
+SAMPLED = "5. Sample new networks, and load them"
 MODULES = "runs/benchmarks/avx2/zoo_training_modules.json"
 
 
@@ -41,4 +44,36 @@ def _speed(root: Path) -> str:
     )
 
 
-PAGES = tuple(Tutorial(f"docs/tutorials/{name}.md") for name in ("first_steps", "your_networks", "your_images"))
+@dataclass(frozen=True)
+class FirstHours:
+    """The page on the first hours of users.
+
+    Attributes:
+        PAGE: Its path.
+    """
+
+    PAGE: str = "docs/results/first_hours.md"
+
+    def blocks(self, root: Path) -> dict[str, str]:
+        """Table of the first results in the tutorials."""
+        record = json.loads((root / RECORD).read_text(encoding="utf-8"))
+        rows = [
+            [result, f"{record['results']['seconds'][page][section]:.0f}"] for result, page, section in FIRST_RESULTS
+        ]
+        machine = f"{record['hardware']['usable_cores']} cores of an {record['hardware']['cpu']}"
+        text = (
+            "Measured with the Python code of the tutorials, with the package installed from its wheel, from the "
+            f"start of Python, on {machine} ([record](../../{RECORD}), which has every section). Other processes used "
+            "the machine at the same time."
+        )
+        return {"times": f"{text}\n\n{markdown_table(['first result', 'seconds'], rows, numbers=True)}"}
+
+
+FIRST_RESULTS = (
+    ("researcher: a zoo of 12 digit networks", "first_steps", "1. Build a zoo"),
+    ("researcher: an embedding", "first_steps", "3. Encode, embed and rebuild a network"),
+    ("researcher: own checkpoints imported, new networks sampled", "your_networks", SAMPLED),
+    ("practitioner: a classifier from 60 images", "your_images", "2. Start"),
+)
+TUTORIALS = tuple(Tutorial(f"docs/tutorials/{name}.md") for name in ("first_steps", "your_networks", "your_images"))
+PAGES = (*TUTORIALS, FirstHours())
