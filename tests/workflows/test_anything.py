@@ -138,6 +138,26 @@ def test_the_package_comes_with_an_autoencoder_and_its_anchors(sane, network, tm
     assert torch.equal(sane.embed(own), sane.embed(network))
 
 
+def test_objects_say_what_they_are_in_one_line(sane, sane_folder, tiny_zoo, digits):
+    sizes = {name: len(split) for name, split in tiny_zoo.splits.items()}
+    counts = ", ".join(f"{name}={size}" for name, size in sizes.items())
+    assert repr(tiny_zoo) == f"Zoo('digits', {counts}, aligned, source={tiny_zoo.source!r})"
+    assert repr(tiny_zoo.splits["test"]).startswith(
+        f"ZooSplit({sizes['test']} networks of the zoo 'digits', columns: "
+    )
+    loaded = hf_sane.SANE.from_pretrained(sane_folder)
+    count = sum(parameter.numel() for parameter in loaded.model.parameters())
+    end = f"tokens of {loaded.extractor.token_dim} weights, source={str(sane_folder)!r})"
+    assert repr(loaded) == f"SANE(SANEModel, {count:,} parameters, {end}"
+    assert repr(digits).endswith(" images of 1x8x8, 10 classes)")
+
+
+def test_a_result_in_a_console_is_its_tables(sane, tiny_zoo):
+    found = hf_sane.embed(tiny_zoo, sane)
+    assert repr(found) == f"<EmbedResult>\n{found}"
+    assert "networks" in repr(found)
+
+
 def test_a_soup_is_published(network, local_hub):
     """With its code, if Transformers has none."""
     found = hf_sane.soup([network, network])

@@ -93,6 +93,11 @@ class ImageData:
                     "classes from 0, without gaps"
                 )
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name}={len(self.split(name)[0])}" for name in SPLITS)
+        shape = "x".join(map(str, self.train_images.shape[1:]))
+        return f"ImageData({self.name!r}, {sizes}, images of {shape}, {self.num_classes} classes)"
+
     def split(self, name: str) -> tuple[Tensor, Tensor]:
         """Images and labels of `"train"`, `"validation"` or `"test"`.
 

@@ -63,6 +63,10 @@ class Result:
     notes: list[str] = field(default_factory=list)
     is_silent: bool = False
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.__repr__ = Result.__repr__  # type: ignore[method-assign]  # which `dataclass` would replace
+
     def summary(self) -> list[str]:
         """Lines that are printed before the tables."""
         return []
@@ -142,6 +146,9 @@ class Result:
         text = io.StringIO()
         self.print(Console(file=text, width=UNLIMITED, no_color=True))
         return text.getvalue().rstrip()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>\n{self}"
 
 
 AnyResult = TypeVar("AnyResult", bound=Result)

@@ -54,6 +54,11 @@ class SANE:
     record: RunRecord | None = None
     subfolder: str | None = None
 
+    def __repr__(self) -> str:
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        tokens = f"tokens of {self.extractor.token_dim} weights"
+        return f"SANE({type(self.model).__name__}, {count:,} parameters, {tokens}, source={self.source!r})"
+
     @classmethod
     def from_pretrained(
         cls,

@@ -70,6 +70,10 @@ class ZooSplit:
         self.alignment = alignment
         self.rows = np.arange(len(self.table)) if rows is None else rows
 
+    def __repr__(self) -> str:
+        columns = ", ".join(self.table.scalar_columns)
+        return f"ZooSplit({len(self)} networks of the zoo {self.facts.name!r}, columns: {columns})"
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -311,6 +315,10 @@ class Zoo:
         if not sum(map(len, self.splits.values())):
             raise ValueError(f"the zoo {self.facts.name!r} is empty; expected at least one network")
         object.__setattr__(self, "splits", Splits(self.splits))
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name}={len(split)}" for name, split in self.splits.items())
+        return f"Zoo({self.facts.name!r}, {sizes}{', aligned' if self.alignment else ''}, source={self.source!r})"
 
     def __len__(self) -> int:
         return sum(map(len, self.splits.values()))
