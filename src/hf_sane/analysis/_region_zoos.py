@@ -33,6 +33,7 @@ class LabelledNetworks:
         config: Architecture, as a configuration or module; `None` if it is unknown and networks cannot be run.
         tensors: `{name: [M, *shape]}`.
         aliases: Main name of each tied tensor, by its other names; tied tensors count once.
+        module_names: Names in the module of tensors that have other names here, as in files.
         trace: Function that finds the permutation symmetries; by default those of `config` are used.
         labels: Labels of all networks, by level.
         runs: Training run of every network.
@@ -46,6 +47,7 @@ class LabelledNetworks:
     starts: Sequence[str] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
     trace: Callable[[], PermutationSpec] | None = None
+    module_names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def _known_config(self) -> ZooConfig | nn.Module:
@@ -80,7 +82,9 @@ class LabelledNetworks:
             ValueError: If the symmetries of the module are unknown.
         """
         try:
-            found = self.trace() if self.trace is not None else architecture_permutations(self._known_config)
+            found = (
+                self.trace() if self.trace is not None else architecture_permutations(self._known_config, self.tensors)
+            )
         except ValueError as error:
             raise ValueError(f"{error}; or map the networks as they are (--no-align)") from error
         if found is None:
@@ -101,7 +105,9 @@ class LabelledNetworks:
         """The networks at points `[K, P]` of weight space."""
         template = {name: tensor[0] for name, tensor in self.distinct.items()}
         found = unflatten_networks(points, template)
-        return StackedNetworks(self._known_config, found | {name: found[kept] for name, kept in self.aliases.items()})
+        found |= {name: found[kept] for name, kept in self.aliases.items()}
+        tensors = {self.module_names.get(name, name): tensor for name, tensor in found.items()}
+        return StackedNetworks(self._known_config, tensors)
 
     def accuracy(
         self,
@@ -190,7 +196,7 @@ def zoo_networks(
     _, zoo, part = parts[0]
     kind = (str(part.column(name)[0]) for name in ("architecture", "layout"))
     trace = partial(network_spec, zoo.facts, *kind, alignment=zoo.alignment)
-    return LabelledNetworks(config, tensors, labels, runs, starts, layout.aliases, trace)
+    return LabelledNetworks(config, tensors, labels, runs, starts, layout.aliases, trace, layout.module_names)
 
 
 def score_zoo_regions(

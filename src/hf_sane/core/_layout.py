@@ -50,6 +50,7 @@ class Layout:
         tensor_names: All names, in the order of the state dict.
         aliases: Main name (`root_key`) of a shared tensor by its other names.
         template: Tensors that are kept unchanged. Their values do not affect comparison or `signature`.
+        module_names: Names in the module of tensors that its files call otherwise; these are not saved.
     """
 
     token_layout: str
@@ -59,6 +60,7 @@ class Layout:
     tensor_names: tuple[str, ...]
     aliases: Mapping[str, str]
     template: Mapping[str, Tensor] = field(compare=False, default_factory=dict)
+    module_names: Mapping[str, str] = field(compare=False, default_factory=dict)
 
     @classmethod
     def from_state_dict(
@@ -189,7 +191,8 @@ class Layout:
         """Write tensors into tokens, one strided pass per layer; differentiable.
 
         Args:
-            tensors: Tensors `[*batch, *shape]` by name, including every tensor of the layers.
+            tensors: Tensors `[*batch, *shape]` by name, including every tensor of the layers; also by the names in the
+                module.
             batch_dims: Number of leading axes of every tensor that index models.
             affine: Scale and shift to apply to each layer's weights; none if `None`.
 
@@ -201,6 +204,9 @@ class Layout:
             KeyError: If a tensor is missing.
             ValueError: If a shape differs from the layout's.
         """
+        if self.module_names:
+            known = {name: tensors[other] for name, other in self.module_names.items() if other in tensors}
+            tensors = {**tensors, **known}
         return tokens_from_tensors(tensors, self._geometry, batch_dims=batch_dims, affine=affine)
 
     def tensors(self, tokens: Tensor, *, cast: bool = True, affine: Affine | None = None) -> dict[str, Tensor]:
@@ -252,6 +258,10 @@ class Layout:
         }
         known = {**tensors, **template}
         return {name: known[self.aliases.get(name, name)] for name in self.tensor_names}
+
+    def for_module(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rename tensors of a whole network to the names in its module, for `load_state_dict`."""
+        return {self.module_names.get(name, name): tensor for name, tensor in tensors.items()}
 
     @cached_property
     def signature(self) -> str:

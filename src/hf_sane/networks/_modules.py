@@ -3,7 +3,7 @@
 import copy
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -23,9 +23,10 @@ from hf_sane.records._own_code import load_named
 from hf_sane.records._settings import CheckedSettings, setting
 from hf_sane.symmetry._networks import permutation_spec
 from hf_sane.symmetry._permutation import PermutationSpec
-from hf_sane.symmetry._transformers_models import model_class
+from hf_sane.symmetry._transformers_models import model_class, select_tensors
 from hf_sane.symmetry.tracing._trace import trace_permutations
 from hf_sane.tokenization._checkpoints import CheckpointSource, load_state_dict
+from hf_sane.tokenization._saved_form import renamed_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -68,29 +69,52 @@ class ModuleArchitecture:
             )
         return trace_permutations(copy.deepcopy(self.structure), _varied(self.example_inputs))
 
+    def permutations_of(self, names: Iterable[str]) -> PermutationSpec:
+        """Permutation symmetries of tensors, by names in the module or in its files; errors as for `permutations`."""
+        own = {name: self._own_name(name) for name in names}
+        return select_tensors(
+            self.permutations, {n: other for n, other in own.items() if other in self.permutations.axes}
+        )
+
     @cached_property
     def _ties(self) -> dict[str, str]:
         return tied_tensors(self.structure)
 
+    @cached_property
+    def _own_names(self) -> dict[str, str]:
+        """Names in the state dict of tensors that files call otherwise."""
+        return renamed_tensors(self.structure)
+
+    def _own_name(self, name: str) -> str:
+        return self._own_names.get(name, name)
+
     def has(self, shapes: Shapes) -> bool:
-        """Whether networks have tensors of these names and shapes, or files that omit names of tied ones do."""
+        """Whether networks have tensors of these names and shapes, or their files do.
+
+        Files may have other names (see [`renamed_tensors`]), and omit names of tied tensors.
+        """
         every = _shapes(self.structure.state_dict())
-        kept = {self._ties.get(name, name) for name, _ in shapes}
-        return shapes <= every and all(self._ties.get(name, name) in kept for name, _ in every - shapes)
+        own = frozenset((self._own_name(name), shape) for name, shape in shapes)
+        kept = {self._ties.get(name, name) for name, _ in own}
+        return own <= every and all(self._ties.get(name, name) in kept for name, _ in every - own)
 
     def complete(self, layout: Layout) -> Layout:
-        """The layout with names of tied tensors that files omit."""
+        """The layout with names of tied tensors that files omit, and the module's names of tensors."""
         every = list(self.structure.state_dict())
         if layout.tensor_names == tuple(every):
             return layout
-        kept = {self._ties.get(name, name): name for name in layout.tensor_names if name not in layout.aliases}
-        aliases = {name: kept[self._ties.get(name, name)] for name in every if name not in kept.values()}
-        return replace(layout, aliases=aliases, tensor_names=tuple(every))
+        renamed = {name: self._own_names[name] for name in layout.tensor_names if name in self._own_names}
+        in_file = {self._own_name(name): name for name in layout.tensor_names if name not in layout.aliases}
+        kept = {self._ties.get(own, own): name for own, name in in_file.items()}
+        aliases = {name: kept[self._ties.get(name, name)] for name in every if name not in in_file}
+        names = tuple(in_file.get(name, name) for name in every)
+        return replace(layout, aliases=aliases, tensor_names=names, module_names=renamed)
 
     def network(self, state_dict: StateDict) -> nn.Module:
         """Create a network with these tensors, in evaluation mode."""
         network = copy.deepcopy(self.structure)
-        known = {self._ties.get(name, name): tensor for name, tensor in state_dict.items()}
+        own = {self._own_name(name): tensor for name, tensor in state_dict.items()}
+        known = {self._ties.get(name, name): tensor for name, tensor in own.items()}
         network.load_state_dict({name: known[self._ties.get(name, name)] for name in network.state_dict()})
         return network.eval()
 
@@ -225,12 +249,21 @@ def registered_names() -> list[str]:
     return [architecture.name for architecture in _REGISTERED.values()]
 
 
-def architecture_permutations(config: ZooConfig | nn.Module) -> PermutationSpec | None:
-    """Symmetries of an architecture; `None` for a module that is not registered or has no example inputs."""
+def architecture_permutations(
+    config: ZooConfig | nn.Module, names: Iterable[str] | None = None
+) -> PermutationSpec | None:
+    """Symmetries of an architecture; `None` for a module that is not registered or has no example inputs.
+
+    Args:
+        config: The architecture.
+        names: Names of tensors in the module or in its files; by default all names in the module.
+    """
     if isinstance(config, ZooConfig):
         return permutation_spec(config)
     found = find_architecture(config)
-    return None if found is None or found.example_inputs is None else found.permutations
+    if found is None or found.example_inputs is None:
+        return None
+    return found.permutations if names is None else found.permutations_of(names)
 
 
 def fresh_networks(config: ZooConfig | nn.Module, seeds: list[int]) -> StackedNetworks:

@@ -3,7 +3,7 @@
 import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hf_sane.architectures.configuration_zoo import CNNConfig, MLPConfig, ZooConfig
 from hf_sane.architectures.modeling_zoo import ACTIVATIONS, ZooPreTrainedModel
@@ -162,7 +163,8 @@ def run_stacked(
         input_axis: 0 or `None`.
     """
     if inputs.is_floating_point() and _can_stack(skeleton, run, tensors, inputs, input_axis):
-        return torch.vmap(run, in_dims=(0, input_axis), randomness="different")(tensors, inputs)
+        with _batched_attention():
+            return torch.vmap(run, in_dims=(0, input_axis), randomness="different")(tensors, inputs)
     return torch.stack(
         [
             run(
@@ -172,6 +174,11 @@ def run_stacked(
             for index in range(len(next(iter(tensors.values()))))
         ]
     )
+
+
+def _batched_attention() -> AbstractContextManager[None]:
+    """Context in which attention is computed by operations that `torch.vmap` batches; fused kernels would be looped."""
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 def _can_stack(
@@ -188,7 +195,7 @@ def _can_stack(
         copies = {name: tensor[:2].detach().clone() for name, tensor in tensors.items()}
         few = inputs[:2] if input_axis is None else inputs[:2, :2]
         try:
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
+            with torch.random.fork_rng(devices=[]), torch.no_grad(), _batched_attention():
                 torch.vmap(run, in_dims=(0, input_axis), randomness="different")(copies, few)
             known[key] = True
         except RuntimeError as error:  # errors that torch.func raises for anything unsupported

@@ -179,7 +179,7 @@ def training_distances(
     Returns:
         `[S]` float64, see [`nearest_training_distance`].
     """
-    permutations = architecture_permutations(codec.config)
+    permutations = architecture_permutations(codec.config, codec.layout.tensor_names)
     return nearest_training_distance(
         space,
         codec.tokens(networks),

@@ -122,7 +122,8 @@ class NetworkCodec:
                 f"{self.layout.token_dim}; use the extractor that was saved with the model"
             )
         network = empty_model(self.config) if isinstance(self.config, ZooConfig) else self.config
-        if differing := sorted(network.state_dict().keys() ^ set(self.layout.tensor_names)):
+        names = {self.layout.module_names.get(name, name) for name in self.layout.tensor_names}
+        if differing := sorted(network.state_dict().keys() ^ names):
             raise ValueError(
                 f"layout and architecture belong to different networks: missing or unexpected tensors {differing}"
             )
@@ -226,7 +227,7 @@ def networks_from_tokens(raw_tokens: Tensor, layout: Layout, config: ZooConfig |
     Raises:
         ValueError: If tokens, layout and architecture do not fit.
     """
-    return StackedNetworks(config, layout.state_dict(raw_tokens))
+    return StackedNetworks(config, layout.for_module(layout.state_dict(raw_tokens)))
 
 
 def sample_from_prior(

@@ -34,7 +34,7 @@ def find_symmetries(
         return None, f"{size:,} weights, more than --max-aligned {max_weights:,}"
     found = find_architecture(tensors)
     if found is not None and found.example_inputs is not None:
-        return found.permutations, ""
+        return found.permutations_of(tensors), ""
     layout = Layout.from_state_dict(dict(tensors), token_dim=TOKEN_DIM)
     reasons = []
     for source in sources:

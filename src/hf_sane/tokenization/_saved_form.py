@@ -1,5 +1,6 @@
 """Transformers modules in their saved form: some types are saved with different names and tensors."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,15 +31,47 @@ def as_saved(source: Source) -> Source:
     model = _unwrapped(source)
     if not isinstance(model, PreTrainedModel) or is_saved_otherwise(model):
         return source
-    state_dict: StateDict = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    kept = {name: value for name, value in state_dict.items() if name not in (model._keys_to_ignore_on_save or ())}
     try:
-        kept = remove_tied_weights_from_state_dict(kept, model)
-        saved: StateDict = revert_weight_conversion(model, dict(kept))
+        kept, saved = _kept_and_saved(model)
     except RuntimeError:  # shared tensors that files do not support, or sizes that cannot be split
         return source
     has_same_tensors = saved.keys() == kept.keys() and all(saved[name] is kept[name] for name in kept)
-    return source if has_same_tensors and kept.keys() | _ties(model) >= state_dict.keys() else saved
+    return source if has_same_tensors and kept.keys() | _ties(model) >= model.state_dict().keys() else saved
+
+
+def _kept_and_saved(model: PreTrainedModel) -> tuple[StateDict, StateDict]:
+    """Tensors that files keep, with their names in the module and with those in files.
+
+    Raises:
+        RuntimeError: If tensors are shared in a way that files do not support, or sizes cannot be split.
+    """
+    state_dict: StateDict = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    kept = {name: value for name, value in state_dict.items() if name not in (model._keys_to_ignore_on_save or ())}
+    kept = remove_tied_weights_from_state_dict(kept, model)
+    return kept, revert_weight_conversion(model, dict(kept))
+
+
+def renamed_tensors(module: nn.Module) -> dict[str, str]:
+    """Names in the state dict of tensors that files call otherwise, by the names in files.
+
+    Empty for modules that are saved with their own names, or whose tensors are also merged or split.
+    """
+    if not isinstance(module, PreTrainedModel) or is_saved_otherwise(module):
+        return {}
+    try:
+        kept, saved = _kept_and_saved(module)
+    except RuntimeError:
+        return {}
+    names = {id(tensor): name for name, tensor in kept.items()}
+    if any(id(tensor) not in names for tensor in saved.values()):
+        return {}
+    return {name: names[id(tensor)] for name, tensor in saved.items() if names[id(tensor)] != name}
+
+
+def with_saved_names(state_dict: Mapping[str, Tensor], renamed: Mapping[str, str]) -> StateDict:
+    """Tensors of a module by the names in its files, as [`renamed_tensors`] lists them."""
+    in_file = {own: name for name, own in renamed.items()}
+    return {in_file.get(name, name): tensor for name, tensor in state_dict.items()}
 
 
 def is_saved_otherwise(model: PreTrainedModel) -> bool:

@@ -102,7 +102,7 @@ class BehaviorLoss:
             return None
         columns = ("layout", "architecture", "activation")
         kinds = {kind for split in splits for kind in zip(*map(split.column, columns), strict=True)}
-        layout = splits[0].layout(0)
+        layout = splits[0].whole_layout(0)
         if len(kinds) != 1:
             raise ValueError(
                 "expected zoos of one layout, architecture and activation for the behavioural loss, got "
@@ -144,7 +144,8 @@ class BehaviorLoss:
         for name, value in tensors.items():
             if name.endswith(RUNNING):
                 tensors[name] = value.detach().clamp_min(0) if name.endswith("running_var") else value.detach()
-        return StackedNetworks(self.config, self.layout.complete(tensors, [len(tokens)], device=tokens.device))
+        complete = self.layout.complete(tensors, [len(tokens)], device=tokens.device)
+        return StackedNetworks(self.config, self.layout.for_module(complete))
 
     def distance(self, tokens: Tensor, reconstruction: Tensor, step: int) -> Tensor:
         """[`behavior_distance`] between networks and their reconstructions on the images of a step.

@@ -27,6 +27,7 @@ from hf_sane.sampling._generation import Density, NetworkCodec
 from hf_sane.sampling._samplers import SAMPLERS, SamplingTask, parse_bandwidths, run_sampler
 from hf_sane.sampling._selection import Judge, SelectedNetworks
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization._saved_form import renamed_tensors, with_saved_names
 from hf_sane.workflows.judging import (
     MetricSettings,
     TextSettings,
@@ -361,7 +362,9 @@ def _open_anchors(settings: SampleSettings, record: RunRecord, zoo: Zoo | None, 
     options = settings.windows
     if zoo is None:
         stack, names = open_stack(settings.anchors, ignored=TRAINING_ONLY, **settings.weights)
-        layout = extractor.lay_out(stack.model(0).state_dict())  # since tied weights share memory
+        network = stack.model(0)  # since tied weights share memory
+        renamed = renamed_tensors(network)
+        layout = replace(extractor.lay_out(with_saved_names(network.state_dict(), renamed)), module_names=renamed)
         tokens = layout.tokens(stack.tensors, batch_dims=1)
         extractor = extractor.extended([(layout, tokens)]) if settings.prompt_statistics else extractor
         codec = NetworkCodec(model, extractor, layout, stack.config, **options)

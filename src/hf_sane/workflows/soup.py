@@ -42,7 +42,6 @@ from hf_sane.networks._tasks import LabelledData, SplitScore
 from hf_sane.networks._texts import TextData
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
-from hf_sane.symmetry._transformers_models import select_tensors
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source
 from hf_sane.tokenization._loading import initial_model, load_config
 from hf_sane.workflows.judging import MetricSettings, TextSettings, accuracy_notes, recorded_accuracies
@@ -287,9 +286,7 @@ def _soup_of_checkpoints(
         )
     if own is not None:
         model: nn.Module = copy.deepcopy(own.structure)
-        spec = (
-            select_tensors(own.permutations, {name: name for name in opened[0].outlines}) if settings.align else None
-        )
+        spec = own.permutations_of(opened[0].outlines) if settings.align else None
         mixed = opened if spec is None else align_ingredients(opened, spec)
     else:
         made_of = _empty_model(opened, needs)

@@ -178,7 +178,10 @@ class ZooSplit:
         return known or transformers_architecture(settings["config"], layout)
 
     def whole_layout(self, index: int) -> Layout:
-        """The layout with names of tied tensors that files omit, if the architecture is known."""
+        """The layout with names of tied tensors that files omit, if the architecture is known.
+
+        If files name tensors otherwise, it also has the names in the module.
+        """
         layout = self.layout(index)
         found = None if self.known_config(index) is not None else self._architecture(index)
         return layout if found is None else found.complete(layout)
@@ -204,7 +207,8 @@ class ZooSplit:
         """One network in evaluation mode: a Transformers model, or an instance of a registered module."""
         config = self.config(index)
         model: nn.Module = build_model(config) if isinstance(config, ZooConfig) else copy.deepcopy(config)
-        model.load_state_dict(self.whole_layout(index).state_dict(self.tokens(index)))
+        layout = self.whole_layout(index)
+        model.load_state_dict(layout.for_module(layout.state_dict(self.tokens(index))))
         return model.eval()
 
     def layout_and_config(self) -> tuple[Layout, ZooConfig | nn.Module]:
@@ -225,7 +229,7 @@ class ZooSplit:
             ValueError: If there are no networks, or they differ in layout, architecture or activation.
         """
         layout, config = self.layout_and_config()
-        return StackedNetworks(config, layout.complete(self.stacked_tensors()))
+        return StackedNetworks(config, layout.for_module(layout.complete(self.stacked_tensors())))
 
     def stacked_tensors(self) -> dict[str, Tensor]:
         """A copy of all tensors of all networks, `{name: [M, *shape]}` in the order of the state dict.

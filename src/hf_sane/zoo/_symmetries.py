@@ -59,7 +59,7 @@ def network_spec(
         facts.architectures[architecture]["config"], structure
     )
     if registered is not None and registered.example_inputs is not None:
-        return fit_spec(registered.permutations, structure)
+        return fit_spec(registered.permutations_of(structure.tensor_names), structure)
     try:
         return imported_spec(facts.architectures[architecture]["config"], structure)
     except (TypeError, ValueError) as error:

@@ -34,6 +34,7 @@ from hf_sane.records._progress import Bar, progress
 from hf_sane.records._run_record import RunRecord
 from hf_sane.tokenization._checkpoints import read_safetensors
 from hf_sane.tokenization._safetensors_header import read_header
+from hf_sane.tokenization._saved_form import renamed_tensors, with_saved_names
 from hf_sane.zoo._alignment import align_zoo
 from hf_sane.zoo._alignment_record import Alignment
 from hf_sane.zoo._dataset import Zoo, open_data
@@ -367,7 +368,7 @@ class _Build:
                 last = {name: file.get_slice(name)[-1:, member] for name in file.keys()}  # noqa: SIM118, not a mapping
             tensors = self.layout.tensors(last["tokens"])
             tensors |= {name: last[f"template.{name}"] for name in self.layout.template}
-            states.append(self.layout.complete(tensors))
+            states.append(self.layout.for_module(self.layout.complete(tensors)))
         return {name: torch.cat([state[name] for state in states]) for name in states[0]}
 
     def align(self, zoo: Zoo) -> Alignment | None:
@@ -504,8 +505,10 @@ def _noting(records: Iterator[ModelRecord], epoch: int, accuracies: list[float])
 
 def _layout(config: ZooConfig | ModuleArchitecture, arguments: ZooSettings) -> Layout:
     settings: dict[str, Any] = {"token_layout": arguments.token_layout, "batch_norm": arguments.batch_norm}
+    renamed: dict[str, str] = {}
     if isinstance(config, ModuleArchitecture):
-        state = config.structure.state_dict()
+        renamed = renamed_tensors(config.structure)
+        state = with_saved_names(config.structure.state_dict(), renamed)
     else:
         state = {
             name: tensor if tensor.is_floating_point() else torch.zeros(tensor.shape, dtype=tensor.dtype)
@@ -516,7 +519,7 @@ def _layout(config: ZooConfig | ModuleArchitecture, arguments: ZooSettings) -> L
     if token_dim is None:
         layers = Layout.from_state_dict(state, token_dim=1, **settings).layers
         token_dim = max(layer.row_length for layer in layers)
-    return Layout.from_state_dict(state, token_dim=token_dim, **settings)
+    return dataclasses.replace(Layout.from_state_dict(state, token_dim=token_dim, **settings), module_names=renamed)
 
 
 def _data_facts(data: LabelledData) -> dict[str, Any]:
@@ -545,7 +548,8 @@ def _group_tensors(snapshot: Snapshot, layout: Layout) -> dict[str, Tensor]:
     tensors = {name: getattr(snapshot, name) for name in MEASURES if hasattr(snapshot, name)}
     tensors["generalization_gap"] = snapshot.train_accuracy - snapshot.test_accuracy
     tensors["tokens"] = layout.tokens(snapshot.tensors, batch_dims=1)
-    tensors |= {f"template.{name}": snapshot.tensors[name].clone() for name in layout.template}
+    kept = with_saved_names(snapshot.tensors, layout.module_names)
+    tensors |= {f"template.{name}": kept[name].clone() for name in layout.template}
     weights = [t for n, t in snapshot.tensors.items() if t.is_floating_point() and "running_" not in n]
     largest = torch.stack([weight.flatten(1).abs().amax(dim=1) for weight in weights]).amax(dim=0)
     tensors["largest_weight"] = torch.where(largest.isfinite(), largest, torch.inf)
