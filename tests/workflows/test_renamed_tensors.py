@@ -1,4 +1,4 @@
-"""Networks of Transformers whose files call tensors otherwise than their modules, as those of ViT, along every road."""
+"""Networks of Transformers whose files name tensors otherwise than their modules, such as ViT, in all workflows."""
 
 from pathlib import Path
 

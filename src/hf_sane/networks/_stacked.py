@@ -177,7 +177,7 @@ def run_stacked(
 
 
 def _batched_attention() -> AbstractContextManager[None]:
-    """Context in which attention is computed by operations that `torch.vmap` batches; fused kernels would be looped."""
+    """Context in which attention uses operations that `torch.vmap` batches, rather than fused kernels in a loop."""
     return sdpa_kernel(SDPBackend.MATH)
 
 
