@@ -4,7 +4,8 @@ BIN := .venv/bin
 DEMO_OUT ?= demo_output
 BENCHMARKS_OUT ?= runs/benchmarks
 
-# glibc returns large blocks to the kernel after every operation; keeping them is several times faster (docs/explanation/performance.md).
+# glibc returns large blocks to the kernel after every operation; keeping them is several times faster
+# (docs/explanation/performance.md).
 export MALLOC_MMAP_MAX_ := 0
 export MALLOC_TRIM_THRESHOLD_ := 100000000000
 export MALLOC_TOP_PAD_ := 268435456
@@ -17,7 +18,8 @@ export PYTHONDONTWRITEBYTECODE :=
 demo: $(BIN)/.installed
 	HF_HUB_OFFLINE=1 $(BIN)/hf-sane demo --output $(DEMO_OUT)
 
-# For maintainers: copy the record and the overview of the demo in $(DEMO_OUT) into the repository, and update cards and README.
+# For maintainers: copy the record and the overview of the demo in $(DEMO_OUT) into the repository, and update cards
+# and README.
 demo-record: $(BIN)/.installed
 	cp $(DEMO_OUT)/report.json runs/demo/report.json
 	cp $(DEMO_OUT)/overview.png docs/results/overview.png
@@ -32,9 +34,10 @@ test: $(BIN)/.installed
 # Waiting threads give up their core, because tests with two threads run beside other tests.
 test test-machines: export OMP_WAIT_POLICY := passive
 
-# Tests whose numbers could depend on the processor, repeated with the instructions of other processors, in processes of their own.
-# A test that passes with only one of them would depend on the machine.
-MACHINE_TESTS := $(addprefix tests/,analysis architectures core merging models networks probing sampling symmetry training zoo)
+# Tests whose numbers could depend on the processor, repeated with the instructions of other processors, in separate
+# processes. A test that passes with only one of them would depend on the machine.
+MACHINE_TESTS := analysis architectures core merging models networks probing sampling symmetry training zoo
+MACHINE_TESTS := $(addprefix tests/,$(MACHINE_TESTS))
 
 test-machines: $(BIN)/.installed
 	ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/python -m pytest -q -n 2 $(MACHINE_TESTS)
@@ -47,8 +50,9 @@ test-machines: $(BIN)/.installed
 fuzz: $(BIN)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py --inputs 200000 --record runs/robustness/fuzz.json
 
-# Kill and interrupt every verb that writes at every event of its files, and run it again; `make test` tries some of the events.
-# Half an hour on two idle cores; KILL_ARGS="-k pull" selects a part. The record counts the events and keeps those of earlier runs.
+# Kill and interrupt every verb that writes at every event of its files, and run it again; `make test` tries some of
+# the events. Half an hour on two idle cores; KILL_ARGS="-k pull" selects a part. The record counts the events and
+# keeps those of earlier runs.
 kill: $(BIN)/.installed
 	KILL_POINTS=all KILL_RECORD=runs/robustness/kill_points.json OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest -q -n 2 tests/robustness/test_kill_points.py $(KILL_ARGS)
@@ -80,11 +84,14 @@ $(BIN)/.compiled: $(BIN)/.installed
 	$(BIN)/python -m compileall -qq .venv/lib || true
 	touch $@
 
+BENCHMARKS := tokenization pretraining_step kde_sampling alignment zoo_training zoo_loader zoo_columns zoo_import
+BENCHMARKS += tutorials
+
 # The figures of docs/results/performance.md, one benchmark after the other; about twenty minutes on two idle cores.
 # Each kind of processor has its own folder: BENCHMARKS_OUT=runs/benchmarks/avx2.
 benchmarks: $(BIN)/.installed
 	mkdir -p $(BENCHMARKS_OUT)
-	for name in tokenization pretraining_step kde_sampling alignment zoo_training zoo_loader zoo_columns zoo_import tutorials; do \
+	for name in $(BENCHMARKS); do \
 		$(BIN)/python benchmarks/$$name.py --output $(BENCHMARKS_OUT)/$$name.json || exit 1; done
 	$(BIN)/python experiments/update_results.py
 

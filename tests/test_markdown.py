@@ -1,4 +1,4 @@
-"""Markdown keeps to the line length of the code, and pages of the documentation are of one kind each."""
+"""All text keeps to the line length of the code, and pages of the documentation are of one kind each."""
 
 import re
 import tomllib
@@ -9,6 +9,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LINE_LENGTH = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ruff"]["line-length"]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+OTHERS = ["CONTRIBUTING.md", "RELEASING.md", "SECURITY.md", "CITATION.cff", "Makefile", "pyproject.toml", "mkdocs.yml"]
+SOURCES = ("src", "scripts", "experiments", "benchmarks", "tests", "configs")
+CODE = [
+    *(ROOT / name for name in OTHERS),
+    *(
+        path
+        for folder in SOURCES
+        for path in sorted((ROOT / folder).rglob("*"))
+        if path.suffix in {".py", ".js", ".html", ".md", ".yaml", ".toml"} and "pretrained" not in path.parts
+    ),
+]
 ONE_LINE = re.compile(r"\s*(\||#|!\[|\S+$)")  # table rows, headings, pictures, and words without a space, such as URLs
 
 
@@ -30,6 +41,18 @@ def test_long_lines_are_found():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_lines_of_a_page_are_short(page):
     assert not long_lines(page.read_text(encoding="utf-8"))
+
+
+def test_lines_of_code_and_templates_are_short():
+    """Here, only rows of Markdown tables cannot be wrapped, and addresses."""
+    long = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in CODE
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if len(line) > LINE_LENGTH and not (path.suffix == ".md" and line.startswith("| ")) and "https://" not in line
+    ]
+    assert len(CODE) > 500
+    assert long == []
 
 
 def test_there_is_one_folder_for_each_kind_of_page():

@@ -161,7 +161,7 @@ def test_zoos_without_children_keep_their_columns_and_settings(built, tiny_zoo):
         *("ancestor", "combination"),
         *(f"shift_{kind}" for kind in KINDS),
     }
-    assert "12 children: the column `ancestor`" in zoo_card({"default": zoo.facts})
+    assert "12 children: each continues the run in the column `ancestor`" in zoo_card({"default": zoo.facts})
 
 
 def test_mixtures_name_ancestors_as_they_name_runs(built, tiny_zoo, tmp_path):

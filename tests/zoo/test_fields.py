@@ -109,9 +109,8 @@ def test_a_loaded_zoo_knows_its_networks_and_their_symmetries(built):
     other.load_state_dict(spec.apply(split.state_dict(0), permutation))
     torch.testing.assert_close(other(positions), module(positions), atol=1e-4, rtol=1e-4)
     card = zoo_card({"default": zoo.facts})
-    assert (
-        "12 steps of Adam from the same random initialisation, learning rate 0.01, all pixels a step, seed 3" in card
-    )
+    told = "12 steps of Adam from the same random initialisation, learning rate 0.01, all pixels per step, seed 3"
+    assert told in " ".join(card.split())
     assert "implicit network: SIREN, hidden_sizes \\[6, 5\\], frequency 30.0, num_channels 1" in card
     assert "a torch module: positions" in card
     assert "register_architecture" not in card

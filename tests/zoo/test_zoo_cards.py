@@ -42,7 +42,7 @@ OF_IMPORTED = (
     "imported: 4 networks of 2 repositories; each row names its repository, revision and file",
     f"licences: {LICENCES} and 2 more (`zoo.json` has them); **each network keeps the licence of its repository**",
     "splits by family: networks that share their family are in one split",
-    "**networks of 1 folders or repositories are in different splits**, although they may come from one run",
+    "**networks of 1 folder or repository are in different splits**, although they may come from one run",
     "columns with metrics from the cards of the networks: `metric_f1_`",
 )
 
@@ -50,7 +50,7 @@ OF_IMPORTED = (
 def section(text, title):
     """Lines under a heading."""
     (found,) = [part for part in text.split("\n## ") if part.startswith(title)]
-    return found.splitlines()[1:]
+    return found.replace("\n  ", " ").splitlines()[1:]
 
 
 def test_a_zoo_that_was_built():
@@ -58,7 +58,7 @@ def test_a_zoo_that_was_built():
         *("", *(f"- {line}" for line in OF_BUILT)),
         r"- architecture: `sane_cnn` with conv_channels [8, 6], activation gelu\_",
         "- tokens: rowwise, token_dim 9 (2 structures)",
-        "- 1 runs left out: not finite or diverged (`zoo.json` names them)",
+        "- 1 run left out: not finite or diverged (`zoo.json` names them)",
         "",
         "| split | runs | networks | mean final test accuracy |",
         "| --- | ---: | ---: | ---: |",

@@ -1,4 +1,4 @@
-// The map: one dot per network. A click picks a network, a drag picks all networks inside of the loop, Shift adds them.
+// The map: one dot per network. A click picks a network, a drag picks all networks inside the loop, Shift adds them.
 const canvas = element.querySelector("canvas"), tip = element.querySelector(".tip");
 const legend = element.querySelector(".legend");
 const RADIUS = 4, REACH = 10, DRAGGED = 4; // pixels
@@ -114,7 +114,8 @@ canvas.addEventListener("pointerup", (event) => {
   const [x, y] = loop[0] || mouse(event);
   const moved = Math.max(...loop.map((place) => Math.hypot(place[0] - x, place[1] - y)));
   const near = nearest(mouse(event));
-  const found = moved > DRAGGED ? dots.flatMap((dot, i) => (inside(screen(...dot)) ? [i] : [])) : near < 0 ? [] : [near];
+  const clicked = near < 0 ? [] : [near];
+  const found = moved > DRAGGED ? dots.flatMap((dot, i) => (inside(screen(...dot)) ? [i] : [])) : clicked;
   loop = [];
   pick(found, event);
   draw();

@@ -21,7 +21,8 @@ PARAMS, RESULTS = "params.json", "result.json"
 EPOCH = "training_iteration"  # Ray Tune's counter
 # How trainers name folders that form one run together with their siblings.
 CHECKPOINT_FOLDER = re.compile(
-    r"^((checkpoint|ckpt|epoch|global_step|step|iter|iteration)[-_]?\d+|best|last|latest|final)([-_](model|checkpoint))?$"
+    r"^((checkpoint|ckpt|epoch|global_step|step|iter|iteration)[-_]?\d+|best|last|latest|final)"
+    r"([-_](model|checkpoint))?$"
 )
 NUMBER = re.compile(r"\d+")
 # Ray Tune's entries about itself and its machine: not properties of a network, and private.
