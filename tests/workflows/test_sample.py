@@ -17,6 +17,7 @@ from hf_sane.sampling._export import Provenance
 from hf_sane.sampling._samplers import SAMPLERS, register_sampler
 from hf_sane.sampling._selection import keep_best
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.workflows.linear_code import fit_linear
 from hf_sane.workflows.sample import SampleSettings, sample
 from hf_sane.workflows.sane import SANE
 
@@ -131,6 +132,10 @@ def test_a_registered_sampler_can_be_named(sane, tiny_zoo, digits, monkeypatch):
         ({"bandwidth": "wide"}, "expected a bandwidth >= 0, several separated by commas"),
         ({"bandwidth": "scott", "unit": "latent"}, "the rules 'scott' and 'silverman' require the unit 'anchor_std'"),
         ({"anchors": ["a"]}, r"expected a zoo \(--zoo\) or networks \(--anchors\) to sample around, got both"),
+        (
+            {"sane": None, "zoo": None, "anchors": ["a"], "images": "digits"},
+            r"expected a zoo \(--zoo\) to fit the linear code to, got none; name one, or name a SANE \(--sane\)",
+        ),
         ({"zoo": None, "anchors": ["a"]}, r"expected images to judge networks by.*\(--images\)"),
     ],
 )
@@ -147,6 +152,23 @@ def test_networks_are_published_with_their_cards(networks, local_hub, tmp_path):
     assert networks.output is None or networks.output.name == "saved"
     loaded = AutoModelForImageClassification.from_pretrained("me/sampled", subfolder="network_1")
     assert torch.equal(loaded.classifier.weight, networks[1].classifier.weight)
+
+
+def test_without_an_autoencoder_a_linear_code_is_fitted(tiny_zoo, tiny_zoo_folder, digits, tmp_path):
+    found = sample(tiny_zoo_folder, images=digits, **SMALL)
+    code = fit_linear(tiny_zoo)
+    named = code.sample(tiny_zoo, images=digits, **SMALL)
+    for mine, theirs in zip(found, named, strict=True):
+        for name, tensor in mine.state_dict().items():
+            assert torch.equal(tensor, theirs.state_dict()[name]), name
+    assert next(iter(found.comparison)) == "linear_subsample"
+    origin = found.provenance[0]
+    assert (origin.method, origin.sane_model, origin.zoo) == (
+        "subsampled in the linear code", "", str(tiny_zoo_folder)
+    )  # fmt: skip
+    found.save(tmp_path / "networks")
+    assert Provenance.load(tmp_path / "networks" / "network_0").method == origin.method
+    assert "in the linear code" in (tmp_path / "networks" / "network_0" / "README.md").read_text(encoding="utf-8")
 
 
 def test_functions_take_names_and_objects(sane, tiny_zoo_folder, networks, digits):

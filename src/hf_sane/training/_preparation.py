@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from operator import gt
 from typing import cast
 
@@ -12,15 +13,20 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
 from hf_sane.core._layout import Layout
+from hf_sane.models.configuration_linear import Grouping
 from hf_sane.models.configuration_sane import SANEConfig
+from hf_sane.models.modeling_linear import LinearCode
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.tokenization._feature_extraction_sane import Normalization, SANEFeatureExtractor
+from hf_sane.tokenization._linear_code import fit_linear_code
 from hf_sane.tokenization._pretrained import load_pretrained
 from hf_sane.training._evaluation import group_by_layout, read_models
 from hf_sane.training._lora import add_lora
 from hf_sane.training._settings import PretrainSettings
+from hf_sane.zoo._alignment import token_blocks
 from hf_sane.zoo._dataset import ZooSplit
 
+LINEAR_LATENTS = 64  # per token, unless a SANE says otherwise
 logger = logging.getLogger(__name__)
 
 
@@ -46,6 +52,21 @@ def fit_extractor(
         )
     networks = (pair for split in splits for pair in read_models(split, range(len(split))))
     return extractor.fit(networks, by_kind=by_kind)
+
+
+def fit_on_splits(
+    splits: Sequence[ZooSplit], extractor: SANEFeatureExtractor, *, latent_dim: int, grouping: Grouping
+) -> LinearCode:
+    """Fit a linear code to training splits, see [`fit_linear_code`]; their networks are aligned if the zoo is."""
+    layouts = [layout for split in splits for layout in split.facts.parsed_layouts.values()]
+    return fit_linear_code(partial(split_blocks, splits), layouts, extractor, latent_dim=latent_dim, grouping=grouping)
+
+
+def split_blocks(splits: Sequence[ZooSplit]) -> Iterator[tuple[Layout, Tensor]]:
+    """Yield layouts and raw tokens `[M, N, D]` of all networks, aligned if the zoo is."""
+    for split in splits:
+        for _, layout, raw in token_blocks(split, aligned=split.alignment is not None):
+            yield layout, raw
 
 
 def check_fits(model: SANEModel, extractor: SANEFeatureExtractor, layouts: Mapping[str, Layout]) -> None:

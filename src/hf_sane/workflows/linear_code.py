@@ -1,30 +1,24 @@
 """Fit a linear code to zoos: principal components of weight tokens, as a baseline for every SANE."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypedDict
 
 import torch
-from torch import Tensor
 
-from hf_sane.core._layout import Layout
 from hf_sane.hub._publish import save_sane
-from hf_sane.models.configuration_linear import Grouping
 from hf_sane.models.modeling_linear import LinearCode
 from hf_sane.networks._modules import ModuleSettings
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, as_list, setting
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.tokenization._linear_code import fit_linear_code
 from hf_sane.training._evaluation import r2_from_sums, reconstruct_tokens, reconstruction_sums
-from hf_sane.training._preparation import fit_extractor
+from hf_sane.training._preparation import LINEAR_LATENTS, fit_extractor, fit_on_splits, split_blocks
 from hf_sane.workflows.results import Result, Table, rows_of
 from hf_sane.workflows.sane import SANE, open_sane
 from hf_sane.workflows.shared import ZOO_CONFIG, SaneSettings
 from hf_sane.workflows.show_zoo import open_zoos
-from hf_sane.zoo._alignment import token_blocks
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 
 
@@ -118,7 +112,7 @@ def run_fit_linear(settings: LinearCodeSettings) -> LinearCodeResult:
     record = RunRecord.start(arguments=as_arguments(settings))
     zoos = list(open_zoos(settings.zoo, settings.config).values())
     training = [zoo.splits["train"] for zoo in zoos]
-    latent_dim, extractor = settings.latent_dim or 64, None
+    latent_dim, extractor = settings.latent_dim or LINEAR_LATENTS, None
     if settings.sane is not None:
         sane = open_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
         latent_dim, extractor = settings.latent_dim or sane.model.config.latent_dim, sane.extractor
@@ -139,25 +133,11 @@ def run_fit_linear(settings: LinearCodeSettings) -> LinearCodeResult:
     return LinearCodeResult(record=record, output=settings.output, sane=code)
 
 
-def fit_on_splits(
-    splits: Sequence[ZooSplit], extractor: SANEFeatureExtractor, *, latent_dim: int, grouping: Grouping
-) -> LinearCode:
-    """Fit a linear code to training splits, see [`fit_linear_code`]; their networks are aligned if the zoo is."""
-    layouts = [layout for split in splits for layout in split.facts.parsed_layouts.values()]
-    return fit_linear_code(partial(_blocks, splits), layouts, extractor, latent_dim=latent_dim, grouping=grouping)
-
-
-def _blocks(splits: Sequence[ZooSplit]) -> Iterator[tuple[Layout, Tensor]]:
-    for split in splits:
-        for _, layout, raw in token_blocks(split, aligned=split.alignment is not None):
-            yield layout, raw
-
-
 def _reconstruction(
     model: LinearCode, extractor: SANEFeatureExtractor, splits: Sequence[ZooSplit]
 ) -> dict[str, float]:
     sums = torch.zeros(4, dtype=torch.float64)
-    for layout, raw in _blocks(splits):
+    for layout, raw in split_blocks(splits):
         tokens = extractor.normalize(raw, layout)
         sums += reconstruction_sums(tokens, reconstruct_tokens(model, tokens, layout), layout.weight_mask)
     return {"r2": r2_from_sums(sums), "networks": sum(map(len, splits))}

@@ -15,7 +15,7 @@ from hf_sane.probing._transfer import TransferResult, TransferTable, transfer_ta
 from hf_sane.probing._zoo_features import ZooFeatures, read_zoo_features
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
-from hf_sane.workflows.linear_code import fit_on_splits
+from hf_sane.training._preparation import fit_on_splits
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
 from hf_sane.workflows.shared import ZOO_CONFIG, CodecSettings, SaneSettings

@@ -28,6 +28,7 @@ from hf_sane.sampling._samplers import SAMPLERS, SamplingTask, parse_bandwidths,
 from hf_sane.sampling._selection import Judge, SelectedNetworks
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization._saved_form import renamed_tensors, with_saved_names
+from hf_sane.training._preparation import LINEAR_LATENTS, fit_extractor, fit_on_splits
 from hf_sane.workflows.judging import (
     MetricSettings,
     TextSettings,
@@ -78,7 +79,9 @@ class Autoencoder(Protocol):
 class SampleSettings(CodecSettings, SourceSettings, SaneSettings, ModuleSettings, MetricSettings, TextSettings):
     """Settings of [`sample`]."""
 
-    sane: str | Autoencoder = setting("SANE folder or Hub repo id.")
+    sane: str | Autoencoder | None = setting(
+        "SANE folder or Hub repo id; by default a linear code, which is fitted to the zoo.", default=None
+    )
     output: Path | None = setting("New folder, with one subfolder per network.", short="-o")
     zoo: str | Path | Zoo | None = setting(
         "Zoo of one architecture (folder or Hub dataset id), whose best training networks are the anchors.",
@@ -147,10 +150,12 @@ class SampleSettings(CodecSettings, SourceSettings, SaneSettings, ModuleSettings
         SAMPLERS.find(self.method)
         if self.anchors and self.zoo is not None:
             raise ValueError("expected a zoo (--zoo) or networks (--anchors) to sample around, got both; name one")
+        if self.sane is None:
+            self.code = "linear"
         if self.code == "linear" and self.zoo is None:
             raise ValueError(
-                "expected a zoo (--zoo) to fit the linear code to, got none; name one, or fit a code to one (hf-sane "
-                "linear) and give its folder as --sane"
+                "expected a zoo (--zoo) to fit the linear code to, got none; name one, or name a SANE (--sane) or the "
+                "folder of a code from hf-sane linear"
             )
         if self.zoo is not None and self.weights:
             raise ValueError("--subfolder and --variant are for networks (--anchors), got a zoo; leave them out")
@@ -230,7 +235,7 @@ MEASURED = ("test_accuracy", "validation_accuracy", "nearest_training_distance")
 
 def sample(
     anchors: str | Path | Zoo | nn.Module | Sequence[Network] | NetworksResult,
-    sane: str | Path | Autoencoder,
+    sane: str | Path | Autoencoder | None = None,
     **options: Any,
 ) -> SampleResult:
     """Sample new networks around trained ones, and compare them with anchors and baselines on test images.
@@ -243,7 +248,7 @@ def sample(
     Args:
         anchors: A zoo, its folder or its Hub dataset id, whose best training networks become the anchors; or a module
             or a list of networks (modules, folders, Hub repo ids) of one architecture, which requires `images`.
-        sane: A SANE, its folder or its Hub repo id.
+        sane: A SANE, its folder or its Hub repo id; by default a linear code, which is fitted to the zoo.
         **options: Other fields of [`SampleSettings`].
 
     Raises:
@@ -351,7 +356,13 @@ def _own_anchors(settings: SampleSettings) -> Path:
 
 def _open_anchors(settings: SampleSettings, record: RunRecord, zoo: Zoo | None, task: Task) -> AnchorSet:
     """Open the networks to sample around and the autoencoder, which is recorded."""
-    if isinstance(settings.sane, str):
+    model: WeightAutoencoder
+    revision = subfolder = None
+    if settings.sane is None:
+        assert zoo is not None
+        extractor = fit_extractor([zoo.splits["train"]], "standardize")
+        model = fit_on_splits([zoo.splits["train"]], extractor, latent_dim=LINEAR_LATENTS, grouping="kind")
+    elif isinstance(settings.sane, str):
         model, extractor = load_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
         subfolder = settings.sane_subfolder
         revision = loaded_commit(settings.sane, settings.revision, subfolder)
@@ -376,7 +387,9 @@ def _open_anchors(settings: SampleSettings, record: RunRecord, zoo: Zoo | None, 
     codec = NetworkCodec(model, extractor, layout, config, **options)
     chosen = {"num_anchors": settings.num_anchors, "top_fraction": settings.top_fraction, "epoch": settings.epoch}
     anchors = AnchorSet.choose(codec, zoo, measure=task.rank, **chosen)  # type: ignore[arg-type]
-    return replace(anchors, codec=codec.linear(anchors.training_tokens)) if settings.code == "linear" else anchors
+    if settings.code == "sane" or settings.sane is None:
+        return anchors
+    return replace(anchors, codec=codec.linear(anchors.training_tokens))
 
 
 def _provenance(
@@ -390,7 +403,7 @@ def _provenance(
     return [
         Provenance(
             method=method if settings.code == "sane" else f"{method} in the linear code",
-            sane_model=facts["sane"],
+            sane_model=facts["sane"] or "",
             sane_revision=facts["sane_revision"],
             sane_subfolder=facts["sane_subfolder"],
             zoo=facts["zoo"] or "",
