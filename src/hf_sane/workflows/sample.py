@@ -339,6 +339,7 @@ def _open_task(settings: SampleSettings, record: RunRecord) -> tuple[Task, Label
 def _own_anchors(settings: SampleSettings) -> Path:
     """Folder of the anchors that come with the autoencoder."""
     sane = settings.sane
+    assert sane is not None  # a linear code needs a zoo
     if isinstance(sane, str):
         source, revision, subfolder = sane, settings.revision, settings.sane_subfolder
     else:
