@@ -14,6 +14,7 @@ from hf_sane.architectures.presets import MODEL_CLASSES, build_model, cnn_digits
 from hf_sane.hub._pipeline import WeightFeatureExtractionPipeline
 from hf_sane.hub._publish import save_network, save_sane
 from hf_sane.records._run_record import RunRecord
+from hf_sane.tokenization._loading import OWN_MODULE
 
 NOT_LOADED = {"accelerate", "datasets", "evaluate", "matplotlib", "numpy", "peft", "scipy", "sklearn", "typer"}
 CHECK = """
@@ -125,6 +126,7 @@ def test_transformers_alone_loads_what_it_did_before():
         "hf_sane._auto_classes",
         *("hf_sane.architectures", "hf_sane.architectures.configuration_zoo"),
         *("hf_sane.models", "hf_sane.models.configuration_linear", "hf_sane.models.configuration_sane"),
+        *("hf_sane._lazy", "hf_sane.networks", "hf_sane.networks._own_configuration"),
     }
 
 
@@ -158,9 +160,10 @@ def test_a_register_gives_classes_and_takes_new_ones():
 def test_names_and_model_types_are_those_of_the_classes():
     for model_type, place in auto_classes.CONFIGS.items():
         assert place.load().model_type == model_type
-    for entries in (auto_classes.MODELS, auto_classes.CLASSIFIERS):
+    for entries in (auto_classes.MODELS, auto_classes.CLASSIFIERS, auto_classes.OWN):
         for model_type, place in entries.items():
             assert place.load().config_class.model_type == model_type
+    assert list(auto_classes.OWN) == [OWN_MODULE]
     assert {place.load() for place in auto_classes.CLASSIFIERS.values()} == set(MODEL_CLASSES.values())
     assert (
         f"{WeightFeatureExtractionPipeline.__module__}.{WeightFeatureExtractionPipeline.__qualname__}"

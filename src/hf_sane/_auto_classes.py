@@ -36,6 +36,7 @@ CONFIGS = {
     "sane_cnn": _Place("architectures.configuration_zoo", "CNNConfig"),
     "sane_mlp": _Place("architectures.configuration_zoo", "MLPConfig"),
     "sane_resnet": _Place("architectures.configuration_zoo", "CIFARResNetConfig"),
+    "sane_own_module": _Place("networks._own_configuration", "OwnModuleConfig"),
 }
 MODELS = {
     "sane": _Place("models.modeling_sane", "SANEModel"),
@@ -46,6 +47,7 @@ CLASSIFIERS = {
     "sane_mlp": _Place("architectures.modeling_zoo", "MLPForImageClassification"),
     "sane_resnet": _Place("architectures.modeling_resnet", "CIFARResNetForImageClassification"),
 }
+OWN = {"sane_own_module": _Place("networks._own_models", "OwnModule")}
 IMAGE_PROCESSORS = dict.fromkeys(CLASSIFIERS, _Place("architectures.image_processing_zoo", "BACKENDS"))
 FEATURE_EXTRACTORS = dict.fromkeys(MODELS, _Place("tokenization._feature_extraction_sane", "SANEFeatureExtractor"))
 PIPELINE = "hf_sane.hub._pipeline.WeightFeatureExtractionPipeline"
@@ -95,8 +97,9 @@ def _register_configs(module: ModuleType) -> None:
 
 
 def _register_models(module: ModuleType) -> None:
-    _add(module.MODEL_MAPPING, _by_config(MODELS))
-    _add(module.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, _by_config(CLASSIFIERS))
+    _add(module.MODEL_MAPPING, _by_config(MODELS | OWN))
+    _add(module.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, _by_config(CLASSIFIERS | OWN))
+    _add(module.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, _by_config(OWN))
 
 
 def _register_feature_extractors(module: ModuleType) -> None:

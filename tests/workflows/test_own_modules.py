@@ -10,9 +10,17 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import PyTorchModelHubMixin
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from sklearn.datasets import load_digits
 from torch import nn
-from transformers import pipeline
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    pipeline,
+)
 
 import hf_sane
 from hf_sane.hub._publish import save_network
@@ -180,6 +188,7 @@ def test_it_is_sampled_judged_saved_and_fine_tuned(own, zoo, sane, tmp_path):
     held = {"hf_sane": hf_sane, "TwoHeads": architecture.make}
     exec(code.replace('"."', repr(folder)), held)
     assert all(torch.equal(held["network"].state_dict()[name], value) for name, value in fresh.state_dict().items())
+    check_auto_classes(folder, fresh, images[:3], tmp_path / "saved again")
     settings = json.loads((tmp_path / "sampled/network_0/config.json").read_text())
     assert settings["id2label"] == {str(label): str(label) for label in range(10)}
     assert settings["label2id"]["7"] == 7
@@ -203,6 +212,36 @@ def test_it_is_sampled_judged_saved_and_fine_tuned(own, zoo, sane, tmp_path):
     assert larger.curves["networks"][0] == pytest.approx(networks.stack.evaluate(*resized)[1].tolist())
 
 
+def check_auto_classes(folder: str, network: nn.Module, images: torch.Tensor, again: Path) -> None:
+    """Auto classes and pipelines of Transformers load a network whose module is registered."""
+    for auto_class in (AutoModelForImageClassification, AutoModel):
+        loaded = auto_class.from_pretrained(folder)
+        assert torch.equal(loaded(pixel_values=images).logits, network(images)[0])
+        assert loaded.config.id2label[7] == "7"
+    loaded.save_pretrained(again)
+    assert load_file(again / "model.safetensors").keys() == network.state_dict().keys()
+    assert json.loads((again / "config.json").read_text())["architectures"] == ["TwoHeads"]
+    assert torch.equal(AutoModel.from_pretrained(again)(images).logits, network(images)[0])
+    (stack, _) = open_stack([loaded])
+    assert type(stack.model(0)).__name__ == "TwoHeads"
+    digit = Image.fromarray((load_digits().images[5] * 255 / 16).astype(np.uint8))
+    found = pipeline("image-classification", model=folder)(digit)
+    prepared = AutoImageProcessor.from_pretrained(folder)(digit, return_tensors="pt")["pixel_values"]
+    assert found[0]["label"] == str(network(prepared)[0].argmax().item())
+
+
+def test_arguments_are_named_where_the_module_is_not_registered(own, tmp_path):
+    wide = load_module(str(own / "two_heads.py") + ":TwoHeads", {"width": 10})
+    network = register_architecture(wide, name="TwoHeads").make()
+    save_network(tmp_path / "wide", network, RunRecord.start(arguments={}).finish({}))
+    assert torch.equal(AutoModel.from_pretrained(tmp_path / "wide").module.stem.weight, network.stem.weight)
+    assert AutoConfig.from_pretrained(tmp_path / "wide").module_arguments == {"width": 10}
+    _modules._REGISTERED.clear()
+    remedy = r"register_architecture\(functools.partial\(TwoHeads, width=10\)\)"
+    with pytest.raises(ValueError, match=f"got TwoHeads, whose code is never fetched; .*{remedy}"):
+        AutoModel.from_pretrained(tmp_path / "wide")
+
+
 @pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
 def test_it_is_loaded_from_the_hub_and_without_its_code_refused(own, local_hub, tmp_path):
     architecture = register(own)
@@ -212,6 +251,7 @@ def test_it_is_loaded_from_the_hub_and_without_its_code_refused(own, local_hub, 
     push("samples", tmp_path / "network", "me/own")
     loaded = architecture.from_pretrained("me/own")
     assert torch.equal(loaded.stem.weight, networks.model(0).stem.weight)
+    assert torch.equal(AutoModel.from_pretrained("me/own").module.stem.weight, loaded.stem.weight)
     stack, names = open_stack(["me/own", tmp_path / "network"])
     assert (names[0], torch.equal(stack.model(0).stem.weight, stack.model(1).stem.weight)) == ("me/own", True)
     files = {request.path.rsplit("/", 1)[-1] for request in local_hub.log if "/resolve/" in request.path}
@@ -223,7 +263,7 @@ def test_it_is_loaded_from_the_hub_and_without_its_code_refused(own, local_hub, 
     with pytest.raises(ValueError, match=r"changed|differs|modified"):
         architecture.from_pretrained(tmp_path / "network")
     _modules._REGISTERED.clear()
-    with pytest.raises(ValueError, match="config.json without model_type, as saved for modules of your own; pass"):
+    with pytest.raises(ValueError, match="got the config.json of a module of your own; pass the code"):
         open_stack(["me/own"])
 
 

@@ -50,7 +50,7 @@ from hf_sane.sampling._export import (
     save_module,
 )
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.tokenization._loading import load_config
+from hf_sane.tokenization._loading import is_own_module, load_config
 from hf_sane.tokenization._pretrained import load_pretrained
 
 SANE = "SANE folder"  # kind of artefact in manifests
@@ -378,7 +378,7 @@ def code_files(folder: Path) -> dict[str, str]:
         Texts by file name, including config.json (and preprocessor_config.json); empty if the code is already in the
         folder or part of Transformers.
     """
-    if "model_type" not in read_document(folder / CONFIG, expected="a configuration").mapping():
+    if is_own_module(read_document(folder / CONFIG, expected="a configuration").mapping()):
         return {}  # a module of the user
     config: Any = load_config(folder)
     is_ours = isinstance(config, CheckedConfig | ZooConfig)

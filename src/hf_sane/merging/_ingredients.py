@@ -25,6 +25,7 @@ from hf_sane.symmetry._permutation import Permutation, PermutationSpec
 from hf_sane.symmetry._transformers_models import transformers_spec
 from hf_sane.tokenization._checkpoints import Source, as_checkpoint
 from hf_sane.tokenization._lazy_checkpoints import LazyCheckpoint, open_checkpoint
+from hf_sane.tokenization._loading import is_own_module
 
 CONFIG_FILE = "config.json"
 VOCABULARY_FILES = (
@@ -204,7 +205,10 @@ def refuse_reordered(ingredients: Sequence[Ingredient]) -> None:
 
 def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that affect the network's function, including defaults that files omit."""
-    facts = complete_config(config).to_dict() if config.get("model_type") in CONFIG_MAPPING else config
+    if is_own_module(config):
+        facts = {key: value for key, value in config.items() if key != "model_type"}  # which older folders lack
+    else:
+        facts = complete_config(config).to_dict() if config["model_type"] in CONFIG_MAPPING else dict(config)
     return {key: value for key, value in facts.items() if key not in HARMLESS_KEYS and "drop" not in key}
 
 

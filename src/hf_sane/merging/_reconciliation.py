@@ -10,6 +10,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from hf_sane.core._types import StateDict
 from hf_sane.records._errors import reading
+from hf_sane.tokenization._loading import is_own_module
 
 # Entries that profilers (thop) and PyTorch's AveragedModel leave in a state dict.
 PROFILES = ("total_ops", "total_params")
@@ -97,7 +98,7 @@ def tied_names(config: Mapping[str, Any]) -> dict[str, str]:
         Name of the tied tensor by name; empty for architectures that Transformers lacks.
     """
     kind, (architecture, *_) = config.get("model_type"), config.get("architectures") or [None]
-    model_class = getattr(transformers, str(architecture), None)
+    model_class = None if is_own_module(config) else getattr(transformers, str(architecture), None)
     if kind not in CONFIG_MAPPING or not (isinstance(model_class, type) and issubclass(model_class, nn.Module)):
         return {}
     with reading("config.json", expected=f"the configuration of a {architecture}", remedy="correct it"):
@@ -109,7 +110,7 @@ def tied_names(config: Mapping[str, Any]) -> dict[str, str]:
 def complete_config(config: Mapping[str, Any]) -> PreTrainedConfig:
     """A configuration with the defaults of its architecture, if Transformers has it. No remote code is run."""
     kind = str(config.get("model_type"))
-    is_known = kind in CONFIG_MAPPING
+    is_known = kind in CONFIG_MAPPING and not is_own_module(config)
     config_class = CONFIG_MAPPING[kind] if is_known else PreTrainedConfig
     with reading("config.json", expected=f"a configuration of {kind!r}", remedy="correct it"):
         return config_class.from_dict({key: value for key, value in config.items() if key != "auto_map"})

@@ -26,6 +26,7 @@ from hf_sane.symmetry._permutation import PermutationSpec
 from hf_sane.symmetry._transformers_models import model_class, select_tensors
 from hf_sane.symmetry.tracing._trace import trace_permutations
 from hf_sane.tokenization._checkpoints import CheckpointSource, load_state_dict
+from hf_sane.tokenization._loading import is_own_module
 from hf_sane.tokenization._saved_form import renamed_tensors
 
 logger = logging.getLogger(__name__)
@@ -229,7 +230,7 @@ def transformers_architecture(settings: Mapping[str, Any], layout: Layout) -> Mo
 @lru_cache(maxsize=16)
 def _from_settings(text: str) -> ModuleArchitecture | None:
     settings = json.loads(text)
-    if settings.get("model_type") not in CONFIG_MAPPING:
+    if settings.get("model_type") not in CONFIG_MAPPING or is_own_module(settings):
         return None
     config = CONFIG_MAPPING[settings["model_type"]].from_dict(settings)
     if (network := model_class(config)) is None:

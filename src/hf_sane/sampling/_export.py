@@ -17,6 +17,7 @@ from hf_sane.networks._modules import find_architecture
 from hf_sane.records._documents import read_document
 from hf_sane.records._outputs import check_finished
 from hf_sane.sampling._generation import BandwidthUnit
+from hf_sane.tokenization._loading import OWN_MODULE
 
 PROVENANCE_FILE = "provenance.json"
 OWN_LIBRARY = "pytorch"  # library in configurations of own modules
@@ -106,6 +107,7 @@ def save_module(partial: Path, model: nn.Module) -> None:
         save_file(tensors, partial / WEIGHTS)
     if not (partial / CONFIG).is_file():
         named = {"architectures": [type(model).__name__], "library_name": OWN_LIBRARY, **module_arguments(model)}
+        named |= {"model_type": OWN_MODULE}  # for the Auto classes, once the module is registered
         (partial / CONFIG).write_text(json.dumps(named, indent=2) + "\n", encoding="utf-8")
 
 

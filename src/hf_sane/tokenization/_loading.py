@@ -4,7 +4,7 @@ Without `trust_remote_code`, Transformers asks on the terminal and runs the code
 calls Auto classes only through this module, which always answers no.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from hf_sane.records._errors import InvalidFileError
 from hf_sane.tokenization._pretrained import load_pretrained
 
+OWN_MODULE = "sane_own_module"  # model type of saved networks of users' own modules
 NO_TYPE = "Should have a `model_type` key"  # part of Transformers' message about other modules
 
 
@@ -36,12 +37,22 @@ def load_config(source: str | Path, **options: Any) -> PreTrainedConfig:
         except InvalidFileError as error:
             if NO_TYPE not in str(error):
                 raise
-            raise ValueError(
-                f"{source}: expected a network of Transformers or hf_sane, got a config.json without model_type, as "
-                "saved for modules of your own; pass the code of the module: --module my_file.py:MyModule, or "
-                "hf_sane.register_architecture(MyModule)"
-            ) from error
+            raise _unknown_module(source) from error
+        if config.model_type == OWN_MODULE:
+            raise _unknown_module(source)
         return config
+
+
+def is_own_module(settings: Mapping[str, Any]) -> bool:
+    """Whether the content of config.json is that of a module that neither Transformers nor this library has."""
+    return settings.get("model_type") in (None, OWN_MODULE)
+
+
+def _unknown_module(source: str | Path) -> ValueError:
+    return ValueError(
+        f"{source}: expected a network of Transformers or hf_sane, got the config.json of a module of your own; pass "
+        "the code of the module: --module my_file.py:MyModule, or hf_sane.register_architecture(MyModule)"
+    )
 
 
 def load_model(auto_class: Any, source: str | Path, **options: Any) -> Any:

@@ -19,6 +19,7 @@ from hf_sane.hub._push import network_folders, push_saved
 from hf_sane.models.autoencoder_sane import AUTOENCODERS
 from hf_sane.networks._images import ImageData, load_images
 from hf_sane.networks._modules import find_architecture, has_registered
+from hf_sane.networks._own_models import OwnModule
 from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.records._files import folders_with
 from hf_sane.records._run_record import RECORD
@@ -141,7 +142,7 @@ def open_stack(
 
 def _open(source: Network, index: int, weights: dict[str, str]) -> list[tuple[str, nn.Module]]:
     if not isinstance(source, str | Path):
-        return [(f"network_{index}", source)]
+        return [(f"network_{index}", source.module if isinstance(source, OwnModule) else source)]
     place = find_source(source)
     if has_registered() and "variant" not in weights:
         opened = _open_registered(place, weights) if isinstance(place, Path) else _open_remote(source, weights)

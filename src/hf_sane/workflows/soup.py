@@ -43,7 +43,7 @@ from hf_sane.networks._texts import TextData
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source
-from hf_sane.tokenization._loading import initial_model, load_config
+from hf_sane.tokenization._loading import initial_model, is_own_module, load_config
 from hf_sane.workflows.judging import MetricSettings, TextSettings, accuracy_notes, recorded_accuracies
 from hf_sane.workflows.networks import load_network, open_images
 from hf_sane.workflows.results import Result, Table, optional_output
@@ -271,7 +271,7 @@ def _soup_of_checkpoints(
     config = complete_config(opened[0].config)
     if settings.align is None and not isinstance(config, ZooConfig):
         refuse_reordered(opened)
-    own = None if "model_type" in opened[0].config else find_architecture(opened[0].outlines)
+    own = find_architecture(opened[0].outlines) if is_own_module(opened[0].config) else None
     is_model_needed = needs or settings.align or scores or own is not None or isinstance(config, ZooConfig)
     if not is_model_needed and opened[0].folder is not None:
         record.arguments |= {"aligned": False, "recalibrated": False}
@@ -336,7 +336,7 @@ def _empty_model(ingredients: list[Ingredient], needs: list[str]) -> PreTrainedM
         ValueError: If their architecture is unknown, or an option requires image classifiers.
     """
     first = ingredients[0]
-    if "model_type" not in first.config:
+    if is_own_module(first.config):
         raise ValueError(
             f"{first.name} has no config.json{' of Transformers' if first.config else ''}, so its architecture is "
             "unknown; pass the whole folder or the code of its module (--module)"

@@ -14,6 +14,7 @@ from hf_sane.records._errors import name_some
 from hf_sane.symmetry._networks import permutation_spec
 from hf_sane.symmetry._permutation import PermutationSpec
 from hf_sane.symmetry._transformers_models import select_tensors, transformers_spec
+from hf_sane.tokenization._loading import is_own_module
 from hf_sane.zoo._alignment_record import Alignment
 from hf_sane.zoo._facts import ZooFacts
 
@@ -93,7 +94,7 @@ def imported_spec(settings: Mapping[str, Any], layout: Layout) -> PermutationSpe
         ValueError: If there is no Transformers configuration, or the model cannot be traced or has different tensors.
     """
     model_type = str(settings.get("model_type"))
-    if model_type not in CONFIG_MAPPING:
+    if model_type not in CONFIG_MAPPING or is_own_module(settings):
         raise ValueError(f"expected a Transformers configuration next to the weights, got model_type={model_type!r}")
     return fit_spec(transformers_spec(CONFIG_MAPPING[model_type].from_dict(dict(settings)), as_saved=True), layout)
 
