@@ -33,7 +33,7 @@ class OwnModule(PreTrainedModel):
         self.module = module
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # Auto classes call it with keywords only
         cls,
         source: str | Path,
         *_: Any,
@@ -55,10 +55,9 @@ class OwnModule(PreTrainedModel):
         Raises:
             ValueError: If no module with its tensors is registered.
         """
-        where = {"revision": revision, "subfolder": subfolder or None}
-        tensors = load_state_dict(CheckpointSource(source, **where))
+        tensors = load_state_dict(CheckpointSource(source, revision=revision, subfolder=subfolder or None))
         if config is None:
-            config = OwnModuleConfig.from_pretrained(source, **{key: value for key, value in where.items() if value})
+            config = OwnModuleConfig.from_pretrained(source, revision=revision or "main", subfolder=subfolder or "")
         if (architecture := find_architecture(tensors)) is None:
             name = config.module_class or "MyModule"
             arguments = "".join(f", {key}={value!r}" for key, value in config.module_arguments.items())
@@ -67,12 +66,12 @@ class OwnModule(PreTrainedModel):
                 f"{source}: expected a network of a registered module, got {name}, whose code is never fetched; "
                 f"register the module first: hf_sane.register_architecture({made})"
             )
-        model = cls(config, architecture.network(tensors))
-        return (model.to(dtype) if isinstance(dtype, torch.dtype) else model).eval()
+        network = architecture.network(tensors)
+        return cls(config, network.to(dtype=dtype) if isinstance(dtype, torch.dtype) else network).eval()
 
-    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+    def save_pretrained(self, save_directory: Any, *args: Any, **options: Any) -> None:
         """Save the network with the names of its own tensors, so that its class loads them, too."""
-        super().save_pretrained(save_directory, **{"state_dict": self.module.state_dict(), **options})
+        super().save_pretrained(save_directory, *args, **{"state_dict": self.module.state_dict(), **options})
 
     def forward(self, pixel_values: Tensor | None = None, **texts: Any) -> ImageClassifierOutput:
         """Logits of images `[B, C, H, W]`, or of texts (`input_ids`, `attention_mask`, ...)."""
