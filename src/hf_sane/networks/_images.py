@@ -203,6 +203,7 @@ def load_images(
     validation_limit: int | None = None,
     test_limit: int | None = None,
     image_size: int | None = None,
+    image_channels: int | None = None,
     seed: int = 0,
 ) -> ImageData:
     """Load image classification data and split it reproducibly.
@@ -222,6 +223,7 @@ def load_images(
         validation_limit: Use at most this many validation images.
         test_limit: Use at most this many test images.
         image_size: Resize images to this many pixels, see [`ImageData.resized`].
+        image_channels: Convert images to greyscale (1) or colour (3), see [`ImageData.with_channels`].
         seed: Random seed for splits and draws.
 
     Raises:
@@ -247,7 +249,8 @@ def load_images(
             f"{type(source).__name__}"
         )
     data = _assemble(name or label, parts, sizes, limits, seed)
-    return data if image_size is None else data.resized(image_size)
+    data = data if image_size is None else data.resized(image_size)
+    return data if image_channels is None else data.with_channels(image_channels)
 
 
 def _named_parts(source: str | Path, image_size: int | None) -> tuple[dict[str, Part], str]:
@@ -281,7 +284,8 @@ def load_zoo_images(facts: TrainedOnImages, *, path: str | Path | None = None) -
             f"the zoo {facts.name!r} does not name the images it was trained on; pass them (--images, load_images())"
         )
     limits: dict[str, Any] = {f"{split}_limit": arguments.get(f"{split}_limit") for split in SPLITS}
-    return load_images(path or arguments["images"], image_size=arguments.get("image_size"), **limits)
+    limits |= {name: arguments.get(name) for name in ("image_size", "image_channels")}
+    return load_images(path or arguments["images"], **limits)
 
 
 def _assemble(

@@ -43,7 +43,7 @@ class BuildZooSettings(ZooSettings, TextSettings):
             return
         if self.module is None:
             raise ValueError("expected a module that reads the texts, got none; name it (--module)")
-        limits = ("validation_limit", "test_limit", "image_size")
+        limits = ("validation_limit", "test_limit", "image_size", "image_channels")
         if given := [name for name in limits if getattr(self, name) is not None]:
             raise ValueError(f"texts have no {', '.join(given)}; leave them out")
 
@@ -94,7 +94,7 @@ def build_zoo(
         FileExistsError: If the folder holds something else.
     """
     if isinstance(images, datasets.Dataset | datasets.DatasetDict):
-        limits = ("train_limit", "validation_limit", "test_limit", "image_size")
+        limits = ("train_limit", "validation_limit", "test_limit", "image_size", "image_channels")
         images = load_images(images, **{name: options[name] for name in limits if name in options})
     data = images if isinstance(images, ImageData) else None
     named = {} if data is not None else {"images": str(images)}

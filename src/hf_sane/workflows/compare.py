@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NotRequired, TypedDict
 
 from huggingface_hub.dataclasses import strict
 
+from hf_sane.networks._image_settings import ImageSettings
 from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData, load_zoo_images
 from hf_sane.networks._modules import ModuleSettings
@@ -34,7 +35,7 @@ REPORTED_EPOCHS = (0, 1, 5)  # of fine-tuning
 
 @strict
 @dataclass(kw_only=True)
-class CompareSettings(ComparisonSettings, CodecSettings, SaneSettings, ModuleSettings):
+class CompareSettings(ComparisonSettings, ImageSettings, CodecSettings, SaneSettings, ModuleSettings):
     """Settings of [`compare_samplers`]."""
 
     sane: str | Path | SANE = setting("SANE folder or Hub repo id.")
@@ -236,7 +237,8 @@ def run_compare(settings: CompareSettings) -> ComparisonResult:
 def _compare(settings: CompareSettings, record: RunRecord) -> ComparisonResult:
     zoo = load_zoo(settings.zoo, settings.config)
     sane = open_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
-    data = load_zoo_images(zoo.facts) if settings.images is None else open_images(settings.images)
+    images = load_zoo_images(zoo.facts) if settings.images is None else settings.images
+    data = open_images(images, **settings.image_shape)
     judge = settings.judge or Judge.of_images(
         *data.split("validation"), conditioning_images=data.train_images if settings.condition else None
     )

@@ -17,6 +17,7 @@ from huggingface_hub import CardData
 from hf_sane.cards._rendering import render
 from hf_sane.explorer._atlas import Atlas
 from hf_sane.explorer._scans import Scans, is_scan, read_scans
+from hf_sane.networks._image_settings import ImageSettings
 from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData
 from hf_sane.records._escaping import python_literal
@@ -43,7 +44,7 @@ run_explore(ExploreSettings({arguments}))
 
 
 @dataclass(kw_only=True)
-class ExploreSettings(SaneSettings):
+class ExploreSettings(ImageSettings, SaneSettings):
     """Settings of [`explore`]."""
 
     source: str | Path | Zoo | None = setting(
@@ -188,7 +189,7 @@ def open_atlas(settings: ExploreSettings) -> tuple[Atlas, Callable[..., SampleRe
     sane = open_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
     is_one = len({key for split in zoo.splits.values() for key in split.column("layout").tolist()}) == 1
     embed = partial(sane.embed, pooling=POOLING if is_one else "mean")
-    return Atlas.of(zoo, embed), partial(sample, sane=sane, images=settings.images)
+    return Atlas.of(zoo, embed), partial(sample, sane=sane, images=settings.images, **settings.image_shape)
 
 
 def open_scans(source: str | Path) -> Scans:
@@ -210,7 +211,7 @@ def space_files(settings: ExploreSettings) -> dict[str, str]:
                 f"expected a {name} on the Hub, where a Space can read it, got {shown}; push it first (hf-sane push)"
             )
     chosen = {**given, "config": settings.config, "revision": settings.revision}
-    chosen["sane_subfolder"] = settings.sane_subfolder
+    chosen |= {"sane_subfolder": settings.sane_subfolder, **settings.image_shape}
     arguments = [f"{name}={python_literal(value)}" for name, value in chosen.items() if value is not None]
     known: dict[str, Any] = {"datasets": [hub_id(given["source"])], "models": [hub_id(given["sane"])]}
     metadata = CardData(

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from hf_sane.hub._publish import save_network
 from hf_sane.networks._hyperparameters import HyperParameters
+from hf_sane.networks._image_settings import ImageSettings
 from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData
 from hf_sane.networks._modules import ModuleSettings, fresh_networks
@@ -26,7 +27,7 @@ RECORDED = ("epochs", "learning_rate", "weight_decay", "optimizer", "schedule", 
 
 
 @dataclass(kw_only=True)
-class FinetuneSettings(SourceSettings, ModuleSettings, MetricSettings, TextSettings):
+class FinetuneSettings(SourceSettings, ImageSettings, ModuleSettings, MetricSettings, TextSettings):
     """Settings of [`finetune`]."""
 
     networks: list[Network] = setting(
@@ -34,7 +35,6 @@ class FinetuneSettings(SourceSettings, ModuleSettings, MetricSettings, TextSetti
     )
     output: Path | None = setting("New folder, with one subfolder per network.", short="-o")
     images: str | ImageData | None = setting(f"{IMAGE_KINDS}; by default digits.", default=None)
-    image_size: int | None = setting("Resize the images to this many pixels.", default=None, least=1)
     epochs: int = setting("Number of passes over the training images or texts.", default=5)
     learning_rate: float = setting("Peak learning rate.", default=1e-3)
     weight_decay: float = setting("Weight decay.", default=0.0)
@@ -55,7 +55,7 @@ class FinetuneSettings(SourceSettings, ModuleSettings, MetricSettings, TextSetti
         """Open the images or texts to fine-tune on."""
         if self.texts is not None:
             return self.open_texts(self.networks, train_limit=self.train_limit)
-        return open_images(self.images or "digits", train_limit=self.train_limit, image_size=self.image_size)
+        return open_images(self.images or "digits", train_limit=self.train_limit, **self.image_shape)
 
 
 @dataclass(kw_only=True)

@@ -11,6 +11,7 @@ from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
 from hf_sane.core._adapters import ADAPTER, adapter_size, require_hub_id
 from hf_sane.hub._adapters import save_network_adapter
 from hf_sane.hub._push import plan_push
+from hf_sane.networks._image_settings import ImageSettings
 from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData
 from hf_sane.records._run_record import RunRecord
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class FinetuneLoraSettings(StepSettings):
+class FinetuneLoraSettings(ImageSettings, StepSettings):
     """Settings of [`finetune_lora`]."""
 
     network: Network = setting("Folder or Hub repo id of the network.", positional=True)
@@ -36,7 +37,6 @@ class FinetuneLoraSettings(StepSettings):
         f"{IMAGE_KINDS}.",
         default="digits",
     )
-    image_size: int | None = setting("Resize the images to this many pixels.", default=None)
     train_limit: int | None = setting("Use at most this many training images.", default=None)
     rank: int = setting("Rank of the adapter.", default=4)
     alpha: float = setting("Scale of the adapter, whose output is multiplied by alpha / rank.", default=8.0)
@@ -136,7 +136,7 @@ def run_finetune_lora(settings: FinetuneLoraSettings) -> FinetuneLoraResult:
     steps = {entry.name: getattr(settings, entry.name) for entry in fields(StepSettings)}
     lora: dict[str, Any] = {"rank": settings.rank, "alpha": settings.alpha}
     with optional_output(settings.output, FinetuneLoraResult.JOB) as output:
-        data = open_images(settings.images, train_limit=settings.train_limit, image_size=settings.image_size)
+        data = open_images(settings.images, train_limit=settings.train_limit, **settings.image_shape)
         record = RunRecord.start(
             seed=settings.seed,
             arguments=asdict(StepSettings(**steps)) | lora,

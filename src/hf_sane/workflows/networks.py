@@ -103,8 +103,12 @@ class NetworksResult(Result):
 
 
 def open_images(images: str | ImageData, **options: Any) -> ImageData:
-    """Return images unchanged, or load them with `load_images` and its options."""
-    return images if isinstance(images, ImageData) else load_images(images, **options)
+    """Load images with `load_images` and its options; of loaded images, only size and channels are changed."""
+    if not isinstance(images, ImageData):
+        return load_images(images, **options)
+    size, channels = options.get("image_size"), options.get("image_channels")
+    images = images if size is None else images.resized(size)
+    return images if channels is None else images.with_channels(channels)
 
 
 def open_stack(

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NotRequired, TypedDict, cast
 
 import torch
 
+from hf_sane.networks._image_settings import ImageSettings
 from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData
 from hf_sane.networks._modules import ModuleSettings
@@ -26,7 +27,7 @@ from hf_sane.zoo._dataset import Zoo
 
 
 @dataclass(kw_only=True)
-class ReconstructSettings(CodecSettings, SaneSettings, ModuleSettings):
+class ReconstructSettings(CodecSettings, ImageSettings, SaneSettings, ModuleSettings):
     """Settings of [`reconstruct`]."""
 
     sane: str | Path | SANE = setting("SANE folder or Hub repo id.")
@@ -122,7 +123,7 @@ def run_reconstruct(settings: ReconstructSettings) -> ReconstructionResult:
     with optional_output(settings.output, ReconstructionResult.JOB) as output:
         zoos = open_zoos(settings.zoo, settings.config)
         sane = open_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
-        data = open_images(settings.images)
+        data = open_images(settings.images, **settings.image_shape)
         total = torch.zeros(4, dtype=torch.float64)
         parts = {}
         for name, zoo in tracked(zoos.items(), desc="reconstructing", unit="zoo"):

@@ -12,6 +12,7 @@ from torch import nn
 from hf_sane.hub._publish import find_anchors, load_sane, loaded_commit, save_network
 from hf_sane.models.autoencoder_sane import WeightAutoencoder
 from hf_sane.models.modeling_linear import LinearCode
+from hf_sane.networks._image_settings import ImageSettings
 from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData, load_zoo_images
 from hf_sane.networks._modules import ModuleSettings
@@ -76,7 +77,9 @@ class Autoencoder(Protocol):
 
 
 @dataclass(kw_only=True)
-class SampleSettings(CodecSettings, SourceSettings, SaneSettings, ModuleSettings, MetricSettings, TextSettings):
+class SampleSettings(
+    CodecSettings, SourceSettings, SaneSettings, ImageSettings, ModuleSettings, MetricSettings, TextSettings
+):
     """Settings of [`sample`]."""
 
     sane: str | Autoencoder | None = setting(
@@ -98,7 +101,6 @@ class SampleSettings(CodecSettings, SourceSettings, SaneSettings, ModuleSettings
         "images of the zoo.",
         default=None,
     )
-    image_size: int | None = setting("Resize the images to this many pixels.", default=None, least=1)
     method: str = setting(
         "Sampler: subsample keeps the best of many, bootstrap samples again around the best, kde keeps all networks. "
         "Plug-ins can add more.",
@@ -325,10 +327,11 @@ def _open_task(settings: SampleSettings, record: RunRecord) -> tuple[Task, Label
     if settings.texts is not None:
         data = settings.open_texts(settings.anchors)
     elif settings.images is not None:
-        data = open_images(settings.images, image_size=settings.image_size)
+        data = open_images(settings.images, **settings.image_shape)
     elif settings.evaluate is None:
         assert zoo is not None
-        data = recorded_texts(zoo.facts) or load_zoo_images(zoo.facts)
+        texts = recorded_texts(zoo.facts)
+        data = texts if texts is not None else open_images(load_zoo_images(zoo.facts), **settings.image_shape)
     if data is not None:
         record.data["texts" if isinstance(data, TextData) else "images"] = data.describe()
     task = settings.task(data)

@@ -35,6 +35,7 @@ from hf_sane.merging._methods import MERGE_METHODS, measured_soup
 from hf_sane.merging._reconciliation import complete_config
 from hf_sane.merging._soups import CheckpointMixer, Mixer, NamesMixer, Soup
 from hf_sane.networks._batchnorm import NUM_BATCHES
+from hf_sane.networks._image_settings import ImageSettings
 from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData
 from hf_sane.networks._modules import ModuleSettings, find_architecture
@@ -52,7 +53,7 @@ from hf_sane.workflows.shared import WeightsSettings
 
 
 @dataclass(kw_only=True)
-class SoupSettings(WeightsSettings, MetricSettings, TextSettings, ModuleSettings):
+class SoupSettings(WeightsSettings, ImageSettings, MetricSettings, TextSettings, ModuleSettings):
     """Settings of [`soup`]."""
 
     ingredients: list[Any] = setting(
@@ -73,7 +74,6 @@ class SoupSettings(WeightsSettings, MetricSettings, TextSettings, ModuleSettings
         option="--images",
         formerly="--data",
     )
-    image_size: int | None = setting("Resize the images to this many pixels.", default=None, least=1)
     align: bool | None = setting(
         "Permute channels before averaging; by default only for networks of this library.", default=None
     )
@@ -209,7 +209,7 @@ def run_soup(settings: SoupSettings) -> SoupResult:
     with optional_output(settings.output, SoupResult.JOB) as output:
         data: ImageData | TextData | None = None
         if settings.data is not None:
-            data = open_images(settings.data, image_size=settings.image_size)
+            data = open_images(settings.data, **settings.image_shape)
         elif settings.texts is not None:
             data = settings.open_texts(settings.ingredients)
         scores = _scores(data, settings)

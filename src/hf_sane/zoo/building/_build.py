@@ -148,7 +148,7 @@ def build_zoo(
 
 def _load(arguments: ZooSettings) -> LabelledData:
     limits = {f"{split}_limit": getattr(arguments, f"{split}_limit") for split in SPLITS}
-    return load_images(arguments.images, image_size=arguments.image_size, **limits)
+    return load_images(arguments.images, **arguments.image_shape, **limits)
 
 
 class _Build:

@@ -23,6 +23,7 @@ from hf_sane.networks._fields import (
     siren_architecture,
     starting_fields,
 )
+from hf_sane.networks._image_settings import ImageSettings
 from hf_sane.networks._image_sources import IMAGE_KINDS, SPLITS
 from hf_sane.networks._images import ImageData, load_images
 from hf_sane.records._documents import read_document
@@ -30,7 +31,7 @@ from hf_sane.records._errors import InvalidFileError
 from hf_sane.records._files import write_atomically
 from hf_sane.records._progress import progress
 from hf_sane.records._run_record import RunRecord
-from hf_sane.records._settings import CheckedSettings, as_arguments, setting
+from hf_sane.records._settings import as_arguments, setting
 from hf_sane.tokenization._safetensors_header import read_header
 from hf_sane.zoo._dataset import Zoo, open_data
 from hf_sane.zoo._facts import DEFAULT_CONFIG, MODULE_ARGUMENTS, ZooFacts, foreign_facts, layout_key, read_facts
@@ -45,7 +46,7 @@ FIELD_FEATURES = Features({**FEATURES, "image": Value("int64"), "label": Value("
 
 @strict
 @dataclass(kw_only=True)
-class FieldSettings(CheckedSettings):
+class FieldSettings(ImageSettings):
     """Settings of a zoo of implicit networks (SIREN), each of which is fitted to one image.
 
     Raises:
@@ -58,7 +59,6 @@ class FieldSettings(CheckedSettings):
     train_limit: int | None = setting("Fit at most this many training images.", default=None, least=1)
     validation_limit: int | None = setting("Fit at most this many validation images.", default=None, least=1)
     test_limit: int | None = setting("Fit at most this many test images.", default=None, least=1)
-    image_size: int | None = setting("Resize the images to this many pixels.", default=None, least=1)
     hidden_sizes: list[int] = setting("Widths of the hidden layers.", factory=lambda: [32, 32], least=1)
     frequency: float = setting("Factor inside the sines.", default=30.0)
     independent: bool = setting(
@@ -119,7 +119,7 @@ def fit_zoo(
     output = Path(output)
     if data is None:
         limits = {f"{split}_limit": getattr(arguments, f"{split}_limit") for split in SPLITS}
-        data = load_images(arguments.images, image_size=arguments.image_size, **limits)
+        data = load_images(arguments.images, **arguments.image_shape, **limits)
     if is_finished(output, config):
         tidy(output, config)
         facts = read_facts(output)[config]

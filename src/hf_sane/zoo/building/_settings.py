@@ -14,6 +14,7 @@ from hf_sane.architectures.configuration_zoo import Initialization, ZooConfig
 from hf_sane.architectures.modeling_zoo import ACTIVATIONS
 from hf_sane.core._token_layouts import find_token_layout
 from hf_sane.networks._hyperparameters import Optimizer
+from hf_sane.networks._image_settings import ImageSettings
 from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData
 from hf_sane.networks._modules import EXAMPLES, ModuleArchitecture, ModuleSettings
@@ -40,7 +41,7 @@ OF_PRESETS: dict[str, Any] = {
 
 @strict
 @dataclass(kw_only=True)
-class ZooSettings(ModuleSettings):
+class ZooSettings(ImageSettings, ModuleSettings):
     """Settings of a zoo, whose architecture is one of this library or a user's own module.
 
     The text of each field is both its documentation and its help text.
@@ -59,7 +60,6 @@ class ZooSettings(ModuleSettings):
     train_limit: int | None = setting("Use at most this many training images.", default=None, least=1)
     validation_limit: int | None = setting("Use at most this many validation images.", default=None, least=1)
     test_limit: int | None = setting("Use at most this many test images.", default=None, least=1)
-    image_size: int | None = setting("Resize the images to this many pixels.", default=None, least=1)
     architecture: str = setting(
         f"Architecture of the networks, unless --module names your own: {', '.join(presets.PRESETS)}.",
         default="cnn_digits",
