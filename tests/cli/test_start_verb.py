@@ -20,7 +20,7 @@ from hf_sane.records._run_record import RunRecord
 from hf_sane.sampling._heads import FittedHeads, fit_heads
 from hf_sane.workflows.sample import sample
 from hf_sane.workflows.sane import SANE
-from hf_sane.workflows.start import KINDS, _verdict, start
+from hf_sane.workflows.start import KINDS, _notes, _verdict, start
 
 SMALL = {
     "progress_bar": False,
@@ -105,7 +105,14 @@ def test_the_folder_holds_network_card_record_and_onnx(found, digit_files):
 
 @pytest.mark.parametrize(
     ("test", "winner"),
-    [((0.9, 0.5, 0.4), "sampled, fine-tuned wins"), ((0.5, 0.4, 0.6), "no kind wins by more than chance")],
+    [
+        ((0.9, 0.5, 0.4), "sampled, fine-tuned wins"),
+        ((0.5, 0.4, 0.6), "no kind wins by more than chance"),
+        (
+            (0.9, 0.8, 0.4),
+            "no kind wins by more than chance, but from scratch is worse than the best by more",
+        ),
+    ],
 )
 def test_the_verdict_says_who_wins_on_how_many_images(test, winner, digit_files):
     kinds = dict(zip(KINDS, test, strict=True))
@@ -117,7 +124,23 @@ def test_the_verdict_says_who_wins_on_how_many_images(test, winner, digit_files)
         "kept: anchors, fine-tuned, best on the 9 validation images (0.75; equally accurate there, with a larger "
         "loss: sampled, fine-tuned)"
     )
-    assert told.startswith(f"on the 9 test images, {winner}: ")
+    assert told.startswith(f"on the 9 test images, {winner} (")
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "recorded", "told"),
+    [
+        (0.9, 0.95, None),
+        (0.6, None, "accuracy of 0.6; always naming the most frequent class would reach 0.3333, which is no worse up"),
+        (0.7, 0.95, "far below that of the networks to start from on their own images (0.95)"),
+    ],
+)
+def test_low_accuracies_are_noted(accuracy, recorded, told, digit_files):
+    record = RunRecord.start(arguments={}).finish({} if recorded is None else {"anchors": {"run0": recorded}})
+    caution, *others = _notes(accuracy, load_images(digit_files), record)
+    assert caution == "9 test images: differences in accuracy below 0.33 may be due to chance"
+    assert len(others) == (told is not None)
+    assert told is None or told in others[0]
 
 
 def test_heads_are_ridge_regressions_on_the_last_features(bundle, digit_files):

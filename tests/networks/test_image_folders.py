@@ -75,7 +75,7 @@ def test_sizes_and_modes_are_brought_together_and_it_is_said(tmp_path, caplog):
     data = load_images(tmp_path)
     assert data.train_images.shape[1:] == (3, 32, 32)
     assert "images are of 2 sizes; all are centre-cropped to squares and resized to 32x32" in caplog.text
-    assert "1 greyscale images among colour images are converted to colour" in caplog.text
+    assert "1 image is greyscale, unlike others, and converted to colour" in caplog.text
     assert load_images(tmp_path, image_size=16).image_size == 16
     cropped = Image.new("RGB", (40, 30))  # only the middle 30 columns are kept
     cropped.paste((255, 255, 255), (5, 0, 35, 30))
@@ -91,7 +91,7 @@ def test_images_below_the_folder_of_a_class_are_left_out_and_that_is_said(tmp_pa
     pets(tmp_path, 5)
     pets(tmp_path / "cat", 1)
     assert sum(len(load_images(tmp_path).split(split)[1]) for split in ("train", "validation", "test")) == 10
-    assert "2 images are left out, since they are not directly in the folder of a class" in caplog.text
+    assert "2 images are left out, not directly in the folder of a class: cat/cat/0.png, cat/dog/0.jpg" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["saved", "parquet folder", "parquet file", "npz"])
@@ -123,9 +123,10 @@ def test_images_in_files_of_other_libraries(kind, tmp_path):
     ("make", "error", "reason"),
     [
         (lambda root: None, FileNotFoundError, "no images by class in"),
-        (lambda root: save(root / "a.png", 1), FileNotFoundError, "got 1 images without a class"),
-        (lambda root: pets(root / "data", 1), FileNotFoundError, "got 2 images in deeper folders"),
-        (lambda root: pets(root, 1), ValueError, "examples are too few to split off a|no training image is left"),
+        (lambda root: save(root / "a.png", 1), FileNotFoundError, "got 1 image without a class"),
+        (lambda root: pets(root / "data", 1), FileNotFoundError, "got 2 images in deeper folders; pass .*data$"),
+        (lambda root: (root / "a.HEIC").write_bytes(b"x"), FileNotFoundError, r"got files of other kinds \(.heic\)"),
+        (lambda root: pets(root, 1), ValueError, "examples are too few to split off a|no training image is left of"),
         (lambda root: save(root / "cat" / "a.png", 1), ValueError, "at least two classes, got only 'cat'"),
         (
             lambda root: [deep(path) for path in pets(root, suffix="png").rglob("*.*")],
@@ -134,7 +135,7 @@ def test_images_in_files_of_other_libraries(kind, tmp_path):
         ),
         (lambda root: [damage(path) for path in pets(root).rglob("*.*")], InvalidFileError, "that Pillow can decode"),
     ],
-    ids=["empty", "loose", "deeper", "few", "one class", "16 bits", "damaged"],
+    ids=["empty", "loose", "deeper", "other kinds", "few", "one class", "16 bits", "damaged"],
 )
 def test_folders_that_will_not_do_say_why(make, error, reason, tmp_path):
     make(tmp_path)
@@ -155,9 +156,24 @@ def test_damaged_images_are_named_and_left_out(tmp_path, caplog):
     for split in SPLITS:
         assert all(torch.equal(*pair) for pair in zip(found.split(split), expected.split(split), strict=True))
     assert caplog.messages == [
-        "pets: 4 images cannot be read and are left out: cat/10.png, cat/11.png, dog/12.jpg and 1 more",
-        "pets: 1 images have more than 8 bits per channel and are left out: cat/13.png",
+        "pets: 4 images are left out (cannot be read): cat/10.png, cat/11.png, dog/12.jpg and 1 more",
+        "pets: 1 image is left out (more than 8 bits per channel): cat/13.png",
     ]
+
+
+def test_hidden_files_empty_folders_and_animations(tmp_path, caplog):
+    expected = load_images(pets(tmp_path / "whole" / "pets"))
+    pets(tmp_path / "pets")
+    (tmp_path / "pets" / "cat" / "._0.png").write_bytes(b"\0\5\x16\7")  # which macOS writes
+    (tmp_path / "pets" / "rabbit" / "later").mkdir(parents=True)
+    found = load_images(tmp_path / "pets")
+    assert all(torch.equal(*pair) for pair in zip(found.split("train"), expected.split("train"), strict=True))
+    assert caplog.messages == ["pets: 1 folder without images, which is no class: rabbit"]
+    frames = [Image.new("L", (8, 8), value) for value in (9, 200)]
+    frames[0].save(tmp_path / "pets" / "cat" / "moving.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "pets" / "cat" / "photograph.jpg", "MPO", save_all=True, append_images=frames[1:])
+    load_images(tmp_path / "pets")
+    assert "pets: of 1 image with several frames or pages, the first is used: cat/moving.gif" in caplog.messages
 
 
 def test_datasets_with_other_names():
@@ -263,4 +279,4 @@ def test_twenty_images_of_six_classes_are_enough_and_it_says_what_is_missing(tmp
         save(tmp_path / "things" / f"kind{index % 6}" / f"{index}.png", 10 * index)
     data = load_images(tmp_path / "things")
     assert set(data.train_labels.tolist()) == set(range(6))
-    assert "things: no validation image of 3 classes (kind" in caplog.text
+    assert "things: the validation split has no image of kind" in caplog.text

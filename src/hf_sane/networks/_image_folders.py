@@ -5,7 +5,7 @@ import io
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".ti
 METADATA_FILES = ("metadata.csv", "metadata.jsonl")
 FILE_COLUMN = "file_name"  # of an imagefolder's metadata
 DEPTH = "8 bits per channel"
+PREVIEWED = "MPO"  # photographs of phones, with a preview as another frame
 MAX_DECODED = 10_000  # images to decode in search of damaged ones; in larger folders, only headers are read
 DEFAULT_SIZE = 32  # pixels, if images have several sizes
 
@@ -52,19 +53,26 @@ def folder_parts(root: Path, image_size: int | None = None) -> dict[str, Part]:
     found = {SPLIT_NAMES[path.name.lower()]: path for path in _folders(root) if path.name.lower() in SPLIT_NAMES}
     places = found if "train" in found else {"train": root}
     files = {split: _classified(place) for split, place in places.items()}
-    below = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in root.rglob("*"))
+    below = sorted(path for path in root.rglob("*") if _is_image(path))
     if not files["train"]:
-        loose = len(_image_files(root))
         raise FileNotFoundError(
             f"no images by class in {root}: expected one folder per class with files such as "
             f"{', '.join(IMAGE_SUFFIXES[:LISTED])}, optionally below train/, validation/ and test/, or a "
-            f"{METADATA_FILES[0]} with the columns {FILE_COLUMN} and label"
-            + (f"; got {loose} images without a class" if loose else f"; got {below} images in deeper folders")
+            f"{METADATA_FILES[0]} with the columns {FILE_COLUMN} and label; got {_what_is_there(root, below)}"
         )
     has_table = any((place / name).is_file() for place in places.values() for name in METADATA_FILES)
-    if (left := below - sum(map(len, files.values()))) > 0 and not has_table:
+    taken = {file for pairs in files.values() for file, _ in pairs}
+    if (left := [str(path.relative_to(root)) for path in below if path not in taken]) and not has_table:
         logger.warning(
-            "%s: %d images are left out, since they are not directly in the folder of a class", root.name, left
+            "%s: %s left out, not directly in the folder of a class: %s", root.name, _are(len(left)), name_some(left)
+        )
+    if not has_table and (empty := [str(path.relative_to(root)) for path in _empty_classes(places.values())]):
+        logger.warning(
+            "%s: %s without images, which %s no class: %s",
+            root.name,
+            "1 folder" if len(empty) == 1 else f"{len(empty)} folders",
+            "is" if len(empty) == 1 else "are",
+            name_some(empty),
         )
     files = _readable(root, files)
     given = {label for _, label in files["train"]}
@@ -89,7 +97,7 @@ def folder_parts(root: Path, image_size: int | None = None) -> dict[str, Part]:
 
 
 def _readable(root: Path, files: dict[str, list[tuple[Path, str]]]) -> dict[str, list[tuple[Path, str]]]:
-    """Leave out images of more than 8 bits per channel, and damaged ones; log their names.
+    """Leave out images of more than 8 bits per channel, and damaged ones; log their names and those of animations.
 
     Damaged are images that Pillow cannot open or, unless there are very many, decode.
     """
@@ -97,6 +105,7 @@ def _readable(root: Path, files: dict[str, list[tuple[Path, str]]]) -> dict[str,
 
     decodes = sum(map(len, files.values())) <= MAX_DECODED
     errors: dict[str, InvalidFileError] = {}
+    moving: list[str] = []
     kept: dict[str, list[tuple[Path, str]]] = {split: [] for split in files}
     for split, pairs in files.items():
         for file, label in pairs:
@@ -111,19 +120,60 @@ def _readable(root: Path, files: dict[str, list[tuple[Path, str]]]) -> dict[str,
                         )
                     if decodes:
                         image.load()
+                    has_frames = getattr(image, "n_frames", 1) > 1 and image.format != PREVIEWED
             except InvalidFileError as error:
                 errors[str(file.relative_to(root))] = error
             else:
                 kept[split].append((file, label))
+                moving += [str(file.relative_to(root))] if has_frames else []
     if errors and not any(kept.values()):
         raise next(iter(errors.values()))
     if errors:
         deep = [name for name, error in errors.items() if error.expected == DEPTH]
         damaged = [name for name in errors if name not in deep]
-        for names, fault in ((damaged, "cannot be read"), (deep, f"have more than {DEPTH}")):
+        for names, fault in ((damaged, "cannot be read"), (deep, f"more than {DEPTH}")):
             if names:
-                logger.warning("%s: %d images %s and are left out: %s", root.name, len(names), fault, name_some(names))
+                logger.warning("%s: %s left out (%s): %s", root.name, _are(len(names)), fault, name_some(names))
+    if moving:
+        logger.warning(
+            "%s: of %s with several frames or pages, the first is used: %s",
+            root.name,
+            _images(len(moving)),
+            name_some(moving),
+        )
     return kept
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
+
+
+def _are(count: int) -> str:
+    return f"{_images(count)} {'is' if count == 1 else 'are'}"
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a file is named as an image; hidden ones, which macOS writes next to others, are not."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _empty_classes(places: Iterable[Path]) -> list[Path]:
+    """Folders beside those of classes without any image in or below them."""
+    return [folder for place in places for folder in _folders(place) if not any(map(_is_image, folder.rglob("*")))]
+
+
+def _what_is_there(root: Path, images: Sequence[Path]) -> str:
+    """Where images are instead, and what to pass; or which other files there are."""
+    if loose := _image_files(root):
+        return f"{_images(len(loose))} without a class"
+    if images:
+        inner = Counter(path.parent.parent for path in images).most_common(1)[0][0]
+        return f"{_images(len(images))} in deeper folders; pass the folder that contains those of the classes: {inner}"
+    others = Counter(path.suffix.lower() for path in root.rglob("*") if path.is_file() and path.suffix)
+    if not others:
+        return "no files"
+    kinds = ", ".join(suffix for suffix, _ in others.most_common(LISTED))
+    return f"files of other kinds ({kinds}); convert images to PNG or JPEG"
 
 
 def _folders(root: Path) -> list[Path]:
@@ -133,7 +183,7 @@ def _folders(root: Path) -> list[Path]:
 def _image_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    return sorted(filter(_is_image, folder.iterdir()))
 
 
 def _classified(place: Path) -> list[tuple[Path, str]]:
@@ -214,7 +264,7 @@ def _conversion(root: Path, files: Sequence[Path], image_size: int | None) -> _C
             size,
         )
     if 0 < grey < len(files):
-        logger.warning("%s: %d greyscale images among colour images are converted to colour", root.name, grey)
+        logger.warning("%s: %s greyscale, unlike others, and converted to colour", root.name, _are(grey))
     return _Conversion(1 if grey == len(files) else 3, size)
 
 

@@ -16,6 +16,7 @@ from hf_sane.networks._image_arrays import npz_parts
 from hf_sane.networks._image_folders import folder_parts
 from hf_sane.networks._image_sources import SPLITS, WHITE, Part, digits_parts, numbered_from_zero
 from hf_sane.networks._labelled_datasets import dataset_name, dataset_parts, hub_parts, is_dataset, open_dataset
+from hf_sane.records._errors import name_some
 from hf_sane.records._sources import HubRepo, find_source, parse_source
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,6 @@ logger = logging.getLogger(__name__)
 PARTS = ("images", "labels")
 DIGITS_SIZES = {"validation": 297, "test": 500}  # of 1,797, so that 1,000 are left for training
 MIN_PER_CLASS = 5  # images per class that messages suggest
-LISTED = 3
 LUMINANCE = (0.299, 0.587, 0.114)  # weights of red, green and blue (ITU-R 601), as in Pillow and the image processor
 DEFAULT_SHARE = 0.15  # share to split off if there is no validation or test split
 
@@ -357,17 +357,16 @@ def choose_splits(
     if parts["train"].is_stratified:
         labels, names = parts["train"].labels, parts["train"].class_names
         if missing := sorted(set(labels.tolist()) - set(labels[order].tolist())):
-            named = ", ".join(names[index] for index in missing[:LISTED])
             raise ValueError(
-                f"{name}: no training image is left for {len(missing)} classes ({named}) after validation and test "
-                f"images were split off; add at least {MIN_PER_CLASS} images of each class, or folders train, "
-                "validation and test"
+                f"{name}: after validation and test images were split off, no training image is left of "
+                f"{name_some(names[index] for index in missing)}; add at least {MIN_PER_CLASS} images of each class, "
+                "or folders train, validation and test"
             )
         for split in ("validation", "test"):
             origin, order = chosen[split]
             if missing := sorted(set(labels.tolist()) - set(parts[origin].labels[order].tolist())):
-                named = ", ".join(names[index] for index in missing[:LISTED])
-                logger.warning("%s: no %s image of %d classes (%s); add more images", name, split, len(missing), named)
+                named = name_some(names[index] for index in missing)
+                logger.warning("%s: the %s split has no image of %s; add more images", name, split, named)
     return chosen
 
 

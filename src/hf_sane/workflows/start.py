@@ -23,6 +23,7 @@ from hf_sane.records._settings import CheckedSettings, as_arguments, setting
 from hf_sane.records._sources import hub_id
 from hf_sane.sampling._baselines import SCRATCH_SEED
 from hf_sane.sampling._heads import FittedHeads, fit_heads
+from hf_sane.workflows.judging import FAR_BELOW
 from hf_sane.workflows.networks import open_images, open_stack
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sample import TRAINING_ONLY, SampleResult, sample
@@ -204,7 +205,7 @@ def run_start(settings: StartSettings) -> StartResult:
         record.finish({"kind": kind, "verdict": verdict, "compared": comparison, "before_fine_tuning": before})
         result = StartResult(
             record=record,
-            notes=[_caution(data)],
+            notes=_notes(comparison[kind]["test_accuracy"], data, sane.record),
             network=networks[kind],
             kind=kind,
             comparison=comparison,
@@ -318,15 +319,18 @@ def _verdict(kind: str, comparison: dict[str, dict[str, float]], data: ImageData
     ties = [KINDS[k] for k, row in comparison.items() if k != kind and row["validation_accuracy"] == best]
     test = {k: row["test_accuracy"] for k, row in comparison.items()}
     first, second = sorted(test, key=lambda k: -test[k])[:2]
-    reached = ", ".join(f"{KINDS[k]} {fact_text(test[k])}" for k in sorted(test, key=lambda k: -test[k]))
+    reached = "; ".join(f"{KINDS[k]}: {fact_text(test[k])}" for k in sorted(test, key=lambda k: -test[k]))
     margin = test[first] - test[second]
     winner = f"{KINDS[first]} wins" if margin > _chance(data) else "no kind wins by more than chance"
+    behind = [KINDS[k] for k in test if k != first and test[first] - test[k] > _chance(data)]
+    if margin <= _chance(data) and behind:
+        winner += f", but {' and '.join(behind)} {'is' if len(behind) == 1 else 'are'} worse than the best by more"
     return [
         f"{count['train']} images for training, {count['validation']} for selection (validation), {count['test']} for "
         "the report (test)",
         f"kept: {KINDS[kind]}, best on the {count['validation']} validation images ({fact_text(best)}"
         + (f"; equally accurate there, with a larger loss: {' and '.join(ties)})" if ties else ")"),
-        f"on the {count['test']} test images, {winner}: {reached}",
+        f"on the {count['test']} test images, {winner} ({reached})",
     ]
 
 
@@ -335,9 +339,26 @@ def _chance(data: ImageData) -> float:
     return 1 / len(data.test_labels) ** 0.5
 
 
-def _caution(data: ImageData) -> str:
+def _notes(accuracy: float, data: ImageData, trained: RunRecord | None) -> list[str]:
+    """Limits of the result: few test images, an accuracy near that of guessing, or far below that of the anchors."""
     count = len(data.test_labels)
-    return f"{count} test images: differences in accuracy below {_chance(data):.2f} may be due to chance"
+    notes = [f"{count} test images: differences in accuracy below {_chance(data):.2f} may be due to chance"]
+    guessed = data.test_labels.bincount().max().item() / count
+    known = None if trained is None else trained.results.get("anchors")
+    recorded = [value for value in known.values() if isinstance(value, float)] if isinstance(known, dict) else []
+    if accuracy - guessed <= _chance(data):
+        notes.append(
+            f"the network that is kept has a test accuracy of {fact_text(accuracy)}; always naming the most frequent "
+            f"class would reach {fact_text(guessed)}, which is no worse up to chance: do not rely on it without more "
+            "images, or other networks to start from (--from)"
+        )
+    elif recorded and sum(recorded) / len(recorded) - accuracy >= FAR_BELOW:
+        notes.append(
+            f"the network that is kept has a test accuracy of {fact_text(accuracy)}, far below that of the networks "
+            f"to start from on their own images ({fact_text(sum(recorded) / len(recorded))}): the images differ from "
+            "those, are too few, or too hard for networks of this size; larger trained networks may do better (--from)"
+        )
+    return notes
 
 
 __all__ = ["StartResult", "StartSettings", "start"]
