@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from hf_sane.architectures.presets import build_model, cnn_digits
 from hf_sane.cli.app import app
+from hf_sane.networks._images import load_images
 from hf_sane.records._run_record import RunRecord
 from hf_sane.training._settings import PretrainSettings
 from hf_sane.workflows.finetune import finetune
@@ -73,6 +74,25 @@ def test_what_comes_out_can_go_in_again(tuned):
     again = finetune(tuned, epochs=0, scratch=False)
     assert torch.equal(again[1].classifier.weight, tuned[1].classifier.weight)
     assert again.curves["networks"] == [pytest.approx(tuned.curves["networks"][-1])]
+
+
+def test_weights_are_averaged_over_the_last_epochs(tuned, networks, digits, tmp_path):
+    one = finetune(networks, "digits", **SMALL | {"epochs": 1}, scratch=False)
+    found = finetune(networks, "digits", **SMALL, average_epochs=2, output=tmp_path / "averages")
+    assert found.curves == tuned.curves
+    for index, network in enumerate(found):
+        last, first = tuned[index].state_dict(), one[index].state_dict()
+        for name, tensor in network.state_dict().items():
+            torch.testing.assert_close(tensor, (first[name] + last[name]) / 2)
+    few = load_images("digits", train_limit=128)
+    assert found.evaluate(few).tolist() == pytest.approx(found.averaged["networks"])
+    assert found.averaged.keys() == {"networks", "scratch"}
+    assert str(found).splitlines()[-2].startswith("average of the last 2 ")
+    saved = RunRecord.load(tmp_path / "averages" / "network_0" / "run.json")
+    assert saved.results["test_accuracy"] == found.averaged["networks"][0]
+    for wrong in (1, 3):
+        with pytest.raises(ValueError, match=f"between 2 and the number of epochs, 2, or 0, got {wrong}"):
+            finetune(networks, "digits", epochs=2, average_epochs=wrong)
 
 
 def test_an_adapter_leaves_its_base_as_it_is(networks, digits, tmp_path):

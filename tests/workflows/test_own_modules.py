@@ -203,6 +203,10 @@ def test_it_is_sampled_judged_saved_and_fine_tuned(own, zoo, sane, tmp_path):
     assert [Path(name).name for name in embedded.splits["train"]["checkpoint"]] == ["network_0", "network_1"]
     vector = pipeline("weight-feature-extraction", model=str(sane))(folder)
     assert vector.tolist() == pytest.approx(embedded.splits["train"]["mean"][0], abs=1e-6)
+    swa = hf_sane.finetune(tmp_path / "sampled", "digits", epochs=2, average_epochs=2, train_limit=64, scratch=False)
+    assert type(swa[0]).__name__ == "TwoHeads"
+    few = load_images("digits", train_limit=64)
+    assert swa.evaluate(few).tolist() == pytest.approx(swa.averaged["networks"])
     tuned = hf_sane.finetune(tmp_path / "sampled", "digits", epochs=1, train_limit=64)
     assert len(tuned) == 2
     assert tuned.curves["networks"][0][0] == pytest.approx(accuracy)

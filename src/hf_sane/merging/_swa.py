@@ -1,7 +1,7 @@
 """Stochastic weight averaging: one network from the end of one training run."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn, update_bn
 
+from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.networks._batchnorm import condition_batch_norm
 from hf_sane.networks._hyperparameters import HyperParameters
 from hf_sane.networks._stacked import StackedNetworks
@@ -174,6 +175,42 @@ class SWAResult:
     num_averaged: int
 
 
+class StackAverage:
+    """Running average of stacked networks along their training.
+
+    Args:
+        config: Their architecture, or a module of that architecture.
+    """
+
+    def __init__(self, config: ZooConfig | nn.Module) -> None:
+        self.config = config
+        self.tensors: dict[str, Tensor] = {}
+        self.count = 0
+
+    def add(self, tensors: Mapping[str, Tensor]) -> None:
+        """Add the weights `{name: [M, *shape]}` of all networks; of integers, the last are kept."""
+        floating = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
+        if self.count:
+            own, new = ([known[name] for name in floating] for known in (self.tensors, tensors))
+            get_swa_multi_avg_fn()(own, new, torch.tensor(self.count))
+            self.tensors |= {name: tensor for name, tensor in tensors.items() if name not in floating}
+        else:
+            self.tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        self.count += 1
+
+    def finish(
+        self, data: LabelledData, *, num_batches: int = 32, batch_size: int = 32, seed: int = 0
+    ) -> StackedNetworks:
+        """The averages, with batch-norm statistics re-estimated on training data."""
+        return condition_batch_norm(
+            StackedNetworks(self.config, self.tensors),
+            data.split("train")[0],
+            num_batches=num_batches,
+            batch_size=batch_size,
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+
 def train_stacked_swa(
     networks: StackedNetworks,
     data: LabelledData,
@@ -215,26 +252,10 @@ def train_stacked_swa(
             f"cycles draw their own images, but runs see shares of {min(hyper_parameters.data_fractions)} of them "
             "only; use the constant schedule"
         )
-    update = get_swa_multi_avg_fn()
-    averaged: dict[str, Tensor] = {}
-    last = networks.tensors
-    for count, tensors in enumerate(
-        _cycle_ends(networks, data, hyper_parameters, cycles, cycle_epochs, kind, batch_size)
-    ):
-        last = tensors
-        if not averaged:
-            averaged = {name: tensor.clone() for name, tensor in tensors.items()}
-            continue
-        floating = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
-        update([averaged[name] for name in floating], [tensors[name] for name in floating], torch.tensor(count))
-        averaged |= {name: tensor for name, tensor in tensors.items() if name not in floating}
-    means = condition_batch_norm(
-        StackedNetworks(networks.config, averaged),
-        data.split("train")[0],
-        num_batches=num_batches,
-        batch_size=batch_size,
-        generator=torch.Generator().manual_seed(hyper_parameters.seeds[0]),
-    )
+    average, last = StackAverage(networks.config), networks.tensors
+    for last in _cycle_ends(networks, data, hyper_parameters, cycles, cycle_epochs, kind, batch_size):
+        average.add(last)
+    means = average.finish(data, num_batches=num_batches, batch_size=batch_size, seed=hyper_parameters.seeds[0])
     return SWAResult(means, StackedNetworks(networks.config, last), cycles)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from hf_sane.hub._publish import save_network
+from hf_sane.merging._swa import StackAverage
 from hf_sane.networks._hyperparameters import HyperParameters
 from hf_sane.networks._image_settings import ImageSettings
 from hf_sane.networks._image_sources import IMAGE_KINDS
@@ -23,7 +24,9 @@ from hf_sane.workflows.networks import Network, NetworksResult, open_images, ope
 from hf_sane.workflows.results import Table, optional_output
 from hf_sane.workflows.shared import SourceSettings
 
-RECORDED = ("epochs", "learning_rate", "weight_decay", "optimizer", "schedule", "batch_size", "networks")
+RECORDED = (
+    *("epochs", "learning_rate", "weight_decay", "optimizer", "schedule", "batch_size", "average_epochs", "networks"),
+)
 
 
 @dataclass(kw_only=True)
@@ -42,6 +45,12 @@ class FinetuneSettings(SourceSettings, ImageSettings, ModuleSettings, MetricSett
     schedule: Literal["constant", "one_cycle"] = setting("Learning rate schedule.", default="constant")
     batch_size: int = setting("Batch size, per network.", default=32, least=1)
     train_limit: int | None = setting("Use at most this many training images or texts.", default=None, least=1)
+    average_epochs: int = setting(
+        "Average the weights of each network over the ends of this many last epochs (stochastic weight averaging); 0 "
+        "for none.",
+        default=0,
+        least=0,
+    )
     scratch: bool = setting("Also train the same number of networks from scratch.", default=True)
     seed: int = setting("Random seed for the order of images and for networks trained from scratch.", default=0)
     include_code: bool = setting("Save networks with their modelling code (for trust_remote_code).", default=False)
@@ -50,6 +59,11 @@ class FinetuneSettings(SourceSettings, ImageSettings, ModuleSettings, MetricSett
         super().__post_init__()
         if self.images is not None and self.texts is not None:
             raise ValueError("expected images (--images) or texts (--texts) to fine-tune on, got both; name one")
+        if self.average_epochs == 1 or self.average_epochs > self.epochs:
+            raise ValueError(
+                f"expected average_epochs between 2 and the number of epochs, {self.epochs}, or 0, got "
+                f"{self.average_epochs}"
+            )
 
     def open_data(self) -> ImageData | TextData:
         """Open the images or texts to fine-tune on."""
@@ -66,6 +80,7 @@ class FinetuneResult(NetworksResult):
         names: Names of the networks and of their folders.
         curves: `{"networks" or "scratch": [epochs + 1][networks]}`: measurements, starting before training.
         measured: Name of the measured quantity.
+        averaged: `{"networks" or "scratch": [networks]}`: measurements of averages over the last epochs, if any.
     """
 
     JSON: ClassVar[Any] = dict[str, dict[str, list[list[float]]]]
@@ -74,17 +89,23 @@ class FinetuneResult(NetworksResult):
     names: list[str]
     curves: dict[str, list[list[float]]] = field(default_factory=dict)
     measured: str = "test_accuracy"
+    averaged: dict[str, list[float]] = field(default_factory=dict)
 
     def tables(self) -> list[Table]:
         """Mean measurement at each epoch."""
         header = ("epoch", *(f"{name}: mean {self.measured.replace('_', ' ')}" for name in self.curves))
         rows = zip(*([sum(row) / len(row) for row in curve] for curve in self.curves.values()), strict=True)
-        return [Table(header, [[epoch, *row] for epoch, row in enumerate(rows)])]
+        shown: list[list[Any]] = [[epoch, *row] for epoch, row in enumerate(rows)]
+        if self.averaged:
+            means = [sum(row) / len(row) for row in self.averaged.values()]
+            shown.append([f"average of the last {self.record.arguments['average_epochs']}", *means])
+        return [Table(header, shown)]
 
     def write(self, partial: Path) -> None:
         """Write one folder per network, with a card that names the network it was fine-tuned from."""
         short = [Path(name).name for name in self.names]
-        for index, (name, value) in enumerate(zip(short, self.curves["networks"][-1], strict=True)):
+        final = self.averaged.get("networks", self.curves["networks"][-1])
+        for index, (name, value) in enumerate(zip(short, final, strict=True)):
             results = {self.measured: value, "fine_tuning_epochs": self.record.arguments["epochs"]}
             save_network(
                 partial / (name if len(set(short)) == len(short) else f"{index}_{name}"),
@@ -138,14 +159,17 @@ def run_finetune(settings: FinetuneSettings) -> FinetuneResult:
         if isinstance(data, TextData):
             data.set_padding(stack.config)
         curves: dict[str, list[list[float]]] = {}
+        averaged: dict[str, list[float]] = {}
         task = settings.task(data)
-        trained, curves["networks"] = _train(stack, data, task, settings)
+        trained, curves["networks"], averaged["networks"] = _train(stack, data, task, settings)
         if settings.scratch:
             first = SCRATCH_SEED + settings.seed
             fresh = fresh_networks(stack.config, list(range(first, first + stack.num_models)))
-            _, curves["scratch"] = _train(fresh, data, task, settings)
+            _, curves["scratch"], averaged["scratch"] = _train(fresh, data, task, settings)
         measured = task.label("test")
-        record.finish({measured: curves})
+        averaged = averaged if settings.average_epochs else {}
+        also = {f"{measured}_averaged": {name: [row] for name, row in averaged.items()}} if averaged else {}
+        record.finish({measured: curves, **also})
         first_mean = sum(curves["networks"][0]) / stack.num_models if measured == "test_accuracy" else None
         result = FinetuneResult(
             record=record,
@@ -154,6 +178,7 @@ def run_finetune(settings: FinetuneSettings) -> FinetuneResult:
             names=names,
             curves=curves,
             measured=measured,
+            averaged=averaged,
             include_code=settings.include_code,
             tokenizer=data.tokenizer if isinstance(data, TextData) else None,
         )
@@ -162,15 +187,22 @@ def run_finetune(settings: FinetuneSettings) -> FinetuneResult:
 
 def _train(
     stack: StackedNetworks, data: LabelledData, task: Task, settings: FinetuneSettings
-) -> tuple[StackedNetworks, list[list[float]]]:
-    """Train networks together; return them and measurements `[epochs + 1][networks]`, starting before training."""
+) -> tuple[StackedNetworks, list[list[float]], list[float]]:
+    """Train networks together.
+
+    Returns:
+        The trained networks, or their averages over the last epochs; measurements `[epochs + 1][networks]`, starting
+        before training; and those of the averages `[networks]`, empty without any.
+    """
     hyper_parameters = HyperParameters.repeat(
         range(settings.seed, settings.seed + stack.num_models),
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         optimizer=settings.optimizer,
     )
-    curve, trained = [], stack
+    average = StackAverage(stack.config)
+    curve: list[list[float]] = []
+    trained = stack
     for snapshot in train_stacked(
         stack.config,
         stack.tensors,
@@ -182,9 +214,14 @@ def _train(
         keep_epochs=range(settings.epochs + 1),
     ):
         trained = StackedNetworks(stack.config, snapshot.tensors)
+        if len(curve) > settings.epochs - settings.average_epochs:
+            average.add(snapshot.tensors)
         is_known = task.label("test") == "test_accuracy"  # on the same data that training measures
         curve.append((snapshot.test_accuracy if is_known else task.measure(trained, "test")[0]).tolist())
-    return trained, curve
+    if not average.count:
+        return trained, curve, []
+    means = average.finish(data, batch_size=max(2, settings.batch_size), seed=settings.seed)
+    return means, curve, task.measure(means, "test")[0].tolist()
 
 
 __all__ = ["FinetuneResult", "FinetuneSettings", "finetune"]
