@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write a run record if requested."""
     parser = new_parser(__doc__)
     parser.add_argument(
-        "--zoo", dest="zoos", nargs="+", required=True, help="zoo folders or Hub dataset ids of one architecture"
+        "--zoo", dest="zoos", nargs="+", required=True, help="zoo folders or Hub repo ids of one architecture"
     )
     parser.add_argument("--regressors", nargs="+", choices=list(FITTERS), default=list(FITTERS))
     parser.add_argument(

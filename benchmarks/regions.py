@@ -257,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, draw, print, and write a run record if requested."""
     parser = new_parser(__doc__)
     parser.add_argument(
-        "--zoo", dest="zoos", nargs="+", required=True, help="zoo folders or Hub dataset ids of one architecture"
+        "--zoo", dest="zoos", nargs="+", required=True, help="zoo folders or Hub repo ids of one architecture"
     )
     parser.add_argument("--tasks", required=True, help="JSON object: data set to task")
     parser.add_argument("--sane", help="SANE folder or Hub repo id")

@@ -149,7 +149,7 @@ def _std(rows: list[dict[str, float]], name: str) -> float:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write a run record if requested."""
     parser = new_parser(__doc__)
-    parser.add_argument("--zoo", required=True, help="zoo folder or Hub dataset id, of one architecture")
+    parser.add_argument("--zoo", required=True, help="zoo folder or Hub repo id, of one architecture")
     parser.add_argument("--zoo-config", dest="config", help="name of the zoo, if there are several")
     parser.add_argument("--sane", required=True, help="SANE folder or Hub repo id")
     parser.add_argument("--images", help="'digits' or an .npz file; by default those of the zoo")

@@ -36,7 +36,7 @@ def best_run(splits: dict[str, ZooSplit]) -> str:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Parse the options, analyse the zoo, draw and report."""
     parser = ScriptParser(__doc__)
-    parser.add_argument("--zoo", required=True, help="zoo folder or Hub dataset id")
+    parser.add_argument("--zoo", required=True, help="zoo folder or Hub repo id")
     parser.add_argument("--zoo-config", dest="config", help="name of the zoo, if there are several")
     parser.add_argument("--run-id", help="run to show the training of; by default the best one on validation images")
     parser.add_argument("--conv", default="flatten", choices=["flatten", "slices", "pooled"])

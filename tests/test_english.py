@@ -75,6 +75,15 @@ PHRASES = [
     Phrase(r" images? a class", "5 images a class", "per class"),
     Phrase(r"name others with", "name others with --images", "choose others with"),
     Phrase(r" in busy loops", "threads wait in busy loops", "'spend their time waiting', or leave it out"),
+    Phrase(r"\brepeatable\b", "Zoos of one architecture. Repeatable.", "Repeat the option for several"),
+    Phrase(r"\bhub (?:dataset )?ids?\b", "a folder or Hub id", "Hub repo id"),
+    Phrase(r" counts? on\b", "Children count on from their ancestor", "are counted from"),
+    Phrase(r" means all\b", "A folder means all in it", "stands for all"),
+    Phrase(r" did not arrive", "parts of it did not arrive", "name what is missing"),
+    Phrase(r"\b(?:the|a) walk\b", "They were not taken on the walk", "test"),
+    Phrase(r"one line per verb", "hf-sane: one line per verb", "a table of verbs"),
+    Phrase(r" as many latents", "a linear code with as many latents", "the same latent_dim"),
+    Phrase(r"by day and by night", "shown by day and by night", "light and dark mode"),
     Phrase(r" verbs? beside (?:each other|one another)", "run verbs beside each other", "at the same time"),
 ]
 

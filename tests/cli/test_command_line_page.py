@@ -65,7 +65,7 @@ def test_the_page_lists_all_verbs_and_options():
 
 
 def test_the_page_names_every_exit_code():
-    for code in ("| 0 | done |", "| 1 | done, and", "| 2 | wrong use", "| 130 | interrupted"):
+    for code in ("| 0 | done |", "| 1 | done, and", "| 2 | invalid usage", "| 130 | interrupted"):
         assert code in by_hand()
 
 

@@ -121,7 +121,7 @@ def fields_of(schema, depth=0):
         lines += fields_of(kind, depth)
     for name, part in schema.get("properties", {}).items():
         if depth or name not in SHARED:
-            optional = "" if name in schema["required"] else ", not always there"
+            optional = "" if name in schema["required"] else ", optional"
             text = part.get("description", "").replace("<", "&lt;").replace("|", "\\|")
             line = f"{'    ' * depth}- `{name}` ({words(part)}{optional}){f': {text}' if text else ''}"
             lines += textwrap.wrap(line, MAX_LINE, subsequent_indent="    " * depth + "  ", break_on_hyphens=False)
@@ -137,7 +137,7 @@ def verbs():
         lines += ["", f"### hf-sane {command}"]
         for kind in schema.get("anyOf", [schema]):
             found = fields_of(kind)
-            about = [] if kind.get("properties", {}).keys() - SHARED else [words(kind).capitalize() + ".", ""]
+            about = [] if kind.get("properties", {}).keys() - SHARED else ["The fields depend on the data.", ""]
             lines += ["", *about, *found]
     return "\n".join([*lines, ""]).replace("\n\n\n", "\n\n")
 

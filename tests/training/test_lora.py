@@ -190,7 +190,7 @@ def test_the_base_is_the_id_that_was_given(sane_folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pretrained": None}, r"lora needs a pretrained model to adapt; give its folder or Hub id \(--from\)"),
+        ({"pretrained": None}, r"lora needs a pretrained model to adapt; give its folder or Hub repo id \(--from\)"),
         ({"lora_targets": []}, r"expected names of modules in lora_targets, got none; such as \['q_proj'"),
         ({"lora_rank": 0}, "lora_rank must be at least 1, got 0"),
         ({"lora_alpha": 0.0}, "lora_alpha must be positive, got 0.0"),

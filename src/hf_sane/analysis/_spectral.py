@@ -57,11 +57,12 @@ class SpectrumSettings:
     num_values: int = setting("Number of eigenvalues that approximate methods compute.", default=128)
     exact_up_to: int = setting("Decompose matrices exactly if their shorter side is at most this long.", default=1024)
     min_values: int = setting(
-        "Least number of eigenvalues of a layer for alpha, bulk, spikes and phase; others get norms and ranks only.",
+        "Minimum number of eigenvalues of a layer for alpha, bulk, spikes and phase; layers with fewer only get "
+        "norms and ranks.",
         default=50,
     )
     min_tail: int = setting(
-        "Least number of different eigenvalues in a tail for its alpha to count in means and phases.", default=10
+        "Minimum number of different eigenvalues in a tail for its alpha to count in means and phases.", default=10
     )
     num_bootstrap: int = setting("Number of resamples for the uncertainty of alpha; 0 for none.", default=100)
     spike_level: float = setting(

@@ -64,13 +64,13 @@ VERBS = (
     Verb(
         *("linear", "linear_code", "LinearCodeSettings", "run_fit_linear"),
         *(
-            "Fit a linear code, as a baseline for every SANE.",
+            "Fit a linear code, a baseline for SANE.",
             LEARN,
             "--zoo my_zoo --output my_code",
         ),
     ),
     Verb(
-        *("embed", "embed", "EmbedSettings", "run_embed", "Embed networks: one vector each, of a zoo or checkpoints."),
+        *("embed", "embed", "EmbedSettings", "run_embed", "Embed a zoo or checkpoints, as one vector per network."),
         *(LEARN, "--zoo my_zoo --sane my_run/model --output my_embeddings"),
     ),
     Verb(
@@ -78,7 +78,13 @@ VERBS = (
         *(LEARN, "--zoo my_zoo --sane my_run/model --output my_probe"),
     ),
     Verb(
-        *("reconstruct", "reconstruct", "ReconstructSettings", "run_reconstruct", "Measure what a SANE preserves."),
+        *(
+            "reconstruct",
+            "reconstruct",
+            "ReconstructSettings",
+            "run_reconstruct",
+            "Measure how well a SANE reconstructs networks.",
+        ),
         *(LEARN, "--zoo my_zoo --sane my_run/model --images digits"),
     ),
     Verb(
@@ -87,12 +93,12 @@ VERBS = (
             "sample",
             "SampleSettings",
             "run_sample",
-            "Sample networks around trained ones; compare them.",
+            "Sample networks around trained ones.",
         ),
         *(GENERATE, "--zoo my_zoo --sane my_run/model --output my_networks"),
     ),
     Verb(
-        *("compare", "compare", "CompareSettings", "run_compare", "Compare methods to generate networks."),
+        *("compare", "compare", "CompareSettings", "run_compare", "Compare methods of generating networks."),
         *(GENERATE, "--zoo my_zoo --sane my_run/model --output my_comparison"),
     ),
     Verb(
@@ -108,7 +114,7 @@ VERBS = (
         *(INSPECT, "org/some-network --token-dim 289"),
     ),
     Verb(
-        *("scan", "scan", "ScanSettings", "run_scan", "Scan checkpoints for faults, by a sample of their weights."),
+        *("scan", "scan", "ScanSettings", "run_scan", "Scan checkpoints for faults in a sample of their weights."),
         *(INSPECT, "downloads --fail-on error,warning --output my_scan"),
     ),
     Verb(
@@ -116,7 +122,7 @@ VERBS = (
         *(INSPECT, "my_model org/their-model"),
     ),
     Verb(
-        *("lineage", "lineage", "LineageSettings", "run_lineage", "Find out which networks were made from which."),
+        *("lineage", "lineage", "LineageSettings", "run_lineage", "Find out which networks were derived from which."),
         *(INSPECT, "org/base my_model their_model --claims"),
     ),
     Verb(
@@ -159,7 +165,7 @@ ZOO_VERBS = (
         *(ZOOS, "--images digits --num-models 128 --output my_zoo"),
     ),
     Verb(
-        *("fit", "fit_zoo", "FitZooSettings", "run_fit_zoo", "Fit an implicit network to each image; save a zoo."),
+        *("fit", "fit_zoo", "FitZooSettings", "run_fit_zoo", "Fit an implicit network to each image of a dataset."),
         *(ZOOS, "--images digits --output my_fields"),
     ),
     Verb(
@@ -172,9 +178,9 @@ ZOO_VERBS = (
     ),
     Verb(
         *("align", "align_zoo", "AlignZooSettings", "run_align_zoo"),
-        *("Permute all networks of a zoo onto a reference.", ZOOS, "my_zoo"),
+        *("Align all networks of a zoo to a reference.", ZOOS, "my_zoo"),
     ),
-    Verb("show", "show_zoo", "ShowZooSettings", "run_show_zoo", "Show what a zoo holds.", ZOOS, "my_zoo"),
+    Verb("show", "show_zoo", "ShowZooSettings", "run_show_zoo", "Show the contents of a zoo.", ZOOS, "my_zoo"),
     Verb(
         *("structure", "zoo_structure", "ZooStructureSettings", "run_zoo_structure"),
         *("Measure the linear structure that the runs of a zoo share.", ZOOS, "my_zoo"),

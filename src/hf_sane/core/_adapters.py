@@ -129,7 +129,7 @@ def save_adapter(
     Args:
         model: Base model with adapter.
         folder: New or empty folder, or an adapter that was saved here.
-        base_model: Hub id of the base; anything else is saved as unknown (null).
+        base_model: Hub repo id of the base; anything else is saved as unknown (null).
         base: Unmodified copy of the base; the saved adapter is loaded onto a copy, and all tensors are compared.
         state_dict: State dict of `model`, if it is distributed over processes.
 

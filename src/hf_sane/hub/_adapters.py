@@ -38,7 +38,7 @@ def save_network_adapter(
         model: The network with its adapter.
         base: The network before fine-tuning.
         record: Record of the fine-tuning.
-        base_model: Hub id of the base; an adapter without one can be used locally, but not published.
+        base_model: Hub repo id of the base; an adapter without one can be used locally, but not published.
         title: Heading of the card.
         **options: Facts of the card: `repo_id`, `datasets`, `license_id`.
 

@@ -74,7 +74,7 @@ class CardOptions(TypedDict, total=False):
 
     Attributes:
         repo_id: Repository that the card's code loads from; by default the folder of the card.
-        datasets: Hub ids of zoos or image datasets.
+        datasets: Hub repo ids of zoos or image datasets.
         license_id: Identifier of the licence on the Hub, such as `"mit"`.
     """
 
@@ -142,7 +142,7 @@ def network_card(
             `name`, `image_size`, `mean` and `std`; `results["fine_tuning_epochs"]` is the number of epochs of
             fine-tuning.
         title: Heading, and the model's name in the model index.
-        base_model: Hub id of the autoencoder.
+        base_model: Hub repo id of the autoencoder.
         with_code: Whether the folder contains the modelling code, so that the network loads without this library.
         provenance: Autoencoder, zoo, anchors and settings of the sampled network.
         origin: Origin of a network that was not sampled, as a relative clause: "that was trained from scratch".

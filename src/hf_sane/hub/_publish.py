@@ -251,7 +251,7 @@ def save_network(
         record: Record of the sampling run. The image processor and the class names are taken from `data["images"]`
             (see `ImageData.describe`).
         title: Heading of the card.
-        base_model: Hub id of the autoencoder it was sampled with.
+        base_model: Hub repo id of the autoencoder it was sampled with.
         include_code: Also copy the modelling code, so that the network loads without this library.
         provenance: Origin of the network; by default the one in `folder`, if any.
         origin: Origin of a network that was not sampled, for the card; see [`network_card`].

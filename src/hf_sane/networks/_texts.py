@@ -30,7 +30,7 @@ from hf_sane.tokenization._pretrained import load_pretrained
 
 logger = logging.getLogger(__name__)
 
-TEXT_KINDS = "A dataset on the Hub, a folder or file (CSV, JSON, parquet) with texts and labels, or a saved dataset"
+TEXT_KINDS = "A dataset on the Hub or on disk, or a folder or file (CSV, JSON, parquet) with texts and labels"
 PAIR_COLUMNS = (
     *(("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence")),
     *(("text1", "text2"), ("text_a", "text_b"), ("sentence_a", "sentence_b"), ("query", "passage")),

@@ -243,8 +243,8 @@ def draw_samples(
     Bandwidth, candidates and bootstrapping rounds are selected on validation images. Noise on anchors is matched to
     the subsampled networks in mean distance to the nearest training network, both without and with the same selection
     (best of the same number of candidates on the same images). With a judge that conditions batch norm, every method
-    but trained networks and those from scratch is conditioned. The linear code has as many latents per token as the
-    SANE, is fitted to the same training networks, and is sampled like it.
+    but trained networks and those from scratch is conditioned. The linear code has the same
+    `latent_dim` as the SANE, is fitted to the same training networks, and is sampled in the same way.
 
     Args:
         codec: Autoencoder, tokenizer, layout and architecture of the zoo.

@@ -163,7 +163,7 @@ class NetworkCodec:
         return self.networks(self.decode_tokens(latents))
 
     def linear(self, training_tokens: Tensor, grouping: Grouping = "kind") -> Self:
-        """The baseline: a linear code with as many latents of the same tokens, in place of the autoencoder.
+        """The baseline: a linear code with the same `latent_dim` for the same tokens, instead of the autoencoder.
 
         Args:
             training_tokens: `[T, N, D]` raw tokens of training networks.

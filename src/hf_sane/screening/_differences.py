@@ -47,19 +47,19 @@ class Difference:
     """How two checkpoints differ.
 
     Attributes:
-        relation: How they are related; `None` only while that is being determined.
-        tensors: Tensors that both have, in the order of the first.
-        only_first: Names that only the first has.
-        only_other: Names that only the other has.
+        relation: Relation of the checkpoints; `None` only while it is being determined.
+        tensors: Tensors of both checkpoints, in the order of the first.
+        only_first: Names of tensors in the first checkpoint only.
+        only_other: Names of tensors in the other checkpoint only.
         equal_shares: Shares of the weights of the first and of the other in tensors that are equal in both, up to
             rounding.
         distance: Distance of all common tensors, as one vector.
-        distance_as_stored: The same before undoing permutations and scales.
+        distance_as_stored: This distance before undoing permutations and scales.
         distance_by_chance: Distance of the first from the other with the values of each tensor shuffled, after the
             same alignment, as expected for independent networks of this size and scale.
         is_permuted: Whether channels were reordered for the comparison.
         is_rescaled: Whether scales of channels were undone.
-        unaligned: Why channels were not matched; `None` if they were.
+        unaligned: Reason why channels were not matched; `None` if they were.
         likeness: Likeness of their fingerprints, if they are far apart.
     """
 

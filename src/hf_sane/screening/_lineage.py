@@ -46,12 +46,12 @@ class Descent:
     """How a network was made from others.
 
     Attributes:
-        child: The network.
-        parents: One, or those of which it is the average.
+        child: Name of the network.
+        parents: Its parent, or the networks of which it is the average.
         change: How one network was changed into the other.
         distance: `|A - B| / sqrt(|A|^2 + |B|^2)` from the first parent, over common matrices, after alignment.
-        confidence: Probability that the parents are right: that it is neither the other way around, nor by way of
-            another network. A half for copies, of which either can be the first.
+        confidence: Probability that the parents are right, rather than the opposite direction or a path through
+            another network. A half for copies, either of which can be the first.
     """
 
     child: str
@@ -66,11 +66,11 @@ class Lineage:
     """Family trees of networks.
 
     Attributes:
-        descents: How networks were made from each other; networks without a descent are roots.
-        families: Networks that are related.
+        descents: Steps from parents to children; networks without one are roots.
+        families: Groups of related networks.
         aligned: How networks were aligned to their family: `permuted`, or `permuted and rescaled`.
-        unaligned: Why the channels of a network were not matched.
-        doubtful: Networks outside its family whose fingerprints are nevertheless like that of a network.
+        unaligned: Reasons why the channels of networks were not matched.
+        doubtful: Networks outside a network's family whose fingerprints are nevertheless similar to its own.
         skipped: Networks that could not be read, with the reason.
     """
 

@@ -44,7 +44,7 @@ class PretrainSettings(WindowSettings, ModuleSettings):
         StrictDataclassClassValidationError: If a value is out of range.
     """
 
-    zoo: list[str] = setting("Zoos to train on: folders or Hub dataset ids. Several must share one token_dim.")
+    zoo: list[str] = setting("Zoos to train on (folders or Hub repo ids). Several must have the same token_dim.")
     output: str | Path = setting(
         "Run folder for model/, checkpoints/, logs/ and arguments.json.", short="-o", formerly="--output_dir"
     )
@@ -56,13 +56,14 @@ class PretrainSettings(WindowSettings, ModuleSettings):
     )
     stream_buffer: int = setting("Number of rows in the shuffle buffer of a stream.", default=1000)
     stream_sample: int = setting(
-        "Number of training rows of a stream to fit the extractor and the initial weights on.", default=1000
+        "Number of training rows of a stream to which the weight tokenizer and the initial weights are fitted.",
+        default=1000,
     )
     model: dict[str, Any] | str | None = setting(
         "SANEConfig fields as a JSON object, or the path of a JSON file; token_dim is set by the zoo.", default=None
     )
     pretrained: str | None = setting(
-        "SANE folder or Hub id to continue training from, with its extractor.",
+        "SANE (folder or Hub repo id) to continue training from, with its weight tokenizer.",
         default=None,
         option="--from",
         formerly="--pretrained",
@@ -86,10 +87,10 @@ class PretrainSettings(WindowSettings, ModuleSettings):
         formerly="--lora-base",
     )
     normalization: Literal["standardize", "robust", "none"] = setting(
-        "Normalisation of each layer, fitted on the training split.", default="standardize"
+        "Normalisation of each layer, fitted to the training split.", default="standardize"
     )
     statistics_by_kind: bool = setting(
-        "Also fit the extractor by kind of layer, for layers that no training network has (mixed zoos).",
+        "Also fit the weight tokenizer by kind of layer, for layers that no training network has (mixed zoos).",
         default=False,
     )
 
@@ -112,13 +113,14 @@ class PretrainSettings(WindowSettings, ModuleSettings):
         "Recompute activations in the backward pass to save memory.", default=False
     )
     initial_tokens: int = setting(
-        "Number of training tokens for the principal components of the linear path if latent_dim < token_dim; 0: off.",
+        "Number of training tokens for the principal components of the linear path if latent_dim < token_dim; 0 "
+        "for none.",
         default=20_000,
     )
 
     behavior_weight: float = setting(
         "Share of the behavioural loss, in [0, 1], which compares outputs of original and reconstructed networks. "
-        "Needs windows that cover whole models.",
+        "Requires windows that cover whole networks.",
         default=0.0,
     )
     behavior_data: str | None = setting(
@@ -132,8 +134,8 @@ class PretrainSettings(WindowSettings, ModuleSettings):
     )
 
     behavior_latent_noise: float = setting(
-        "Spend half of the behavioural loss on networks decoded from latents with noise of this many standard "
-        "deviations over the networks of a batch, as sampling draws them. 0: no noise.",
+        "Compute half of the behavioural loss on networks decoded from noisy latents, as in sampling. The noise "
+        "has this many standard deviations over the networks of a batch; 0 for no noise.",
         default=0.0,
     )
 
@@ -151,12 +153,12 @@ class PretrainSettings(WindowSettings, ModuleSettings):
     eval_models: int = setting("Number of validation networks per evaluation, evenly spaced.", default=200)
     halo_size: int = setting("Context tokens on each side of a window in evaluation.", default=0)
     checkpoint_every_minutes: float = setting(
-        "Minutes between checkpoints, more if saving would take over 5% of the time. They are removed when the "
-        "run is finished. 0 for none.",
+        "Minutes between checkpoints, or longer if saving would take over 5% of the time; 0 for none. Checkpoints "
+        "are removed when the run is finished.",
         default=1.0,
     )
     checkpoint_every_steps: int = setting(
-        "Number of optimizer steps between checkpoints, instead of minutes; the newest are kept. 0 uses minutes.",
+        "Number of optimizer steps between checkpoints, instead of minutes; 0 to use minutes. The newest are kept.",
         default=0,
     )
     keep_checkpoints: int = setting("Number of checkpoints to keep; older ones are removed.", default=2)
@@ -214,14 +216,14 @@ class PretrainSettings(WindowSettings, ModuleSettings):
     def validate_choices(self) -> None:
         """Check that dependent choices are consistent."""
         if not self.zoo:
-            raise ValueError("expected at least one zoo, got none; give folders or Hub dataset ids (--zoo)")
+            raise ValueError("expected at least one zoo, got none; give folders or Hub repo ids (--zoo)")
         if self.second_network != "same" and self.streaming:
             raise ValueError(
                 f"second_network={self.second_network!r} needs all checkpoints of a run, which a stream does not "
                 "provide; turn streaming off"
             )
         if self.lora and self.pretrained is None:
-            raise ValueError("lora needs a pretrained model to adapt; give its folder or Hub id (--from)")
+            raise ValueError("lora needs a pretrained model to adapt; give its folder or Hub repo id (--from)")
         if self.pretrained_subfolder is not None and (self.lora or self.pretrained is None):
             raise ValueError(
                 "a subfolder (--from-subfolder) needs a SANE to continue from (--from), and cannot be the base of an "
@@ -251,7 +253,7 @@ class PretrainSettings(WindowSettings, ModuleSettings):
 
     @property
     def base_model(self) -> str | None:
-        """Hub id of the base model of a LoRA adapter; `None` if unknown."""
+        """Hub repo id of the base model of a LoRA adapter; `None` if unknown."""
         return self.lora_base or hub_id(self.pretrained)
 
     def to_dict(self) -> dict[str, Any]:

@@ -38,11 +38,11 @@ class AnalyzeJson(TypedDict):
     """The JSON object that `--json` prints.
 
     Attributes:
-        source: The checkpoint.
+        source: Path or repo id of the checkpoint.
         settings: Settings of the analysis.
         summary: Means over layers, and counts.
         layers: Spectrum of each matrix; eigenvalues only with --eigenvalues.
-        skipped: Tensors without a spectrum, and why.
+        skipped: Tensors without a spectrum, with the reason.
     """
 
     source: str

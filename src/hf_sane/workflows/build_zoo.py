@@ -32,8 +32,8 @@ class BuildZooSettings(ZooSettings, TextSettings):
     )
     config: str = setting("Name of the zoo in the folder.", default="default", **ZOO_CONFIG)
     recipe: Literal["seed", "hyperparameter"] | None = setting(
-        "Defaults to start from: 'seed' (networks differ only in their seed) or 'hyperparameter' (in all "
-        "hyper-parameters).",
+        "Recipe that sets the defaults: 'seed' (networks differ only in their seed) or 'hyperparameter' (networks "
+        "also differ in hyper-parameters).",
         default=None,
     )
 

@@ -38,12 +38,12 @@ REPORTED_EPOCHS = (0, 1, 5)  # of fine-tuning
 class CompareSettings(ComparisonSettings, ImageSettings, CodecSettings, SaneSettings, ModuleSettings):
     """Settings of [`compare_samplers`]."""
 
-    sane: str | Path | SANE = setting("SANE folder or Hub repo id.")
-    zoo: str | Path | Zoo = setting("Zoo of one architecture (folder or Hub dataset id).")
+    sane: str | Path | SANE = setting("SANE (folder or Hub repo id).")
+    zoo: str | Path | Zoo = setting("Zoo of one architecture (folder or Hub repo id).")
     output: Path | None = setting("New folder for the run record.", default=None, short="-o")
     images: str | ImageData | None = setting(
-        f"{IMAGE_KINDS}: validation images select networks, test images evaluate them; by default the "
-        "images of the zoo.",
+        f"Images: {IMAGE_KINDS}; by default those of the zoo. Validation images select networks, test images evaluate "
+        "them.",
         default=None,
     )
     methods: list[str] = setting(
@@ -51,7 +51,9 @@ class CompareSettings(ComparisonSettings, ImageSettings, CodecSettings, SaneSett
     )
     finetune_epochs: int = setting("Fine-tuning epochs for the networks of every method; 0 for none.", default=0)
     condition: bool = setting("Re-estimate BatchNorm statistics on training images.", default=True)
-    judge: Judge | None = setting("Selects networks, in place of validation accuracy.", default=None, only_python=True)
+    judge: Judge | None = setting(
+        "Judge that selects networks, instead of validation accuracy.", default=None, only_python=True
+    )
     config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
     revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
 
@@ -67,17 +69,18 @@ class ComparisonJson(TypedDict):
 
     Attributes:
         nearest_training_distance: Distance of each method's networks to the nearest training network.
-        nearest_reconstruction_distance: The same to the nearest training network as the method's code rebuilds it.
+        nearest_reconstruction_distance: Distance to the nearest reconstruction of a training network by the method's
+            code.
         pairwise_distance: Mean distance between the networks of a method.
-        num_anchors: Networks that were sampled around.
-        num_candidates: Networks that were drawn for subsampling.
-        num_kept: Networks that were kept, of every method.
-        bandwidth: The bandwidth that was chosen.
-        bandwidth_unit: Its unit.
-        bandwidth_candidates: Bandwidths that were tried.
-        bandwidth_kept_validation_accuracy: Mean validation accuracy of the networks kept with each.
+        num_anchors: Number of anchors.
+        num_candidates: Number of networks that were drawn for subsampling.
+        num_kept: Number of networks that were kept for each method.
+        bandwidth: Selected bandwidth.
+        bandwidth_unit: Unit of the bandwidth.
+        bandwidth_candidates: Bandwidths from which it was selected.
+        bandwidth_kept_validation_accuracy: Mean validation accuracy of the networks kept with each bandwidth.
         bootstrap_validation_accuracy: Mean validation accuracy after each round of bootstrapping.
-        linear: What was selected for the linear code, if its methods are among those compared.
+        linear: Selected settings of the linear code, if its methods were compared.
         finetuning_curves: Test accuracy by method, epoch and network, if they were fine-tuned.
     """
 
@@ -207,7 +210,7 @@ def compare_samplers(
     """Generate networks with several methods, and measure their novelty and diversity.
 
     Args:
-        zoo: A zoo of one architecture, or its folder or Hub dataset id.
+        zoo: A zoo of one architecture, or its folder or Hub repo id.
         sane: A SANE, its folder or its Hub repo id.
         images: Images, or a source for `load_images`; if `None`, those of the zoo.
         **options: Other fields of [`CompareSettings`].

@@ -76,8 +76,8 @@ class DoctorJson(TypedDict):
     """The JSON object that `--json` prints.
 
     Attributes:
-        healthy: Whether nothing is wrong.
-        checks: What was looked at.
+        healthy: Whether no fault was found.
+        checks: Results of all checks.
     """
 
     healthy: bool

@@ -46,14 +46,14 @@ COLORS = ("test_accuracy", "validation_accuracy", "epoch", "weights")  # propert
 class EmbedSettings(WeightsSettings, CodecSettings, SaneSettings, WorkerSettings, PlotSettings):
     """Settings of [`embed`]."""
 
-    sane: str | Path | SANE = setting("SANE folder or Hub repo id.")
+    sane: str | Path | SANE = setting("SANE (folder or Hub repo id).")
     output: Path | None = setting("New folder for one parquet file per split, a map and a run record.", short="-o")
     checkpoints: list[Source] = setting(
-        "Networks: safetensors files, folders of one or several, weights-only pickles, Hub repo ids.",
+        "Networks: safetensors files, folders with one or several networks, weights-only pickles, or Hub repo ids.",
         factory=list,
         positional=True,
     )
-    zoo: str | Path | Zoo | None = setting("Zoo folder or Hub dataset id, instead of checkpoints.", default=None)
+    zoo: str | Path | Zoo | None = setting("Zoo (folder or Hub repo id), instead of checkpoints.", default=None)
     poolings: list[str] = setting(
         POOLINGS_HELP, factory=lambda: ["mean", "layer_mean_std"], choices=lambda: ("all", *POOLINGS)
     )
@@ -81,9 +81,9 @@ class EmbedJson(TypedDict):
     """The JSON object that `--json` prints; the embeddings are in the output folder.
 
     Attributes:
-        networks: Embedded networks: their number, or that of each split of a zoo.
-        tokens: Tokens of all checkpoints.
-        skipped: Checkpoints that could not be embedded, and why.
+        networks: Number of embedded networks, or their number in each split of a zoo.
+        tokens: Number of tokens of all checkpoints.
+        skipped: Checkpoints that could not be embedded, with the reason.
     """
 
     networks: int | dict[str, int]

@@ -48,7 +48,7 @@ class ExploreSettings(ImageSettings, SaneSettings):
     """Settings of [`explore`]."""
 
     source: str | Path | Zoo | None = setting(
-        "Zoo (folder or Hub dataset id); or the output of hf-sane scan, or a file or folder of checkpoints, which are "
+        "Zoo (folder or Hub repo id); or the output of hf-sane scan; or a file or folder of checkpoints, which are "
         "scanned first.",
         default=None,
         positional=True,
@@ -59,18 +59,18 @@ class ExploreSettings(ImageSettings, SaneSettings):
         default=None,
     )
     images: str | ImageData | None = setting(
-        f"{IMAGE_KINDS}: sampled networks are judged by them; by default the images of the zoo.",
+        f"Images on which sampled networks are evaluated: {IMAGE_KINDS}; by default those of the zoo.",
         default=None,
     )
     config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
     port: int | None = setting("Port of the page; by default the first free one from 7860 on.", default=None)
-    share: bool = setting("Let Gradio publish the page under an address of its own.", default=False)
+    share: bool = setting("Let Gradio publish the page at a public address.", default=False)
     space: Path | None = setting(
         "Do not open the page, but write the folder of a Hugging Face Space that shows it.", default=None
     )
     self_test: bool = setting("Build a tiny zoo, open its page, use it, and close it.", default=False, once=True)
     hosted: bool = setting(
-        "Whether the page runs in a Space, where nobody may write.", default=False, only_python=True
+        "Whether the page runs in a Space, where nothing can be written.", default=False, only_python=True
     )
     revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
 
@@ -78,7 +78,7 @@ class ExploreSettings(ImageSettings, SaneSettings):
         super().__post_init__()
         if (self.source is None) != self.self_test:
             raise ValueError(
-                "expected a zoo (folder or Hub dataset id) or --self-test, got "
+                "expected a zoo (folder or Hub repo id) or --self-test, got "
                 f"{'both' if self.self_test else 'neither'}; name one"
             )
 
@@ -87,8 +87,8 @@ class ExploreJson(TypedDict):
     """Output of `--json` when the page is closed.
 
     Attributes:
-        address: Address of the page; not with --space.
-        networks: Networks or checkpoints that it shows; not with --space.
+        address: Address of the page; missing with --space.
+        networks: Number of networks or checkpoints on the page; missing with --space.
     """
 
     address: NotRequired[str]
@@ -130,7 +130,7 @@ def explore(source: str | Path | Zoo, sane: str | Path | SANE | None = None, **o
     """Open the page of a zoo, until Ctrl-C.
 
     Args:
-        source: A zoo, its folder or its Hub dataset id, or a folder of checkpoints.
+        source: A zoo, its folder or its Hub repo id, or a folder of checkpoints.
         sane: A SANE, its folder or its Hub repo id.
         **options: Other fields of [`ExploreSettings`].
     """

@@ -37,13 +37,13 @@ class FinetuneSettings(SourceSettings, ImageSettings, ModuleSettings, MetricSett
         "Networks of one architecture: folders, a folder that contains them, or Hub repo ids.", positional=True
     )
     output: Path | None = setting("New folder, with one subfolder per network.", short="-o")
-    images: str | ImageData | None = setting(f"{IMAGE_KINDS}; by default digits.", default=None)
+    images: str | ImageData | None = setting(f"Images to train on: {IMAGE_KINDS}; by default 'digits'.", default=None)
     epochs: int = setting("Number of passes over the training images or texts.", default=5)
     learning_rate: float = setting("Peak learning rate.", default=1e-3)
     weight_decay: float = setting("Weight decay.", default=0.0)
     optimizer: Literal["adam", "sgd"] = setting("Optimizer.", default="adam")
     schedule: Literal["constant", "one_cycle"] = setting("Learning rate schedule.", default="constant")
-    batch_size: int = setting("Batch size, per network.", default=32, least=1)
+    batch_size: int = setting("Batch size of each network.", default=32, least=1)
     train_limit: int | None = setting("Use at most this many training images or texts.", default=None, least=1)
     average_epochs: int = setting(
         "Average the weights of each network over the ends of this many last epochs (stochastic weight averaging); 0 "

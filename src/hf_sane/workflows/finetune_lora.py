@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 class FinetuneLoraSettings(ImageSettings, StepSettings):
     """Settings of [`finetune_lora`]."""
 
-    network: Network = setting("Folder or Hub repo id of the network.", positional=True)
+    network: Network = setting("Network (folder or Hub repo id).", positional=True)
     output: Path | None = setting("New folder for the adapter.", short="-o")
     images: str | ImageData = setting(
-        f"{IMAGE_KINDS}.",
+        f"Images to train on: {IMAGE_KINDS}.",
         default="digits",
     )
     train_limit: int | None = setting("Use at most this many training images.", default=None)
@@ -81,7 +81,7 @@ class FinetuneLoraResult(Result):
     Attributes:
         model: The network with its adapter, in evaluation mode.
         base: The network without the adapter.
-        base_model: Hub id of the network.
+        base_model: Hub repo id of the network.
         repo_id: Hub repo id under which the adapter will be published.
         published: URL of the commit, if the adapter was published.
     """

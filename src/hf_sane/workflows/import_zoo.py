@@ -40,9 +40,9 @@ class LeftOutJson(TypedDict):
     """Networks that were not imported for one reason.
 
     Attributes:
-        status: What became of them.
-        reason: Why.
-        networks: Their names.
+        status: Status of these networks, such as `skipped` or `failed`.
+        reason: Reason.
+        networks: Names of the networks.
     """
 
     status: str
@@ -54,10 +54,10 @@ class ImportZooJson(TypedDict):
     """The JSON object that `--json` prints.
 
     Attributes:
-        splits: Networks by split.
+        splits: Number of networks by split.
         taken: Names of the imported networks.
         properties: How tables of properties were matched with networks.
-        left_out: What was not imported, by reason.
+        left_out: Networks that were not imported, by reason.
     """
 
     splits: dict[str, int]

@@ -37,10 +37,12 @@ class InfoSettings(WeightsSettings, SaneSettings):
         "Safetensors file, folder, weights-only pickle, or Hub repo id; or a folder of checkpoints.", positional=True
     )
     extractor: str | SANEFeatureExtractor | None = setting(
-        "SANE folder or Hub repo id; its weight tokenizer replaces the next three options.", default=None
+        "SANE (folder or Hub repo id) whose weight tokenizer replaces the next three options.", default=None
     )
     token_dim: int = setting("Scalars per token.", default=289, least=1)
-    token_layout: Literal["rowwise", "dense"] = setting("How weights are arranged in tokens.", default="rowwise")
+    token_layout: Literal["rowwise", "dense"] = setting(
+        "Token layout: rowwise (one row per output channel), dense, or one added by a plug-in.", default="rowwise"
+    )
     batch_norm: Literal["tokens", "template"] = setting(
         "Whether BatchNorm tensors are tokenized or stored unchanged.", default="tokens"
     )
@@ -51,13 +53,13 @@ class LayerJson(TypedDict):
     """A layer.
 
     Attributes:
-        name: Its name.
-        kind: What it is.
-        possible_kinds: What it could be, by names and shapes.
+        name: Name of the layer.
+        kind: Kind of the layer.
+        possible_kinds: Kinds that its names and shapes allow.
         shape: Shapes of its tensors.
         dtype: Type of its weights.
-        tokens: Tokens that it takes.
-        padding: Share of these that is padding.
+        tokens: Number of its tokens.
+        padding: Share of padding in these tokens.
     """
 
     name: str
@@ -73,18 +75,18 @@ class TotalJson(TypedDict):
     """Totals of a network.
 
     Attributes:
-        layers: Layers.
-        weights: Weights that become tokens.
-        tokens: Tokens.
-        token_dim: Weights in a token.
-        padding: Share of the tokens that is padding.
-        weight_bytes: Bytes of the weights.
-        token_bytes: Bytes of the tokens in float32.
-        encoding_bytes: The same with mask and positions.
-        template_tensors: Tensors that are stored unchanged.
-        template_bytes: Their bytes.
-        shared_tensors: Tensors that are stored once under several names.
-        uncertain_kinds: Layers of which it is not certain what they are.
+        layers: Number of layers.
+        weights: Number of weights that become tokens.
+        tokens: Number of tokens.
+        token_dim: Number of scalars per token.
+        padding: Share of padding in the tokens.
+        weight_bytes: Size of the weights in bytes.
+        token_bytes: Size of the tokens in float32, in bytes.
+        encoding_bytes: Size of the tokens with masks and positions, in bytes.
+        template_tensors: Number of tensors that are stored unchanged.
+        template_bytes: Size of these tensors in bytes.
+        shared_tensors: Number of tensors that are stored once under several names.
+        uncertain_kinds: Number of layers whose kind is uncertain.
     """
 
     layers: int
@@ -105,12 +107,12 @@ class InfoJson(TypedDict):
     """The JSON object that `--json` prints of one checkpoint.
 
     Attributes:
-        layers: Its layers.
-        kinds: Layers, weights, tokens and padding of each kind of layer.
-        template: Tensors and bytes that are stored unchanged, by type.
-        total: Totals.
-        values_read: Whether values were looked at, which they are in small files.
-        not_finite: NaN and infinite values by tensor; null if they were not looked at.
+        layers: Layers of the checkpoint.
+        kinds: Numbers of layers, weights and tokens, and the share of padding, of each kind of layer.
+        template: Numbers of tensors and bytes that are stored unchanged, by type.
+        total: Totals of the checkpoint.
+        values_read: Whether values were read, as in small files, or only the header.
+        not_finite: Number of NaN and infinite values by tensor; null if values were not read.
     """
 
     layers: list[LayerJson]
@@ -172,7 +174,7 @@ class UnreadJson(TypedDict):
     """A file that was not read.
 
     Attributes:
-        reason: Why.
+        reason: Reason.
     """
 
     reason: str

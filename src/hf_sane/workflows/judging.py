@@ -29,15 +29,12 @@ class JudgeSettings(CheckedSettings):
     """Settings of a function that judges networks."""
 
     evaluate: str | Callable[..., float] | Task | None = setting(
-        "Function that judges a network, as my_file.py:my_metric or my_package.my_file:my_metric: my_metric(module), "
-        "or my_metric(module, split), which selects with split='validation' and reports with 'test'. Returns a "
-        "number; "
-        "higher is better. The file's code is run.",
+        "Function that scores a network, as my_file.py:my_metric or my_package.my_file:my_metric; higher is "
+        "better. It is called as my_metric(module), or as my_metric(module, split) with split='validation' to "
+        "select networks and split='test' to report scores. The file's code is run.",
         default=None,
     )
-    lower_is_better: bool = setting(
-        "Lower values of the function, or of a metric of evaluate, are better.", default=False
-    )
+    lower_is_better: bool = setting("Whether lower values of --evaluate or --metric are better.", default=False)
 
     def judgement(self) -> Task | None:
         """The function as a task, if one is given."""
@@ -54,7 +51,7 @@ class MetricSettings(JudgeSettings):
     """Settings for judging networks by a function or by a metric on labelled examples."""
 
     metric: str = setting(
-        "'accuracy', 'cross_entropy', a metric of evaluate, or the path of a metric script (./...).",
+        "'accuracy', 'cross_entropy', a metric of the library evaluate, or the path of a metric script (./...).",
         default="accuracy",
     )
     metric_options: str = setting('Arguments of the metric as JSON, such as {"average": "macro"}.', default="{}")
@@ -88,13 +85,13 @@ class TextSettings(CheckedSettings):
         f"{TEXT_KINDS}, for networks that classify texts.", default=None
     )
     tokenizer: str | PreTrainedTokenizerBase | None = setting(
-        "Tokenizer of the texts (folder or Hub id); by default that of the first network.", default=None
+        "Tokenizer of the texts (folder or Hub repo id); by default that of the first network.", default=None
     )
     text_column: str | None = setting(
-        "Column with the texts, or two columns of pairs, as premise,hypothesis; by default found by name or type.",
+        "Column with the texts, or two columns of pairs, as premise,hypothesis; by default detected by name or type.",
         default=None,
     )
-    label_column: str | None = setting("Column with the labels; by default found by name or type.", default=None)
+    label_column: str | None = setting("Column with the labels; by default detected by name or type.", default=None)
     max_tokens: int = setting("Truncate texts to this many tokens.", default=MAX_TOKENS, least=1)
 
     def open_texts(self, networks: Sequence[str | Path | nn.Module], **options: Any) -> TextData:
@@ -112,7 +109,9 @@ class TextSettings(CheckedSettings):
             return self.texts
         tokenizer: Any = self.tokenizer or next(filter(None, map(_tokenizer_place, networks)), None)
         if tokenizer is None:
-            raise ValueError("expected a tokenizer for the texts, got none; pass its folder or Hub id (--tokenizer)")
+            raise ValueError(
+                "expected a tokenizer for the texts, got none; pass its folder or Hub repo id (--tokenizer)"
+            )
         return load_texts(
             self.texts,
             tokenizer,

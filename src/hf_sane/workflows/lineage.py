@@ -44,7 +44,9 @@ class LineageSettings(ModuleSettings, WeightsSettings, AlignmentSettings, PlotSe
     output: Path | None = setting(
         "New folder for the family trees, a plot and the run record.", default=None, short="-o"
     )
-    base: str | None = setting("Base model of LoRA adapters, by default the one that each names.", default=None)
+    base: str | None = setting(
+        "Base model of LoRA adapters; by default the one that each adapter names.", default=None
+    )
     claims: bool = setting("Check the base models that the cards name.", default=False)
 
     def __post_init__(self) -> None:

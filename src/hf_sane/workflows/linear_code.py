@@ -27,15 +27,19 @@ class LinearCodeSettings(SaneSettings, ModuleSettings):
     """Settings of [`fit_linear`]."""
 
     zoo: list[str | Path | Zoo] = setting(
-        "Zoos to fit on (folders or Hub ids, or FOLDER:CONFIG). Repeat the option.", split=False
+        "Zoos to fit the code to (folders, Hub repo ids or FOLDER:CONFIG). Repeat the option for several.", split=False
     )
-    output: Path | None = setting("New folder for the code, which opens like that of a SANE.", short="-o")
+    output: Path | None = setting(
+        "New folder for the code, which can be used wherever a SANE is expected.", short="-o"
+    )
     sane: str | Path | SANE | None = setting(
-        "SANE to compare with: its weight tokenizer and its number of latents are taken.", default=None
+        "SANE to compare with, whose weight tokenizer and latent_dim are used.", default=None
     )
-    latent_dim: int | None = setting("Latents per token; by default those of the SANE, or 64.", default=None, least=1)
+    latent_dim: int | None = setting(
+        "Number of scalars per latent; by default that of the SANE, or 64.", default=None, least=1
+    )
     grouping: Literal["all", "kind", "layer", "position"] = setting(
-        "Tokens that share principal components: all, those of a kind of layer, of a layer, or at a position.",
+        "Which tokens share principal components: all, those of one kind of layer, of one layer, or at one position.",
         default="kind",
     )
     config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
@@ -91,7 +95,7 @@ def fit_linear(zoo: str | Path | Zoo | Sequence[str | Path | Zoo], **options: An
     ```
 
     Args:
-        zoo: A zoo, its folder or its Hub dataset id; or a list of these, which must share one token size.
+        zoo: A zoo, its folder or its Hub repo id; or a list of these, which must share one token size.
         **options: Other fields of [`LinearCodeSettings`].
 
     Returns:

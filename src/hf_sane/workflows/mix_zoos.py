@@ -19,14 +19,14 @@ class MixZoosSettings(CheckedSettings):
     """Settings of [`mix_zoos`]."""
 
     zoos: list[str] | Mapping[str, str | Path | Zoo] = setting(
-        "Zoos as NAME=SOURCE or NAME=SOURCE@CONFIG; SOURCE: folder, Hub dataset, or dataset@revision.",
+        "Zoos as NAME=SOURCE or NAME=SOURCE@CONFIG, where SOURCE is a folder, a Hub repo id or repo@revision.",
         positional=True,
     )
     output: str | Path = setting("Folder of the mixture; it may already hold zoos under other names.", short="-o")
     config: str = setting("Name of the mixture in the folder.", default="default", **ZOO_CONFIG)
     name: str | None = setting("Title of the mixture's card; by default the names of the zoos.", default=None)
     token_dim: int | None = setting("Scalars per token; by default the largest in the zoos.", default=None, least=1)
-    token_layout: str | None = setting("How weights are arranged in tokens; by default as in the zoos.", default=None)
+    token_layout: str | None = setting("Token layout, as for zoo build; by default that of the zoos.", default=None)
 
 
 def mix_zoos(zoos: Mapping[str, str | Path | Zoo], *, output: str | Path | None = None, **options: Any) -> Zoo:
@@ -79,7 +79,7 @@ def _open(zoos: list[str] | Mapping[str, str | Path | Zoo]) -> dict[str, Zoo]:
 
 
 def parse_source(text: str) -> tuple[str, str, str | None]:
-    """Split `NAME=SOURCE[@CONFIG]` into the name, the folder or dataset id, and the config name.
+    """Split `NAME=SOURCE[@CONFIG]` into the name, the folder or repo id, and the config name.
 
     An existing folder is used even if its name contains `@`. `owner/name@revision@config` also names a revision; the
     config may be empty.

@@ -29,9 +29,9 @@ class PretrainingJson(TypedDict):
     Attributes:
         reconstruction_r2: R2 of reconstructed tokens of validation networks.
         loss: Training loss of the last step.
-        steps: Optimizer steps.
-        num_processes: Processes that trained.
-        adapter: Size of the adapter, of runs with LoRA.
+        steps: Number of optimizer steps.
+        num_processes: Number of processes.
+        adapter: Size of the adapter, for runs with LoRA.
     """
 
     reconstruction_r2: float
@@ -93,7 +93,7 @@ def pretrain(
     ```
 
     Args:
-        zoo: A zoo, its folder or its Hub dataset id; or a list of these with the same token size.
+        zoo: A zoo, its folder or its Hub repo id; or a list of these with the same token size.
         output: Run folder; if `None`, a temporary folder, whose path is logged.
         **options: Other fields of [`PretrainSettings`].
 

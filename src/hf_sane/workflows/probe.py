@@ -33,8 +33,8 @@ POOLINGS_HELP = "Poolings of the latents, or 'all'."
 class ProbeSettings(CodecSettings, SaneSettings):
     """Settings of [`probe`]."""
 
-    sane: str | Path | SANE = setting("SANE folder or Hub repo id.")
-    zoo: str | Path | Zoo = setting("Zoo folder or Hub dataset id.")
+    sane: str | Path | SANE = setting("SANE (folder or Hub repo id).")
+    zoo: str | Path | Zoo = setting("Zoo (folder or Hub repo id).")
     output: Path | None = setting("New folder for the results and the run record.", default=None, short="-o")
     properties: list[str] = setting(
         "Columns of the zoo to predict; by default test_accuracy, epoch and generalization_gap, if they are "
@@ -51,14 +51,15 @@ class ProbeSettings(CodecSettings, SaneSettings):
         "Add layer profiles as baselines: quantiles of each layer's weights, with and without spectra.", default=False
     )
     linear: bool = setting(
-        "Add embeddings of the linear code with as many latents, fitted to the training networks.", default=False
+        "Add embeddings of a linear code with the same latent_dim, fitted to the training networks.", default=False
     )
     regressor: Literal["ridge", "logit_linear", "gradient_boosting"] = setting(
         "Regression method that predicts properties from features.", default="ridge"
     )
-    ranks: bool = setting("Fit ranks of properties instead of values, to rank networks.", default=False)
+    ranks: bool = setting("Fit the ranks of properties instead of their values, to rank networks.", default=False)
     transfer: list[str | Path | Zoo] = setting(
-        "More zoos (folders, Hub ids or FOLDER:CONFIG): probes are fitted on each and tested on each. Repeatable.",
+        "More zoos (folders, Hub repo ids or FOLDER:CONFIG): probes are fitted on each zoo and tested on all. "
+        "Repeat the option for several.",
         factory=list,
         split=False,
     )
@@ -69,8 +70,9 @@ class ProbeJson(TypedDict):
     """The JSON object that `--json` prints.
 
     Attributes:
-        probe: By property and kind of features.
-        transfer: By property, kind of features, zoo that is fitted on and zoo that is tested on.
+        probe: Scores by property and kind of features.
+        transfer: Scores by property, kind of features, zoo to which the probe is fitted, and zoo on which it is
+            tested.
     """
 
     probe: dict[str, dict[str, PropertyResult]]
@@ -124,7 +126,7 @@ def probe(zoo: str | Path | Zoo, sane: str | Path | SANE, **options: Any) -> Pro
     ```
 
     Args:
-        zoo: A zoo, its folder or its Hub dataset id.
+        zoo: A zoo, its folder or its Hub repo id.
         sane: A SANE, its folder or its Hub repo id.
         **options: Other fields of [`ProbeSettings`].
 

@@ -30,13 +30,14 @@ from hf_sane.zoo._dataset import Zoo
 class ReconstructSettings(CodecSettings, ImageSettings, SaneSettings, ModuleSettings):
     """Settings of [`reconstruct`]."""
 
-    sane: str | Path | SANE = setting("SANE folder or Hub repo id.")
+    sane: str | Path | SANE = setting("SANE (folder or Hub repo id).")
     zoo: list[str | Path | Zoo] | Mapping[str, str | Path | Zoo] = setting(
-        "Zoos of one architecture each (folders, Hub ids or FOLDER:CONFIG). Repeatable.", split=False
+        "Zoos of one architecture each (folders, Hub repo ids or FOLDER:CONFIG). Repeat the option for several.",
+        split=False,
     )
     images: str | ImageData = setting(f"Images to evaluate the networks on: {IMAGE_KINDS}.")
     linear: bool = setting(
-        "Add the linear code with as many latents, fitted to the training networks of each zoo.", default=True
+        "Add a linear code with the same latent_dim, fitted to the training networks of each zoo.", default=True
     )
     output: Path | None = setting("New folder for the run record.", default=None, short="-o")
     config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
@@ -48,13 +49,13 @@ class ZooReconstructionJson(TypedDict):
 
     Attributes:
         r2: R2 of the weights of test networks.
-        accuracy_original: Their mean test accuracy.
-        accuracy_reconstructed: The same after encoding and decoding.
-        accuracy_kept: The second over the first.
-        networks: Test networks.
-        linear_r2: R2 of the linear code; this and the following unless --no-linear is given.
+        accuracy_original: Mean test accuracy of test networks.
+        accuracy_reconstructed: Mean test accuracy after encoding and decoding.
+        accuracy_kept: `accuracy_reconstructed / accuracy_original`.
+        networks: Number of test networks.
+        linear_r2: R2 of the linear code; this field and the following ones are missing with --no-linear.
         linear_accuracy_reconstructed: Mean test accuracy after encoding and decoding by the linear code.
-        linear_accuracy_kept: That over the original one.
+        linear_accuracy_kept: `linear_accuracy_reconstructed / accuracy_original`.
     """
 
     r2: float
@@ -71,8 +72,8 @@ class ReconstructionJson(TypedDict):
     """The JSON object that `--json` prints.
 
     Attributes:
-        reconstruction_r2: R2 over all zoos.
-        reconstruction: By zoo.
+        reconstruction_r2: R2 of the weights over all zoos.
+        reconstruction: Measurements by zoo.
     """
 
     reconstruction_r2: float
@@ -105,7 +106,7 @@ def reconstruct(
     """Encode and decode the test networks of zoos; measure R2 of all checkpoints, and accuracy of the final ones.
 
     Args:
-        zoos: A zoo of one architecture, its folder or its Hub dataset id; or several, as a list or by name.
+        zoos: A zoo of one architecture, its folder or its Hub repo id; or several, as a list or by name.
         sane: A SANE, its folder or its Hub repo id.
         images: Images to evaluate the networks on, or a source for `load_images`.
         **options: Other fields of [`ReconstructSettings`].

@@ -36,19 +36,22 @@ class RegionsSettings(SourceSettings, SaneSettings, ModuleSettings, JudgeSetting
 
     output: Path | None = setting("New folder for the run record and plots.", short="-o", formerly="--out")
     zoo: list[str | Path | Zoo] = setting(
-        "Zoos of one architecture (folders or Hub ids). Repeatable.", factory=list, split=False
+        "Zoos of one architecture (folders or Hub repo ids). Repeat the option for several.", factory=list, split=False
     )
     adapter: list[str] = setting(
-        "LoRA adapters instead of zoos, as LABEL=SOURCE; the label says what the adapter was trained for. Repeatable.",
+        "LoRA adapters instead of zoos, as LABEL=SOURCE, where LABEL names what the adapter was trained for. "
+        "Repeat the option for several.",
         factory=list,
         split=False,
     )
     base: str | None = setting(
-        "Base model of the adapters, required for adapters with DoRA, biases or fully trained modules.", default=None
+        "Base model of the adapters; required for DoRA, trained biases and modules that are saved in full.",
+        default=None,
     )
     config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
     label: list[str] = setting(
-        "Levels by which to group networks: 'data_set', a level of --groups, or a column of the zoos. Repeatable.",
+        "Levels by which to group networks: 'data_set', a level of --groups, or a column of the zoos. Repeat the "
+        "option for several.",
         factory=list,
         split=False,
     )
@@ -62,9 +65,11 @@ class RegionsSettings(SourceSettings, SaneSettings, ModuleSettings, JudgeSetting
     metric: Literal["euclidean", "cosine"] | None = setting(
         "Distance metric; by default euclidean for zoos and cosine for adapters.", default=None
     )
-    sane: str | SANE | None = setting("SANE (folder or Hub id) whose latent space is mapped as well.", default=None)
+    sane: str | SANE | None = setting(
+        "SANE (folder or Hub repo id) whose latent space is mapped as well.", default=None
+    )
     num_points: int = setting(
-        "Number of points inside each region to evaluate on the zoos' images or by --evaluate.", default=0
+        "Number of points inside each region to evaluate on the zoos' images or with --evaluate.", default=0
     )
     method: Literal["tsne", "umap", "pca"] = setting(
         "Projection of the map; umap requires umap-learn.", default="tsne"
@@ -92,11 +97,11 @@ class LevelJson(TypedDict):
     """Groups of one level.
 
     Attributes:
-        counts: Networks of each label.
-        distances: Within and between labels.
-        nearest_centroid: How often the region whose mean is nearest is correct.
-        nearest_neighbour: How often the region of the nearest network is correct.
-        skipped: Why nothing was measured.
+        counts: Number of networks of each label.
+        distances: Distances within and between labels.
+        nearest_centroid: How often the region with the nearest mean is the correct one.
+        nearest_neighbour: How often the region of the nearest network is the correct one.
+        skipped: Reason why nothing was measured.
     """
 
     counts: dict[str, int]
@@ -112,7 +117,7 @@ class RegionsJson(TypedDict):
     Attributes:
         weights: Groups in weight space, by level.
         latents: Groups in the latent space of a SANE, by level.
-        interior: Scores inside and outside of regions, by label: corners, line, hull, outside.
+        interior: Scores inside and outside regions, by label: corners, line, hull, outside.
         distances: Distances between all pairs of adapters.
     """
 
@@ -206,7 +211,7 @@ def map_regions(
     ```
 
     Args:
-        networks: Zoos of one architecture, their folders or Hub ids; or LoRA adapters as `{label: [sources]}`.
+        networks: Zoos of one architecture, their folders or Hub repo ids; or LoRA adapters as `{label: [sources]}`.
         **options: Other fields of [`RegionsSettings`].
 
     Raises:

@@ -83,22 +83,22 @@ class SampleSettings(
     """Settings of [`sample`]."""
 
     sane: str | Autoencoder | None = setting(
-        "SANE folder or Hub repo id; by default a linear code, which is fitted to the zoo.", default=None
+        "SANE (folder or Hub repo id); by default a linear code, which is fitted to the zoo.", default=None
     )
     output: Path | None = setting("New folder, with one subfolder per network.", short="-o")
     zoo: str | Path | Zoo | None = setting(
-        "Zoo of one architecture (folder or Hub dataset id), whose best training networks are the anchors.",
+        "Zoo of one architecture (folder or Hub repo id), whose best training networks are the anchors.",
         default=None,
     )
     anchors: list[Network] = setting(
-        "Trained networks of one architecture to sample around instead of a zoo (folders or Hub ids); by default "
-        "the SANE's own anchors. Repeatable.",
+        "Trained networks of one architecture to sample around instead of a zoo (folders or Hub repo ids); by "
+        "default the SANE's own anchors. Repeat the option for several.",
         factory=list,
         split=False,
     )
     images: str | ImageData | None = setting(
-        f"{IMAGE_KINDS}: validation images select networks, test images evaluate them; by default the "
-        "images of the zoo.",
+        f"Images: {IMAGE_KINDS}; by default those of the zoo. Validation images select networks, test images evaluate "
+        "them.",
         default=None,
     )
     method: str = setting(
@@ -108,8 +108,8 @@ class SampleSettings(
         choices=lambda: SAMPLERS,
     )
     code: Literal["sane", "linear"] = setting(
-        "Latent space to sample in: that of the SANE, or of the linear code with as many latents of the same tokens "
-        "(needs a zoo, to which it is fitted).",
+        "Latent space to sample in: that of the SANE, or of a linear code with the same latent_dim, which is "
+        "fitted to the zoo (requires --zoo).",
         default="sane",
     )
     num_samples: int = setting("Number of networks to keep.", default=10, least=1)
@@ -126,12 +126,12 @@ class SampleSettings(
     mode: Literal["joint", "token", "scalar"] = setting(
         "Whether a whole network, a token or a scalar is drawn from one anchor.", default="joint"
     )
-    num_anchors: int | None = setting("Number of anchors; by default the whole top fraction.", default=None, least=1)
+    num_anchors: int | None = setting("Number of anchors; by default all in the top fraction.", default=None, least=1)
     top_fraction: float = setting("Share of the best training runs to take anchors from.", default=TOP_FRACTION)
     epoch: int | None = setting("Epoch of the anchors; by default the last epoch of each run.", default=None)
     condition: bool = setting("Re-estimate BatchNorm statistics on training images.", default=True)
     prompt_statistics: bool = setting(
-        "Take the scale of layers that the SANE was not trained on from the zoo's training networks.",
+        "For layers that the SANE was not trained on, fit the scale to the zoo's training networks.",
         default=False,
     )
     config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
@@ -174,7 +174,7 @@ class SampleJson(TypedDict):
     """The JSON object that `--json` prints.
 
     Attributes:
-        networks: What sampled networks and simpler ones reach on test data, and how far they are from trained ones.
+        networks: Scores on test data and distances to trained networks, for sampled networks and baselines.
     """
 
     networks: dict[str, dict[str, float]]
@@ -248,7 +248,7 @@ def sample(
     ```
 
     Args:
-        anchors: A zoo, its folder or its Hub dataset id, whose best training networks become the anchors; or a module
+        anchors: A zoo, its folder or its Hub repo id, whose best training networks become the anchors; or a module
             or a list of networks (modules, folders, Hub repo ids) of one architecture, which requires `images`.
         sane: A SANE, its folder or its Hub repo id; by default a linear code, which is fitted to the zoo.
         **options: Other fields of [`SampleSettings`].

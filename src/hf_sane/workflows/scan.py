@@ -63,7 +63,8 @@ class ScanSettings(SamplingSettings, WeightsSettings, SaneSettings, WorkerSettin
     """Settings of [`scan`]."""
 
     sources: list[str] = setting(
-        "Checkpoints: files, folders or Hub repo ids. A folder without weights of its own means all in it.",
+        "Checkpoints: files, folders or Hub repo ids. A folder that is not a checkpoint itself stands for all "
+        "checkpoints in it.",
         positional=True,
     )
     output: Path | None = setting(
@@ -73,8 +74,9 @@ class ScanSettings(SamplingSettings, WeightsSettings, SaneSettings, WorkerSettin
         "File for the findings in SARIF 2.1.0, which code hosts display; may replace an earlier one.", default=None
     )
     fail_on: list[str] = setting(
-        "What sets the exit code to 1: names of rules (nan), severities (error, warning, note), or conditions on a "
-        "tensor such as 'alpha>8' or 'std>1', also if it was not measured for any tensor; 'never' for nothing.",
+        "Findings that set the exit code to 1: names of rules (nan), severities (error, warning, note), or "
+        "conditions on a tensor, such as 'alpha>8' or 'std>1', which are also met if the value was not measured "
+        "for any tensor; 'never' for none.",
         factory=lambda: ["error"],
         choices=lambda: (*SEVERITIES, "never", *RULES, *FOUND_ELSEWHERE),
     )
@@ -83,8 +85,8 @@ class ScanSettings(SamplingSettings, WeightsSettings, SaneSettings, WorkerSettin
         default=None,
     )
     index: str | Path | Zoo | None = setting(
-        "Known networks, of which the nearest are listed: a zoo, the output of hf-sane embed with the same SANE, or "
-        "the output of hf-sane index (for checkpoints that are read in full).",
+        "Known networks, the nearest of which are listed: a zoo, the output of hf-sane embed with the same SANE, "
+        "or the output of hf-sane index (for checkpoints that are read in full).",
         default=None,
     )
     revision: str | None = setting("Branch, tag or commit of the Hub repos.", default=None)
@@ -118,7 +120,7 @@ class NearestJson(TypedDict):
     """A known network near a checkpoint.
 
     Attributes:
-        name: The network.
+        name: Name of the network.
         distance: Distance of the embeddings, or of the fingerprints.
     """
 
@@ -130,17 +132,17 @@ class CheckpointJson(TypedDict):
     """Scan of one checkpoint.
 
     Attributes:
-        source: What was scanned.
-        format: What it is; why it was not read, if it was not.
-        weights: Values of all tensors.
-        bytes: Bytes of all tensors.
-        bytes_read: Bytes that were read of them.
-        bytes_downloaded: Bytes that came from the Hub, headers included; null for files of this machine.
-        seconds: Time that it took.
-        findings: What is wrong, the gravest first.
-        tensors: Statistics by tensor, with the spectrum of those that were read whole.
-        skipped: What was not scanned, and why: tensors, spectra of matrices, and files next to the weights.
-        metadata: What a file of GGUF or ONNX says of itself.
+        source: Path or repo id of the checkpoint.
+        format: Format of the checkpoint, or the reason why it was not read.
+        weights: Number of values of all tensors.
+        bytes: Size of all tensors in bytes.
+        bytes_read: Number of bytes that were read.
+        bytes_downloaded: Number of bytes downloaded from the Hub, including headers; null for local files.
+        seconds: Duration of the scan.
+        findings: Findings, the most severe first.
+        tensors: Statistics by tensor, with the spectra of tensors that were read in full.
+        skipped: Tensors, spectra of matrices and files next to the weights that were not scanned, with the reason.
+        metadata: Metadata of a GGUF or ONNX file.
         embedding: Embedding by a SANE; null if none was requested.
         nearest: Nearest known networks.
     """
@@ -164,8 +166,8 @@ class ScanJson(TypedDict):
     """The JSON object that `--json` prints.
 
     Attributes:
-        scans: One per checkpoint.
-        failures: What of it makes the exit code 1, as sentences.
+        scans: Scan of each checkpoint.
+        failures: Sentences that explain why the exit code is 1.
     """
 
     scans: list[CheckpointJson]

@@ -42,15 +42,15 @@ class IndexSettings(CheckedSettings):
         "Networks: zoos, files, folders of checkpoints or Hub repo ids.", positional=True
     )
     output: Path = setting("New folder for the index.", short="-o")
-    zoos: list[str] = setting("Dataset ids of zoos on the Hub.", factory=list, option="--zoo", formerly="--zoos")
+    zoos: list[str] = setting("Zoos on the Hub (repo ids).", factory=list, option="--zoo", formerly="--zoos")
 
 
 class IndexJson(TypedDict):
     """The JSON object that `--json` prints.
 
     Attributes:
-        networks: Networks in the index.
-        skipped: What could not be read, and why.
+        networks: Number of networks in the index.
+        skipped: Sources that could not be read, with the reason.
     """
 
     networks: int
@@ -62,7 +62,7 @@ class IndexResult(Result):
     """An index of networks.
 
     Attributes:
-        index: The index.
+        index: Index of the networks.
         skipped: Networks without a fingerprint, with the reason.
     """
 
@@ -102,8 +102,8 @@ class SearchJson(TypedDict):
     """The JSON object that `--json` prints.
 
     Attributes:
-        digest: Fingerprint of the network: equal for equal weights in any order.
-        known: Networks in the index.
+        digest: Digest of the network, which is the same for equal weights in any order.
+        known: Number of networks in the index.
         neighbours: Nearest known networks.
     """
 
@@ -117,8 +117,8 @@ class SearchResult(Result):
     """Known networks similar to the query, sorted by distance.
 
     Attributes:
-        neighbours: The networks.
-        num_known: Networks in the index.
+        neighbours: Nearest known networks.
+        num_known: Number of networks in the index.
         digest: Digest of the query.
     """
 

@@ -68,7 +68,7 @@ class AlignmentSettings(CheckedSettings):
     """Setting that limits the memory for matching channels."""
 
     max_aligned: int = setting(
-        "Largest number of weights of networks whose channels are matched, since both are then in memory in double "
+        "Match channels only in networks of at most this many weights, since both are then in memory in double "
         "precision.",
         default=2 * 10**8,
         least=0,
@@ -90,7 +90,7 @@ class CodecSettings(CheckedSettings):
         "Tokens per window, including context; by default as in training.", default=None, least=1
     )
     halo_size: int = setting("Context tokens on each side of a window.", default=0)
-    batch_size: int = setting("Number of networks and of windows processed at a time.", default=64, least=1)
+    batch_size: int = setting("Number of networks, and of windows, to process at a time.", default=64, least=1)
 
     @property
     def windows(self) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class WorkerSettings(CheckedSettings):
     """Setting of workflows whose inputs are independent of each other."""
 
     workers: int = setting(
-        "Number of worker processes among which the inputs are divided, each with one thread.",
+        "Number of processes among which the inputs are divided, with one thread each.",
         default=1,
         least=1,
     )

@@ -25,7 +25,7 @@ SHOWN_PROPERTIES = ("test_accuracy", "validation_accuracy", "generalization_gap"
 class ShowZooSettings(CheckedSettings):
     """Settings of [`show_zoo`]."""
 
-    zoo: str | Path | Zoo = setting("Zoo folder or Hub dataset id.", positional=True, formerly="--zoo")
+    zoo: str | Path | Zoo = setting("Zoo (folder or Hub repo id).", positional=True, formerly="--zoo")
     config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
     revision: str | None = setting("Branch, tag or commit on the Hub.", default=None)
 
@@ -34,9 +34,9 @@ class TokensJson(TypedDict):
     """Tokens of networks of one layout.
 
     Attributes:
-        tokens: Tokens of a network.
-        token_dim: Weights in a token.
-        token_layout: How channels are cut into tokens.
+        tokens: Number of tokens of a network.
+        token_dim: Number of scalars per token.
+        token_layout: Name of the token layout.
     """
 
     tokens: int
@@ -48,10 +48,10 @@ class SplitJson(TypedDict):
     """A split of a zoo.
 
     Attributes:
-        networks: Networks, at all epochs.
-        runs: Training runs.
-        epochs: Epochs that are kept.
-        final: Smallest, median and largest value of properties at the last epoch; null if they are not known.
+        networks: Number of networks, at all epochs.
+        runs: Number of training runs.
+        epochs: Stored epochs.
+        final: Smallest, median and largest value of properties at the last epoch; null if unknown.
     """
 
     networks: int
@@ -66,9 +66,9 @@ class ZooJson(TypedDict):
     Attributes:
         name: Name of the zoo.
         architectures: Settings of each architecture.
-        layouts: Tokens of each layout.
-        excluded: Runs that were left out, and why.
-        is_aligned: Whether permutations onto a reference are stored.
+        layouts: Tokens of each layout of networks.
+        excluded: Runs that were left out, with the reason.
+        is_aligned: Whether permutations that align the networks to a reference are stored.
         splits: Networks by split.
     """
 
@@ -183,7 +183,7 @@ def open_zoos(
 
 
 def split_config(source: str) -> tuple[str, str | None]:
-    """Split `SOURCE:CONFIG` into folder or dataset id and configuration; an existing path is not split."""
+    """Split `SOURCE:CONFIG` into folder or repo id and configuration; an existing path is not split."""
     place, colon, config = source.rpartition(":")
     is_path = Path(source).exists() or "/" in config or "\\" in config
     return (source, None) if is_path or not place or not colon or not config else (place, config)
@@ -198,7 +198,7 @@ def show_zoo(zoo: str | Path | Zoo, **options: Any) -> ZooResult:
     """Describe a zoo.
 
     Args:
-        zoo: A zoo, its folder or its Hub dataset id.
+        zoo: A zoo, its folder or its Hub repo id.
         **options: Other fields of [`ShowZooSettings`].
     """
     return run_show_zoo(ShowZooSettings(zoo=zoo, **options))

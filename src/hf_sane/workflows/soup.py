@@ -62,14 +62,13 @@ class SoupSettings(WeightsSettings, ImageSettings, MetricSettings, TextSettings,
     output: Path | None = setting("New folder for the averaged model and its card.", short="-o", formerly="--out")
     method: str = setting(
         "Merge method: uniform averages all ingredients, greedy keeps those that help on held-out data. Plug-ins "
-        "can add "
-        "more.",
+        "can add more.",
         default="uniform",
         formerly=("--greedy=greedy", "--uniform=uniform"),
         choices=lambda: MERGE_METHODS,
     )
     data: str | ImageData | None = setting(
-        f"{IMAGE_KINDS}: validation images select, test images report.",
+        f"Images: {IMAGE_KINDS}. Validation images select networks, test images evaluate the soup.",
         default=None,
         option="--images",
         formerly="--data",
@@ -114,8 +113,8 @@ class IngredientJson(TypedDict):
     """An ingredient of a soup.
 
     Attributes:
-        weight: Its share.
-        held_out_score: Its own score on held-out data.
+        weight: Share of the ingredient.
+        held_out_score: Score of the ingredient alone on held-out data.
     """
 
     weight: float
@@ -126,10 +125,10 @@ class SoupJson(TypedDict):
     """The JSON object that `--json` prints; further fields are measurements of the soup.
 
     Attributes:
-        ingredients: What was averaged.
-        steps: What a greedy soup tried, in order.
+        ingredients: Averaged networks or adapters, by name.
+        steps: Ingredients that a greedy soup tried, in order.
         rank: Rank of an averaged adapter.
-        largest_relative_error_of_a_layer: What that rank loses.
+        largest_relative_error_of_a_layer: Largest relative error of a layer due to this rank.
     """
 
     ingredients: dict[str, IngredientJson]

@@ -78,10 +78,10 @@ class StartJson(TypedDict):
     """The JSON object that `--json` prints.
 
     Attributes:
-        kind: What the network that is kept was made from.
-        verdict: How the images were split, what is kept, and who wins, as sentences.
+        kind: Start of the network that was kept.
+        verdict: Sentences on the split of the images, the network that was kept, and the kind that wins.
         compared: Accuracy, loss and learning rate of each kind of start after fine-tuning.
-        before_fine_tuning: What the networks reach as they were sampled.
+        before_fine_tuning: Accuracy of the sampled networks before fine-tuning.
     """
 
     kind: Literal["sampled", "anchors", "scratch"]

@@ -37,10 +37,10 @@ class PushJson(TypedDict):
     """The JSON object that `--json` prints.
 
     Attributes:
-        repo_id: Repository.
+        repo_id: Repo id on the Hub.
         repo_type: `"model"` or `"dataset"`.
         commit: Address of the commit; null with --dry-run.
-        files: Bytes of each file.
+        files: Size of each file in bytes.
         removed: Files of the repository that are deleted.
     """
 
@@ -121,10 +121,10 @@ class PullJson(TypedDict):
     """The JSON object that `--json` prints.
 
     Attributes:
-        repo_id: Repository.
+        repo_id: Repo id on the Hub.
         repo_type: `"model"` or `"dataset"`.
         revision: Commit, or the requested branch or tag.
-        files: Bytes of each file.
+        files: Size of each file in bytes.
     """
 
     repo_id: str

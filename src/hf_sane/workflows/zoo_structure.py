@@ -31,16 +31,19 @@ PICTURE_NAME = "structure.png"
 class ZooStructureSettings(ModuleSettings, PlotSettings):
     """Settings of [`zoo_structure`]."""
 
-    zoo: str | Path | Zoo = setting("Zoo folder or Hub dataset id.", positional=True, formerly="--zoo")
+    zoo: str | Path | Zoo = setting("Zoo (folder or Hub repo id).", positional=True, formerly="--zoo")
     output: Path | None = setting("New folder for the run record and a plot.", default=None, short="-o")
     config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
     revision: str | None = setting("Branch, tag or commit on the Hub.", default=None)
     epoch: int | None = setting("Epoch to take from every run; by default the last.", default=None)
     since: int | None = setting(
-        "Use the change of the weights since this epoch instead of the weights; of children, since their ancestor's.",
+        "Use the change of the weights since this epoch instead of the weights; for children, the change from "
+        "their ancestor at this epoch.",
         default=None,
     )
-    limit: int | None = setting("Use at most this many training and held-out networks each.", default=None, least=3)
+    limit: int | None = setting(
+        "Use at most this many training networks, and at most as many held-out networks.", default=None, least=3
+    )
     align: bool = setting("Permute channels to match the first network.", default=True)
     seed: int = setting("Random seed for shuffles and confidence intervals.", default=0)
 
@@ -110,7 +113,7 @@ def zoo_structure(zoo: str | Path | Zoo, **options: Any) -> ZooStructureResult:
     ```
 
     Args:
-        zoo: A zoo of one architecture, its folder or Hub id.
+        zoo: A zoo of one architecture, its folder or Hub repo id.
         **options: Other fields of [`ZooStructureSettings`].
 
     Raises:

@@ -18,7 +18,7 @@ from hf_sane.workflows.compare import comparison_table
 from hf_sane.workflows.demo.plots import plot_finetuning, plot_overview
 from hf_sane.workflows.results import Result, Table
 
-LINEAR = ("linear_r2", "linear_accuracy_reconstructed")  # of the linear code with as many latents
+LINEAR = ("linear_r2", "linear_accuracy_reconstructed")  # of the linear code
 PROPERTY_TITLES = {
     "test_accuracy": "test accuracy",
     "epoch": "epoch",

@@ -54,23 +54,23 @@ class FieldSettings(ImageSettings):
         StrictDataclassClassValidationError: If a value is out of range.
     """
 
-    name: str | None = setting("Title of the zoo's card; by default the name of the images.", default=None)
+    name: str | None = setting("Title of the zoo's card; by default the name of the dataset.", default=None)
     images: str = setting(f"Images to fit: {IMAGE_KINDS}.", default="digits")
     train_limit: int | None = setting("Fit at most this many training images.", default=None, least=1)
     validation_limit: int | None = setting("Fit at most this many validation images.", default=None, least=1)
     test_limit: int | None = setting("Fit at most this many test images.", default=None, least=1)
     hidden_sizes: list[int] = setting("Widths of the hidden layers.", factory=lambda: [32, 32], least=1)
-    frequency: float = setting("Factor inside the sines.", default=30.0)
+    frequency: float = setting("Frequency factor inside the sines.", default=30.0)
     independent: bool = setting(
-        "Initialise every network on its own; by default all start from the same weights, so that they need no "
-        "alignment.",
+        "Initialise each network with different weights; by default all start from the same weights, so that they "
+        "need no alignment.",
         default=False,
     )
     steps: int = setting("Number of training steps of each network.", default=200)
-    batch_pixels: int | None = setting("Pixels of each step; by default all.", default=None, least=1)
-    learning_rate: float = setting("Learning rate of Adam at the first step.", default=2e-3)
+    batch_pixels: int | None = setting("Number of pixels per step; by default all.", default=None, least=1)
+    learning_rate: float = setting("Initial learning rate of Adam.", default=2e-3)
     group_size: int = setting(
-        "Number of networks to fit before they are saved; an interrupted fit continues from there.",
+        "Number of networks to fit before saving them; an interrupted run continues with the next group.",
         default=512,
         least=1,
     )

@@ -55,7 +55,7 @@ class ZooSettings(ImageSettings, ModuleSettings):
         StrictDataclassClassValidationError: If a value is out of range.
     """
 
-    name: str | None = setting("Title of the zoo's card; by default the name of the images.", default=None)
+    name: str | None = setting("Title of the zoo's card; by default the name of the dataset.", default=None)
     images: str = setting(f"Images to train on: {IMAGE_KINDS}.", default="digits")
     train_limit: int | None = setting("Use at most this many training images.", default=None, least=1)
     validation_limit: int | None = setting("Use at most this many validation images.", default=None, least=1)
@@ -72,21 +72,22 @@ class ZooSettings(ImageSettings, ModuleSettings):
     num_models: int = setting("Number of training runs.", default=128)
     epochs: int = setting("Number of passes over the training images.", default=50)
     keep_epochs: list[int] | None = setting(
-        f"Epochs to store; by default those of {', '.join(map(str, USUAL_EPOCHS))} that are reached. Children count "
-        "on from their ancestor.",
+        f"Epochs to store; by default those of {', '.join(map(str, USUAL_EPOCHS))} that are reached. Epochs "
+        "of children are counted from the start of their ancestor.",
         default=None,
     )
     children: int = setting(
-        "Number of further networks, which continue the training of one of the others, their ancestor, on shifted "
-        "images.",
+        "Number of additional networks (children), each of which continues the training of another one (its "
+        "ancestor) on shifted images.",
         default=0,
     )
     child_epochs: int = setting("Number of passes over the shifted images.", default=2, least=1)
     shifts: list[str] = setting(
-        f"Shifts to compose for each child: {', '.join(KINDS)}. Combinations are held out for validation and test.",
+        f"Shifts to compose for each child: {', '.join(KINDS)}. Some combinations are held out for validation and "
+        "test.",
         factory=lambda: list(KINDS),
     )
-    batch_size: int = setting("Batch size, per network.", default=32)
+    batch_size: int = setting("Batch size of each network.", default=32)
     momentum: float = setting("SGD momentum.", default=0.9)
     schedule: Literal["constant", "one_cycle"] = setting("Learning rate schedule.", default="constant")
     initializations: list[str] = setting(
@@ -113,13 +114,15 @@ class ZooSettings(ImageSettings, ModuleSettings):
     )
 
     max_abs_weight: float = setting(
-        "Leave out networks with a larger parameter at any stored epoch as diverged.", default=5.0
+        "Leave out networks as diverged if any parameter exceeds this absolute value at a stored epoch.", default=5.0
     )
     include_excluded: bool = setting("Keep diverged networks, which are listed in any case.", default=False)
     token_dim: int | None = setting(
         "Scalars per token; by default the length of the network's longest row.", default=None, least=1
     )
-    token_layout: str = setting("How weights are arranged in tokens: rowwise or dense.", default="rowwise")
+    token_layout: str = setting(
+        "Token layout: rowwise (one row per output channel), dense, or one added by a plug-in.", default="rowwise"
+    )
     batch_norm: Literal["tokens", "template"] = setting(
         "Whether BatchNorm tensors are tokenized or stored unchanged.", default="tokens"
     )
@@ -128,8 +131,8 @@ class ZooSettings(ImageSettings, ModuleSettings):
         factory=lambda: [0.7, 0.15, 0.15],
     )
     group_size: int = setting(
-        "Number of networks to train together; finished groups survive an interruption, and others are saved every "
-        "minute.",
+        "Number of networks to train together. Finished groups are kept if training is interrupted; the others are "
+        "saved every minute.",
         default=128,
     )
     train_evaluation_limit: int | None = setting(
@@ -205,7 +208,7 @@ class ZooSettings(ImageSettings, ModuleSettings):
 
     @property
     def last_epoch(self) -> int:
-        """Last epoch of any network, where children count on from their ancestor."""
+        """Last epoch of any network; those of children are counted from the start of their ancestor."""
         return self.epochs + (self.child_epochs if self.children else 0)
 
     @property

@@ -45,16 +45,15 @@ class ImportSettings(CheckedSettings):
         default=100,
     )
     folder: str | Path | None = setting(
-        "Import the networks below this folder: model folders (with model.safetensors or its index), and every "
-        "other checkpoint file on its own. File formats are detected by the first bytes. What trainers "
-        "log beside checkpoints becomes properties: params.json and result.json of Ray Tune, metrics.csv, "
-        "hparams.yaml and event files of Lightning and TensorBoard, trainer_state.json of Transformers. The folder "
-        "may also be a tar or zip archive.",
+        "Import the networks below this folder, or in a tar or zip archive: model folders (with model.safetensors "
+        "or its index), and every other checkpoint file on its own. File formats are detected by the first bytes. "
+        "Logs next to the checkpoints become properties: params.json and result.json of Ray Tune; metrics.csv, "
+        "hparams.yaml and event files of Lightning and TensorBoard; trainer_state.json of Transformers.",
         default=None,
     )
     files: list[str] = setting(
-        "Pattern of the files to import from each repository, such as '*/model.safetensors'; repeat the option for "
-        "several. By default the weights at its root, or otherwise every safetensors file.",
+        "Pattern of the files to import from each repository, such as '*/model.safetensors'. By default the "
+        "weights at its root, or otherwise every safetensors file. Repeat the option for several.",
         factory=list,
         split=False,
     )
@@ -62,7 +61,7 @@ class ImportSettings(CheckedSettings):
         "Read files of torch.save (with weights_only) if there is no safetensors file.", default=False
     )
     subfolder: str | None = setting(
-        "Subfolder with the weights, in every repository; below --folder, every folder of that name.", default=None
+        "Subfolder with the weights in each repository; with --folder, every subfolder of this name.", default=None
     )
     variant: str | None = setting("Variant of the weights, such as fp16 for model.fp16.safetensors.", default=None)
     key: str | None = setting("Name of the state dict in a training checkpoint, such as model_ema.", default=None)
@@ -71,10 +70,12 @@ class ImportSettings(CheckedSettings):
         default="500MB",
     )
     max_tokens: int | None = setting(
-        "Longest network, in tokens; for longer networks only the header is downloaded.", default=None
+        "Maximum length of a network in tokens; of longer networks, only the header is downloaded.", default=None
     )
     token_dim: int = setting("Scalars per token.", default=289)
-    token_layout: str = setting("How weights are arranged in tokens: 'rowwise' or 'dense'.", default="rowwise")
+    token_layout: str = setting(
+        "Token layout: rowwise (one row per output channel), dense, or one added by a plug-in.", default="rowwise"
+    )
     batch_norm: BatchNormStorage = setting(
         "Whether BatchNorm tensors are tokenized or stored unchanged.", default="tokens"
     )
@@ -95,11 +96,11 @@ class ImportSettings(CheckedSettings):
         default=None,
     )
     group_by: Grouping = setting(
-        "What must not be in two splits at once: a repository (a training run, if the properties or the pattern "
-        "name it; otherwise, in a folder, the files of one folder, and model "
-        "folders next to each other with names such as checkpoint-500 and best, which may be of one run), a "
-        "base_model (all repositories that it connects), an author (in a folder: its first subfolder), or only a "
-        "network, for files of independent runs.",
+        "Networks that are kept in the same split. 'repository': those of one repository, or of one training run "
+        "if the properties or the pattern name it; in a folder without such names, the files of each subfolder, "
+        "and neighbouring model folders with names such as checkpoint-500 and best, which may belong to one run. "
+        "'base_model': those of all repositories with a common base model. 'author': those of one author, or of "
+        "one first subfolder. 'network': each network on its own, for independent runs.",
         default="repository",
     )
     split_shares: list[float | int] = setting(

@@ -47,7 +47,8 @@ class WindowSettings(CheckedSettings):
         factory=lambda: ["aligned", "permuted"],
     )
     second_network: SecondNetwork = setting(
-        "Network of the second view: the same, or another checkpoint of its training run (same_run).", default="same"
+        "Network of the second view: the same network (same), or another checkpoint of its training run (same_run).",
+        default="same",
     )
     noise: float = setting("Standard deviation of the multiplicative noise N(1, noise) on every weight.", default=0.1)
     num_permutations: int = setting(
