@@ -252,6 +252,17 @@ def test_a_recurrent_module_runs_one_network_after_the_other_and_says_so(few, tm
     check_runs(zoo, Recurrent, few)
     assert zoo.alignment is None
     assert "the zoo is not aligned: Recurrent has no permutation symmetry" in caplog.text
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "latent_dim": 4}
+    run = {"max_steps": 1, "batch_size": 2, "log_with": "none", "progress_bar": False, "model": small}
+    caplog.clear()
+    sane = hf_sane.pretrain(zoo, **run, output=tmp_path / "run")
+    assert "the views 'aligned' and 'permuted' are therefore the original networks" in caplog.text
+    plain = hf_sane.pretrain(zoo, **run, views=["original", "original"], output=tmp_path / "plain")
+    assert sane.record.results["loss"] == pytest.approx(plain.record.results["loss"], rel=1e-4)
+    few_drawn = {"num_samples": 1, "num_candidates": 2, "bandwidth": 0.1, "unit": "latent_std"}
+    drawn = sane.sample(zoo, images=few, top_fraction=1, **few_drawn)
+    assert type(drawn[0]).__name__ == "Recurrent"
+    assert caplog.text.count("distances between networks do not allow for reordered channels: Recurrent has no") == 1
 
 
 def test_what_a_module_draws_is_the_same_after_an_interruption(own, few):
@@ -301,7 +312,8 @@ def test_texts_train_a_module_that_reads_them(tmp_path):
     zoo = hf_sane.build_zoo(module=Words, **options)
     assert {split.column("test_accuracy")[-1] for split in zoo.splits.values()} == {1.0}
     assert "images" not in zoo.facts.arguments
-    assert "- texts: dataset (42 train, 9 validation, 9 test; 2 classes)" in (tmp_path / "zoo/README.md").read_text()
+    card = " ".join((tmp_path / "zoo/README.md").read_text().split())
+    assert "- texts: dataset (42 train, 9 validation, 9 test; 2 classes)" in card
     with pytest.raises(ValueError, match="does not record where its texts and tokenizer came from; name them"):
         recorded_texts(zoo.facts)
 

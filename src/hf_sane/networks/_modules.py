@@ -70,6 +70,16 @@ class ModuleArchitecture:
             )
         return trace_permutations(copy.deepcopy(self.structure), _varied(self.example_inputs))
 
+    @cached_property
+    def provable_permutations(self) -> PermutationSpec | None:
+        """The symmetries from [`permutations`]; `None`, with a log message, if none can be proven."""
+        try:
+            return self.permutations
+        except ValueError as error:
+            reason = str(error).partition("\n")[0]
+            logger.warning("distances between networks do not allow for reordered channels: %s", reason)
+            return None
+
     def permutations_of(self, names: Iterable[str]) -> PermutationSpec:
         """Permutation symmetries of tensors, by names in the module or in its files; errors as for `permutations`."""
         own = {name: self._own_name(name) for name in names}
@@ -253,7 +263,7 @@ def registered_names() -> list[str]:
 def architecture_permutations(
     config: ZooConfig | nn.Module, names: Iterable[str] | None = None
 ) -> PermutationSpec | None:
-    """Symmetries of an architecture; `None` for a module that is not registered or has no example inputs.
+    """Symmetries of an architecture; `None` for a module that is not registered, or whose symmetries are not proven.
 
     Args:
         config: The architecture.
@@ -262,7 +272,7 @@ def architecture_permutations(
     if isinstance(config, ZooConfig):
         return permutation_spec(config)
     found = find_architecture(config)
-    if found is None or found.example_inputs is None:
+    if found is None or found.example_inputs is None or found.provable_permutations is None:
         return None
     return found.permutations if names is None else found.permutations_of(names)
 

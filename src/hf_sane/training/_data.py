@@ -13,6 +13,7 @@ from hf_sane.training._settings import PretrainSettings
 from hf_sane.zoo._alignment import align_zoo
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 from hf_sane.zoo._stream import ZooStream
+from hf_sane.zoo._symmetries import NoSymmetriesError, fixed_spec
 from hf_sane.zoo.windows._sampler import WindowSampler
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,11 @@ def _aligned(zoo: Zoo) -> Zoo:
         "the zoo %s is not aligned; aligning its networks for this run (hf-sane zoo align saves the permutations)",
         zoo.facts.name,
     )
-    return align_zoo(zoo)
+    try:
+        return align_zoo(zoo)
+    except NoSymmetriesError as error:
+        logger.warning("%s; the views 'aligned' and 'permuted' are therefore the original networks", error)
+        return align_zoo(zoo, specs={key: fixed_spec(layout) for key, layout in zoo.facts.parsed_layouts.items()})
 
 
 def _require_networks(counts: Sequence[int]) -> None:

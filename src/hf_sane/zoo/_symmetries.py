@@ -26,6 +26,10 @@ class UnknownSymmetriesError(ValueError):
     """Nothing describes the symmetries of an imported network."""
 
 
+class NoSymmetriesError(UnknownSymmetriesError):
+    """The code of networks is known, but no symmetry of it can be proven."""
+
+
 def network_spec(
     facts: ZooFacts,
     architecture: str,
@@ -45,6 +49,7 @@ def network_spec(
 
     Raises:
         UnknownSymmetriesError: If an imported network cannot be traced and no spec is given.
+        NoSymmetriesError: If a registered module cannot be traced, or has no symmetry.
         ValueError: If a spec does not fit the network.
     """
     structure = facts.parsed_layouts[layout]
@@ -60,7 +65,13 @@ def network_spec(
         facts.architectures[architecture]["config"], structure
     )
     if registered is not None and registered.example_inputs is not None:
-        return fit_spec(registered.permutations_of(structure.tensor_names), structure)
+        try:
+            spec = registered.permutations_of(structure.tensor_names)
+        except ValueError as error:
+            reason = str(error).partition("\n")[0]
+            remedy = "leave its networks as they are (hf-sane pretrain --views original,original)"
+            raise NoSymmetriesError(f"{reason}; {remedy}") from error
+        return fit_spec(spec, structure)
     try:
         return imported_spec(facts.architectures[architecture]["config"], structure)
     except (TypeError, ValueError) as error:
