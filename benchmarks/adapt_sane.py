@@ -78,7 +78,7 @@ class Experiment:
             arguments = PretrainSettings(
                 zoo=[self.zoo.facts.name],
                 output=str(folder),
-                pretrained=self.sane,
+                from_=self.sane,
                 views=["permuted"],
                 noise=self.noise,
                 max_steps=self.steps,

@@ -83,10 +83,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for seed in arguments.seeds:
         settings = {
             "seed": seed,
-            "anchor_fraction": 1.0,
+            "top_fraction": 1.0,
             "num_anchors": arguments.num_prompts,
             "num_candidates": arguments.num_candidates,
-            "num_kept": arguments.num_kept,
+            "num_samples": arguments.num_kept,
         }
         runs.append(one_seed(SANE(model, wider), zoo, data, settings, arguments.epochs))
     results = {

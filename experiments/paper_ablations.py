@@ -245,8 +245,8 @@ def measure(
         num_batches=sizes.conditioning_batches,
         reset=variant.condition != "keep",
     )
-    counts = {"num_candidates": sizes.num_candidates, "num_kept": sizes.num_kept}
-    options: dict[str, Any] = {"seed": seed, "bandwidths": BANDWIDTHS, **counts, **windows}
+    counts = {"num_candidates": sizes.num_candidates, "num_samples": sizes.num_kept}
+    options: dict[str, Any] = {"seed": seed, "bandwidth": BANDWIDTHS, **counts, **windows}
     compared = compare_samplers(source, sane, data, judge=judge, methods=REPORTED, **options)
     return {**results, "sampling": sample(compared)}
 

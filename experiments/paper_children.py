@@ -156,7 +156,7 @@ def train_codes(name: str, zoo: Zoo, family: Family, options: argparse.Namespace
             },
             views=["original"],
             noise=0.0,
-            num_epochs=options.epochs,
+            epochs=options.epochs,
             batch_size=32,
             eval_every_epochs=0,
             log_with="none",

@@ -123,7 +123,7 @@ def train_sane(zoo: Zoo, layout: Layout, start: str, options: argparse.Namespace
         },
         views=["original"],
         noise=0.0,
-        num_epochs=options.epochs,
+        epochs=options.epochs,
         batch_size=64,
         eval_every_epochs=0,
         log_with="none",

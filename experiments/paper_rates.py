@@ -58,7 +58,7 @@ def train_sane(zoo: Zoo, images: Path, latent_dim: int, folder: Path, options: a
             "window_size": layout.num_tokens,
             "max_positions": layout.max_positions,
         },
-        num_epochs=options.epochs,
+        epochs=options.epochs,
         batch_size=32,
         learning_rate=1e-3,
         behavior_weight=options.behavior_weight,

@@ -127,7 +127,7 @@ def pretrain_family(family: Family, zoos: dict[str, Zoo], images: Path, folder: 
         zoo=list(zoos),
         output=str(folder),
         model=model,
-        num_epochs=epochs,
+        epochs=epochs,
         batch_size=64,
         behavior_weight=family.behavior_weight,
         behavior_data=str(images / family.images) if family.behavior_weight else None,
@@ -248,7 +248,7 @@ def run_family(name: str, seed: int, options: argparse.Namespace) -> dict[str, A
         for part in missing:
             keep(part, found[part])
     if "sampling" not in results:
-        settings = {"seed": seed, "num_candidates": options.num_candidates, "num_kept": options.num_kept}
+        settings = {"seed": seed, "num_candidates": options.num_candidates, "num_samples": options.num_kept}
         found = sample_family(
             sane,
             zoos[family.sampled],

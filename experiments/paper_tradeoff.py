@@ -66,9 +66,9 @@ def run_family(name: str, seed: int, options: argparse.Namespace) -> dict[str, A
             judge=judge,
             methods=[*REFERENCES, *METHODS],
             seed=seed,
-            bandwidths=[bandwidth],
+            bandwidth=[bandwidth],
             num_candidates=options.num_candidates,
-            num_kept=options.num_kept,
+            num_samples=options.num_kept,
         )
         distances = compared.to_dict()
         rows = {

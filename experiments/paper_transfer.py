@@ -71,11 +71,11 @@ def run_study(name: str, seed: int, options: argparse.Namespace) -> dict[str, An
     settings = {
         "seed": seed,
         "num_anchors": study.num_anchors,
-        "anchor_epoch": study.epoch,
+        "epoch": study.epoch,
         # A single anchor has no spread, so the bandwidth is relative to the spread of all its latents.
         "unit": "latent_std" if study.num_anchors == 1 else "anchor_std",
         "num_candidates": options.num_candidates,
-        "num_kept": options.num_kept,
+        "num_samples": options.num_kept,
     }
     results = tables.sample_family(
         sane, zoo, data, settings, facts.training_recipe, condition=False, epochs=options.finetune_epochs

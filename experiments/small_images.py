@@ -43,7 +43,7 @@ ZOO: dict[str, Any] = {
 }
 MODEL: dict[str, Any] = {"hidden_size": 96, "num_hidden_layers": 3, "latent_dim": 64, "latent_noise": 0.1}
 PRETRAINING: dict[str, Any] = {
-    "num_epochs": 75,
+    "epochs": 75,
     "batch_size": 19,
     "eval_every_epochs": 0,
     "log_with": "none",

@@ -4,8 +4,8 @@ from dataclasses import MISSING
 from pathlib import Path
 
 from hf_sane.cli.verbs import GROUPS, VERBS, ZOO_VERBS
-from hf_sane.records._settings import default_of, option_name
-from hf_sane.workflows.command_line import OLD_SPELLINGS_END, _former_spellings, _shown, own_options
+from hf_sane.records._settings import FORMER_NAMES_END, default_of, option_name
+from hf_sane.workflows.command_line import _former_spellings, _shown, own_options
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "command_line.md"
 START = "## Verbs\n"
@@ -48,9 +48,12 @@ def former_spellings(named):
         f"| `{old.replace('=', ' ')}` | `{new.replace('=', ' ')}` | {', '.join(sorted(names))} |"
         for (old, new), names in sorted(found.items())
     ]
-    intro = f"These work until version {OLD_SPELLINGS_END}, with a message that names the new spelling."
+    intro = [
+        f"These work until version {FORMER_NAMES_END}, with a message that names the new spelling, also as names of",
+        "arguments in Python and of settings in `run.yaml`.",
+    ]
     header = ("| former | now | verbs |", "| --- | --- | --- |")
-    return ["### Former spellings", "", intro, "", *header, *rows]
+    return ["### Former spellings", "", *intro, "", *header, *rows]
 
 
 def by_hand():

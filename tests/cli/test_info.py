@@ -33,7 +33,7 @@ def test_layers_add_up_and_agree_with_the_tokenizer(tmp_path, hf_sane_command):
     network.save_pretrained(tmp_path)
     extractor = SANEFeatureExtractor(token_dim=36, token_layout="dense", batch_norm="template", normalization="none")
     extractor.save_pretrained(tmp_path / "extractor")
-    facts = json.loads(hf_sane_command("info", tmp_path, "--extractor", tmp_path / "extractor", "--json").output)
+    facts = json.loads(hf_sane_command("info", tmp_path, "--sane", tmp_path / "extractor", "--json").output)
     layout = extractor.layout(tmp_path)
     assert [layer["name"] for layer in facts["layers"]] == [layer.name for layer in layout.layers]
     assert sum(layer["tokens"] for layer in facts["layers"]) == facts["total"]["tokens"] == layout.num_tokens

@@ -26,7 +26,7 @@ NEEDED = {
     "compare": {"sane": "sane", "zoo": "zoo"},
     "demo": {"output": Path("out")},
     "doctor": {},
-    "diff": {"first": "a", "other": "b"},
+    "diff": {"checkpoint": "a", "other": "b"},
     "embed": {"sane": "sane", "checkpoints": ["a"], "output": "out"},
     "explore": {"source": "a"},
     "finetune": {"networks": ["a"], "output": "out"},
@@ -34,7 +34,7 @@ NEEDED = {
     "import": {"repos": ["a/b"], "output": "out"},
     "index": {"sources": ["a"], "output": "out"},
     "info": {"checkpoint": "a"},
-    "lineage": {"sources": ["a", "b"]},
+    "lineage": {"checkpoints": ["a", "b"]},
     "linear": {"zoo": ["zoo"], "output": "out"},
     "mix": {"zoos": ["a=b"], "output": "out"},
     "pretrain": {"zoo": ["zoo"], "output": "out"},
@@ -44,12 +44,12 @@ NEEDED = {
     "reconstruct": {"sane": "sane", "zoo": ["zoo"], "images": "digits"},
     "regions": {"zoo": ["zoo"], "output": "out", "plots": False},
     "sample": {"sane": "sane", "zoo": "zoo", "output": "out"},
-    "scan": {"sources": ["a"]},
-    "search": {"query": "a", "index": "b"},
+    "scan": {"checkpoints": ["a"]},
+    "search": {"checkpoint": "a", "index": "b"},
     "show": {"zoo": "zoo"},
     "start": {"images": "digits", "output": "out"},
     "structure": {"zoo": "zoo", "plots": False},
-    "soup": {"ingredients": ["a", "b"], "output": "out"},
+    "soup": {"networks": ["a", "b"], "output": "out"},
 }
 MAY_BE = [("build", "max_abs_weight", inf)]  # all finite networks are kept
 
@@ -109,10 +109,10 @@ def test_values_take_the_form_that_fields_expect():
     with pytest.raises(TypeError, match="expected batch_size to be a whole number, got True"):
         ProbeSettings(sane="sane", zoo="a", batch_size=True)
     with pytest.raises(TypeError, match="expected seed to be a whole number, got None"):
-        SoupSettings(ingredients="a", output=None, seed=None)
-    probed = ProbeSettings(sane="sane", zoo="a", output="out", aligned=None, halo_size=np.int64(2))
-    assert (probed.output, probed.aligned, probed.halo_size) == (Path("out"), None, 2)
-    assert SoupSettings(ingredients="a", output=None, data=Path("images")).data == "images"
+        SoupSettings(networks="a", output=None, seed=None)
+    probed = ProbeSettings(sane="sane", zoo="a", output="out", align=None, halo_size=np.int64(2))
+    assert (probed.output, probed.align, probed.halo_size) == (Path("out"), None, 2)
+    assert SoupSettings(networks="a", output=None, images=Path("images")).images == "images"
 
 
 def test_one_value_is_a_list_of_one():
@@ -123,7 +123,7 @@ def test_one_value_is_a_list_of_one():
     assert all(issubclass(settings, CheckedSettings) for settings in with_lists)
     probed = ProbeSettings(sane="sane", zoo="a", transfer="zoo", properties=("epoch",))
     assert (probed.transfer, probed.properties, probed.poolings) == (["zoo"], ["epoch"], ["all"])
-    assert SoupSettings(ingredients=Path("a"), output=None).ingredients == [Path("a")]
+    assert SoupSettings(networks=Path("a"), output=None).networks == [Path("a")]
     built = BuildZooSettings(output="out", keep_epochs=range(3), learning_rate=0.1)
     assert (built.keep_epochs, built.learning_rate) == ([0, 1, 2], [0.1])
     mapped = RegionsSettings(zoo=Path("zoo"), output=None, plots=False, splits={"train"})

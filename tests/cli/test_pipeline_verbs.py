@@ -160,7 +160,7 @@ def test_probe_prints_and_saves_the_same_table(tiny_sane_folder, tiny_zoo_folder
 def test_spectra_are_one_more_baseline_on_request(
     tiny_sane_folder, tiny_zoo, tiny_zoo_folder, tmp_path, hf_sane_command
 ):
-    arguments = ("probe", "--sane", tiny_sane_folder, "--zoo", tiny_zoo_folder, "--poolings", "mean", "--spectral")
+    arguments = ("probe", "--sane", tiny_sane_folder, "--zoo", tiny_zoo_folder, "--poolings", "mean", "--spectra")
     assert "spectral_features" in hf_sane_command(*arguments, "--output", tmp_path).output
     row = RunRecord.load(tmp_path / "run.json").results["probe"]["epoch"]
     matrices = [tensor for tensor in tiny_zoo.splits["test"].state_dict(0).values() if tensor.ndim > 1]
@@ -316,7 +316,7 @@ def test_the_demo_passes_its_settings_on(tmp_path, monkeypatch, hf_sane_command)
     (settings,) = calls
     assert settings.output == tmp_path / "out"
     assert settings.seed == 3
-    assert settings.bandwidths == [0.1, 0.2]
+    assert settings.bandwidth == [0.1, 0.2]
 
 
 def test_features_of_several_lengths_do_not_stack():

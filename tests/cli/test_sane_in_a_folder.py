@@ -47,7 +47,7 @@ def test_every_verb_takes_it(source, repo, tiny_zoo_folder, hf_sane_command, tmp
     hf_sane_command("embed", network, *where, "-o", "embedded")
     hf_sane_command("probe", *where, *from_zoo, "--poolings", "mean")
     hf_sane_command("analyze", network, *where, "--min-values", 3, "--num-bootstrap", 0, "--no-plots")
-    shown = hf_sane_command("info", network, "--extractor", source, "--sane-subfolder", "deep/model", "--json")
+    shown = hf_sane_command("info", network, "--sane", source, "--sane-subfolder", "deep/model", "--json")
     assert json.loads(shown.output)["total"]["tokens"] == 52
     hf_sane_command(
         *("pretrain", *from_zoo, "--from", source, "--from-subfolder", "deep/model", "-o", "run"),
@@ -64,4 +64,4 @@ def test_what_is_not_there_is_said_with_what_to_do(repo, hf_sane_command):
     said = hf_sane_command("embed", "x", "--sane", "local", "--sane-subfolder", "a", "-o", "e", exit_code=2).stderr
     assert said.startswith("hf-sane: no such file or folder: local/a (tried ")
     with pytest.raises(StrictDataclassError, match="a subfolder .* needs a SANE to continue from"):
-        hf_sane.pretrain("zoo", output="run", pretrained_subfolder="deep/model")
+        hf_sane.pretrain("zoo", output="run", from_subfolder="deep/model")

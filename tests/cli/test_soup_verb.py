@@ -157,25 +157,23 @@ def test_batch_norm_is_re_estimated_on_request(tmp_path, hf_sane_command):
     config = cifar_resnet(20, width=2, num_channels=1)
     for index in range(2):
         build_model(config).save_pretrained(tmp_path / "in" / f"{index}")
-    for flag in ("--recalibrate", "--no-recalibrate"):
+    for flag in ("--condition", "--no-condition"):
         hf_sane_command(
             "soup",
             tmp_path / "in",
             flag,
-            "--recalibration-batches",
+            "--condition-batches",
             3,
             "--images",
             "digits",
             "-o",
             tmp_path / flag,
         )
-    with_, without = (
-        load_file(tmp_path / flag / "model.safetensors") for flag in ("--recalibrate", "--no-recalibrate")
-    )
+    with_, without = (load_file(tmp_path / flag / "model.safetensors") for flag in ("--condition", "--no-condition"))
     differing = {name for name in with_ if not torch.equal(with_[name], without[name])}
     assert differing
     assert all(name.endswith(("running_mean", "running_var", "num_batches_tracked")) for name in differing)
-    assert "re-estimated from training images" in (tmp_path / "--recalibrate" / "README.md").read_text()
+    assert "re-estimated from training images" in (tmp_path / "--condition" / "README.md").read_text()
 
 
 def test_a_foreign_architecture_keeps_its_processor_and_dtype(tmp_path, hf_sane_command, monkeypatch):
@@ -279,7 +277,7 @@ def test_an_adapter_without_a_base_needs_one(adapters, tmp_path, hf_sane_command
             ),
             "a greedy soup is selected on held-out data, got none",
         ),
-        (("--recalibrate",), "re-estimated from training images, got none"),
+        (("--condition",), "re-estimated from training images, got none"),
         (("--rank", 2), "--rank and --base are for LoRA adapters"),
         (("--base", "someone/base"), "--rank and --base are for LoRA adapters"),
     ],
@@ -310,7 +308,7 @@ def test_ingredients_that_do_not_fit_are_refused(folder, adapters, tmp_path, hf_
     assert "has no config.json, so its architecture is unknown" in refused(*files)
     assert "no such file or folder" in refused(one, tmp_path / "missing")
     with_adapters = hf_sane_command("soup", adapters / "in", "--align", "-o", tmp_path / "soup", exit_code=2)
-    assert "adapters of one base model need no alignment" in with_adapters.stderr
+    assert "adapters of one base model need neither --align nor --condition" in with_adapters.stderr
 
 
 def test_folders_of_networks_are_opened(folder, local_hub):

@@ -192,7 +192,7 @@ def test_what_stops_a_run_is_said_before_it_begins(imported, sane, tmp_path, hf_
         said = refused("--views", views, "--statistics-by-kind")
         assert "are unknown (expected a Transformers configuration next to the weights, got model_type='None'" in said
         assert "); pass their code: hf_sane.register_architecture(" in said
-    aligned = ("embed", "--sane", sane, "--zoo", imported[0], "--output", tmp_path / "y", "--aligned")
+    aligned = ("embed", "--sane", sane, "--zoo", imported[0], "--output", tmp_path / "y", "--align")
     assert "expected an aligned zoo" in hf_sane_command(*aligned, exit_code=2).stderr
 
 

@@ -112,7 +112,7 @@ def test_a_soup_and_networks_of_a_zoo_know_their_classes(tmp_path):
     assert networks[0].config.id2label == {0: "ant", 1: "bee"}
     for index, network in enumerate(networks):
         network.save_pretrained(tmp_path / f"{index}")
-    hf_sane.soup([tmp_path / "0", tmp_path / "1"], data=data, output=tmp_path / "soup")
+    hf_sane.soup([tmp_path / "0", tmp_path / "1"], images=data, output=tmp_path / "soup")
     processor = AutoImageProcessor.from_pretrained(tmp_path / "soup")
     assert (processor.size, processor.num_channels) == (8, 1)
     assert tuple(processor.image_mean) == data.mean

@@ -49,8 +49,8 @@ DEMO = {
     "latent_dim": 8,
     "pretrain_epochs": 1,
     "num_candidates": 4,
-    "num_kept": 2,
-    "bandwidths": [0.1],
+    "num_samples": 2,
+    "bandwidth": [0.1],
 }
 
 

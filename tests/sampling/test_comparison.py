@@ -33,7 +33,7 @@ from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo._alignment import align_zoo, aligned_tokens
 from hf_sane.zoo.building._build import build_zoo
 
-SETTINGS = {"bandwidths": [0.1, 0.5], "num_candidates": 8, "num_kept": 2, "anchor_fraction": 0.5}
+SETTINGS = {"bandwidth": [0.1, 0.5], "num_candidates": 8, "num_samples": 2, "top_fraction": 0.5}
 
 
 def small_codec(zoo):
@@ -61,7 +61,7 @@ def test_every_method_gives_as_many_networks(tiny_zoo, digits):
     )
     assert tuple(samples.methods) == tuple(METHODS)
     assert all(networks.num_models == 2 for networks in samples.methods.values())
-    assert samples.bandwidth in SETTINGS["bandwidths"]
+    assert samples.bandwidth in SETTINGS["bandwidth"]
     assert samples.facts["num_anchors"] == len(samples.anchor_ids) == 4
     training = aligned_tokens(tiny_zoo.splits["train"])
     nearest, rebuilt, pairwise = measure_distances(codec, training, samples.methods, linear=samples.linear).values()
@@ -88,14 +88,14 @@ def test_the_linear_code_is_sampled_as_the_sane_is(tiny_zoo, digits):
     codec, judge = small_codec(tiny_zoo), Judge.of_images(*digits.split("validation"))
     samples = draw_samples(codec, tiny_zoo, judge, ComparisonSettings(**SETTINGS), methods=["linear_reconstructed"])
     assert list(samples.methods) == ["linear_reconstructed"]
-    assert samples.facts["linear"]["bandwidth"] in SETTINGS["bandwidths"]
+    assert samples.facts["linear"]["bandwidth"] in SETTINGS["bandwidth"]
     anchors = aligned_tokens(tiny_zoo.splits["train"].final_epochs())
     found = codec.tokens(samples.methods["linear_reconstructed"])  # nothing is lost: these are the two best runs
     assert rms_distances(found.flatten(1), anchors.flatten(1)).amin(dim=1) == pytest.approx(0, abs=1e-5)
 
 
 def test_few_prompts_of_an_early_epoch(tiny_zoo, digits):
-    settings = ComparisonSettings(**{**SETTINGS, "num_kept": 4, "num_anchors": 3, "anchor_epoch": 3})
+    settings = ComparisonSettings(**{**SETTINGS, "num_samples": 4, "num_anchors": 3, "epoch": 3})
     samples = draw_samples(small_codec(tiny_zoo), tiny_zoo, Judge.of_images(*digits.split("validation")), settings)
     assert len(samples.anchor_ids) == 3
     anchors = samples.methods["anchors"]
@@ -126,7 +126,7 @@ def test_batch_norm_is_conditioned_for_all_but_trained_networks(digits, tmp_path
     for name, images in {"plain": None, "conditioned": digits.train_images}.items():
         shown = [part[:20] for part in digits.split("validation")]
         judge = Judge.of_images(*shown, conditioning_images=images, num_batches=2, batch_size=8)
-        settings = ComparisonSettings(anchor_fraction=1.0, bandwidths=[0.1], num_candidates=4, num_kept=2)
+        settings = ComparisonSettings(top_fraction=1.0, bandwidth=[0.1], num_candidates=4, num_samples=2)
         found[name] = draw_samples(codec, zoo, judge, settings).methods
     for method in METHODS.keys() - {"nearest_training"}:  # others are near to other samples
         name = "bn1.running_var" if "bn1.running_var" in found["plain"][method].tensors else None
@@ -212,7 +212,7 @@ def test_a_permuted_training_network_is_at_no_distance(num_training, codec, raw_
 
 
 def test_settings_out_of_range():
-    with pytest.raises(StrictDataclassClassValidationError, match="num_kept <= num_candidates / 2, got 5 and 8"):
-        ComparisonSettings(num_kept=5, num_candidates=8)
-    with pytest.raises(StrictDataclassClassValidationError, match="expected bandwidths > 0"):
-        ComparisonSettings(bandwidths=[0.0, 0.1])
+    with pytest.raises(StrictDataclassClassValidationError, match="got num_samples=5 and num_candidates=8"):
+        ComparisonSettings(num_samples=5, num_candidates=8)
+    with pytest.raises(StrictDataclassClassValidationError, match="expected bandwidth > 0"):
+        ComparisonSettings(bandwidth=[0.0, 0.1])

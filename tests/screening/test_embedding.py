@@ -84,7 +84,7 @@ def test_of_a_sample_it_is_as_near_as_its_error_says(token_layout, tmp_path, mon
 @pytest.mark.parametrize("makes", [lambda zoo, folder: zoo, lambda zoo, folder: folder], ids=["a zoo", "embeddings"])
 def test_the_nearest_of_an_index_is_the_network_itself(makes, tiny_zoo, tiny_zoo_folder, tmp_path):
     autoencoder = sane(token_dim=73)
-    embedded = hf_sane.embed(tiny_zoo, autoencoder, output=tmp_path / "index", aligned=False, plots=False)
+    embedded = hf_sane.embed(tiny_zoo, autoencoder, output=tmp_path / "index", align=False, plots=False)
     assert embedded.splits
     split = tiny_zoo.splits["test"]
     save_file(split.state_dict(0), tmp_path / "unknown.safetensors")

@@ -47,10 +47,10 @@ def settings(output, sane_folder, **changes):
     defaults = {
         "zoo": ["unused"],
         "output": str(output),
-        "pretrained": str(sane_folder),
+        "from_": str(sane_folder),
         "lora": True,
         "lora_rank": 2,
-        "lora_base": "org/sane",
+        "base": "org/sane",
         "batch_size": 8,
         "max_steps": 6,
         "learning_rate": 1e-2,
@@ -176,28 +176,28 @@ def test_behavioural_loss_and_recomputed_activations_work_with_an_adapter(tmp_pa
 def test_the_base_is_the_id_that_was_given(sane_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     needed = {"zoo": ["zoo"], "output": "run", "lora": True}
-    assert PretrainSettings(**needed, pretrained="org/sane").base_model == "org/sane"
-    assert PretrainSettings(**needed, pretrained=str(sane_folder)).base_model is None
-    assert PretrainSettings(**needed, pretrained=str(sane_folder), lora_base="org/sane").base_model == "org/sane"
+    assert PretrainSettings(**needed, from_="org/sane").base_model == "org/sane"
+    assert PretrainSettings(**needed, from_=str(sane_folder)).base_model is None
+    assert PretrainSettings(**needed, from_=str(sane_folder), base="org/sane").base_model == "org/sane"
     flags = (
         "--zoo zoo --output_dir run --lora --from org/sane --lora-rank 3 --lora_alpha 5 --lora-targets q_proj v_proj"
     )
     parsed = parse_settings(PretrainSettings, flags.split(), name="pretrain.py")
-    assert (parsed.pretrained, parsed.lora, parsed.lora_rank, parsed.lora_alpha) == ("org/sane", True, 3, 5.0)
+    assert (parsed.from_, parsed.lora, parsed.lora_rank, parsed.lora_alpha) == ("org/sane", True, 3, 5.0)
     assert parsed.lora_targets == ["q_proj", "v_proj"]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pretrained": None}, r"lora needs a pretrained model to adapt; give its folder or Hub repo id \(--from\)"),
+        ({"from_": None}, r"lora needs a pretrained model to adapt; give its folder or Hub repo id \(--from\)"),
         ({"lora_targets": []}, r"expected names of modules in lora_targets, got none; such as \['q_proj'"),
         ({"lora_rank": 0}, "lora_rank must be at least 1, got 0"),
         ({"lora_alpha": 0.0}, "lora_alpha must be positive, got 0.0"),
-        ({"lora_base": "/a/local/path"}, "expected the Hub repo id of the base model, got '/a/local/path'"),
+        ({"base": "/a/local/path"}, "expected the Hub repo id of the base model, got '/a/local/path'"),
     ],
 )
 def test_settings_that_make_no_adapter(changes, message):
-    defaults = {"zoo": ["zoo"], "output": "run", "lora": True, "pretrained": "org/sane"}
+    defaults = {"zoo": ["zoo"], "output": "run", "lora": True, "from_": "org/sane"}
     with pytest.raises(StrictDataclassClassValidationError, match=message):
         PretrainSettings(**defaults | changes)

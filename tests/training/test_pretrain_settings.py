@@ -26,7 +26,7 @@ def test_flags_and_keywords_give_the_same_arguments():
         zoo=["a", "b"],
         output="run",
         noise=0.5,
-        num_epochs=3,
+        epochs=3,
         progress_bar=False,
         views=["aligned"],
         max_steps=7,
@@ -56,7 +56,7 @@ def test_model_settings_come_as_dictionary_json_or_file(tmp_path):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"noise": "0.1"}, {"num_epochs": 2.0}, {"mixed_precision": "fp16"}, {"behavior_loss": "l1"}, {"zoo": 5}],
+    [{"noise": "0.1"}, {"epochs": 2.0}, {"mixed_precision": "fp16"}, {"behavior_loss": "l1"}, {"zoo": 5}],
 )
 def test_wrong_types_raise(wrong):
     with pytest.raises((TypeError, ValueError, StrictDataclassFieldValidationError), match=next(iter(wrong))):
@@ -66,7 +66,7 @@ def test_wrong_types_raise(wrong):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"num_epochs": 0}, "num_epochs must be at least 1, got 0"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"keep_checkpoints": 0}, "keep_checkpoints must be at least 1"),
         ({"halo_size": -1}, "halo_size must not be negative, got -1"),

@@ -87,7 +87,7 @@ def weights(result):
 
 
 def test_it_learns_and_leaves_a_loadable_folder(tmp_path, zoo_folder):
-    arguments = settings(tmp_path / "run", zoo=[str(zoo_folder)], max_steps=None, num_epochs=40, noise=0.05)
+    arguments = settings(tmp_path / "run", zoo=[str(zoo_folder)], max_steps=None, epochs=40, noise=0.05)
     losses = []
     result = pretrain(arguments, on_step=lambda _, loss: losses.append(loss))
     assert result.steps == len(losses) == 40 * math.ceil(28 / 8)
@@ -284,7 +284,7 @@ def test_noise_on_latents_reaches_the_behavioural_loss(tmp_path, zoo):
 def test_continuing_from_a_trained_model(tmp_path, zoo):
     _, first = train(settings(tmp_path / "first", max_steps=60), zoo)
     fresh, _ = train(settings(tmp_path / "fresh", max_steps=2), zoo)
-    changes = {"pretrained": str(first.folder), "model": {"latent_noise": 0.0}, "max_steps": 2}
+    changes = {"from_": str(first.folder), "model": {"latent_noise": 0.0}, "max_steps": 2}
     changes["normalization"] = "robust"  # for a new weight tokenizer; this run goes on with the old one
     continued, result = train(settings(tmp_path / "second", **changes), zoo)
     assert continued[0] < fresh[0]

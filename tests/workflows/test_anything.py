@@ -83,7 +83,7 @@ def test_a_zoo_is_embedded_from_its_folder(sane, tiny_zoo, tiny_zoo_folder):
 
 
 def test_other_workflows_take_folders(sane, sane_folder, tiny_zoo, tiny_zoo_folder, digits, network):
-    settings = {"num_candidates": 4, "num_kept": 2, "bandwidths": [0.1]}
+    settings = {"num_candidates": 4, "num_samples": 2, "bandwidth": [0.1]}
     calls = {
         "compare": lambda zoo, sane: hf_sane.compare_samplers(zoo, sane, digits, methods=["anchors"], **settings),
         "reconstruct": lambda zoo, sane: hf_sane.reconstruct({"zoo": zoo}, sane, digits),

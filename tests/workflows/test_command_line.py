@@ -1,6 +1,9 @@
 """Options from a settings dataclass: every kind of field, only what was given, old spellings, errors."""
 
-from dataclasses import dataclass, fields
+import keyword
+import re
+from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,15 +11,17 @@ import pytest
 import typer
 
 from hf_sane.cli.verbs import VERBS, ZOO_VERBS
+from hf_sane.records._run_files import read_run_file
 from hf_sane.records._run_record import RunRecord
-from hf_sane.records._settings import option_name, setting
+from hf_sane.records._settings import FORMER_NAMES_END, option_name, setting
 from hf_sane.training._settings import PretrainSettings
-from hf_sane.workflows.command_line import OLD_SPELLINGS_END, run_workflow
+from hf_sane.workflows.command_line import own_options, run_workflow
 from hf_sane.workflows.probe import ProbeSettings
 from hf_sane.workflows.results import Result, Table
 from hf_sane.workflows.soup import SoupSettings
 
 USAGE_ERROR: Any = typer.BadParameter.__base__
+ENTRIES = [(verb.name, entry) for verb in (*VERBS, *ZOO_VERBS) for entry in own_options(verb.load()[0])]
 
 
 @dataclass(kw_only=True)
@@ -36,7 +41,7 @@ class Settings(Inherited):
     rate: float = setting("How fast.", default=0.5)
     choice: Literal["a", "b"] = setting("One of two.", default="a")
     switch: bool = setting("On or off.", default=True)
-    maybe: bool | None = setting("On, off or chosen.", default=None)
+    maybe: bool | None = setting("On, off or chosen.", default=None, formerly="--perhaps")
     numbers: list[int] = setting("Several.", factory=lambda: [1, 2])
     paths: list[str] = setting("Places.", factory=list, split=False)
     model: dict[str, Any] | str | None = setting("As JSON.", default=None)
@@ -109,13 +114,15 @@ def test_options_become_fields(argv, expected, capsys):
         (("--output-dir", "x"), {"output": Path("x")}, "--output-dir is now --output"),
         (("--switch", "False"), {"switch": False}, "--switch False is now --no-switch"),
         (("--no_maybe",), {"maybe": False}, "--no_maybe is now --no-maybe"),
+        (("--perhaps",), {"maybe": True}, "--perhaps is now --maybe"),
+        (("--no-perhaps",), {"maybe": False}, "--no-perhaps is now --no-maybe"),
         (("--numbers", 3, 4, "--rate", 1), {"numbers": [3, 4], "rate": 1.0}, "--numbers 3 4 is now --numbers 3,4"),
         (("--paths", "a", "b,c"), {"paths": ["a", "b,c"]}, "repeat --paths"),
     ],
 )
 def test_old_spellings_work_and_say_what_to_use(argv, expected, note, capsys):
     assert changed(*argv) == expected
-    assert f"hf-sane verb: {note}; the old spelling works until version {OLD_SPELLINGS_END}" in capsys.readouterr().err
+    assert f"hf-sane verb: {note}; the old spelling works until version {FORMER_NAMES_END}" in capsys.readouterr().err
 
 
 def test_arguments_without_a_name_keep_their_commas():
@@ -156,16 +163,88 @@ def test_help_shows_own_options_first_with_defaults(capsys):
     assert "How many.  [default: 3]" in " ".join(shown.split()).replace("How many. [", "How many.  [")
 
 
-def test_one_spelling_everywhere():
-    """The same idea is the same option of every verb, and Python takes what the command line takes."""
-    entries = [entry for verb in (*VERBS, *ZOO_VERBS) for entry in fields(verb.load()[0])]
-    names = {option_name(entry) for entry in entries if not entry.metadata["positional"]}
-    former = {old for entry in entries for old in entry.metadata["formerly"]}
-    assert {"--bandwidths", "--num-kept", "--anchor-epoch", "--num-epochs", "--data", "--config"} <= former
+def test_former_spellings_are_no_current_ones():
+    names = {option_name(entry) for _, entry in ENTRIES if not entry.metadata["positional"]}
+    former = {old for _, entry in ENTRIES for old in entry.metadata["formerly"]}
+    assert {
+        "--bandwidths",
+        "--num-kept",
+        "--anchor-epoch",
+        "--num-epochs",
+        "--data",
+        "--config",
+        "--aligned",
+    } <= former
     assert names & former == {"--zoo"}  # which is positional in the verbs of `hf-sane zoo`
-    trained = PretrainSettings(zoo="zoo", output="run", epochs=2)
-    assert trained == PretrainSettings(zoo="zoo", output="run", num_epochs=2)
-    assert SoupSettings(ingredients="a", output=None, images="digits").data == "digits"
-    assert ProbeSettings(sane="sane", zoo="zoo", zoo_config="mnist").config == "mnist"
+
+
+# Options whose names are alike and whose meanings differ; all others whose names are alike have one meaning.
+DIFFERENT = [
+    {"--epoch", "--epochs"},  # one of a run; their number
+    {"--groups", "--grouping"},  # coarser levels of a label; tokens that share components
+    {"--hidden-size", "--hidden-sizes"},  # of a SANE; of the layers of an implicit network
+    {"--method", "--methods"},  # one; those to compare
+    {"--optimizer", "--optimizers"},  # one; those to draw from
+    {"--rank", "--ranks"},  # of an adapter; of networks
+]
+
+
+def stem(word):
+    """A word without endings: `align` for `aligned`, `spectra` for `spectral`."""
+    return re.sub(r"(ed|ing|ion|es|s|e|l)$", "", word)
+
+
+def test_one_meaning_has_one_spelling():
+    alike, meant = defaultdict(set), defaultdict(set)
+    for _, entry in ENTRIES:
+        if not entry.metadata["positional"]:
+            alike["-".join(map(stem, option_name(entry)[2:].split("-")))].add(option_name(entry))
+        meant[entry.metadata["help"]].add(option_name(entry))
+    assert sorted(map(sorted, (names for names in alike.values() if len(names) > 1))) == list(map(sorted, DIFFERENT))
+    assert [names for names in meant.values() if len(names) > 1] == []
+
+
+def test_fields_and_options_are_one_word():
+    for verb, entry in ENTRIES:
+        assert entry.name == option_name(entry)[2:].replace("-", "_") + "_" * entry.name.endswith("_"), verb
+        assert entry.name.endswith("_") == keyword.iskeyword(entry.name.rstrip("_")), verb
+
+
+def test_positional_arguments_are_named_by_what_they_take():
+    """One in the singular, several in the plural; `other` is what the first is compared with."""
+    taken = {}
+    for verb, entry in ENTRIES:
+        if entry.metadata["positional"]:
+            noun = {"other": "checkpoint", "repo_id": "on the hub", "repos": "repositor", "source": "zoo"}
+            named = noun.get(entry.name, entry.name.removesuffix("s"))
+            assert named in entry.metadata["help"].lower(), (verb, entry.name)
+            assert entry.name.endswith("s") == ("list[" in str(entry.type)), (verb, entry.name)
+            taken.setdefault(entry.name, set()).add(verb)
+    assert taken["checkpoint"] == {"info", "diff", "search", "analyze"}
+    assert taken["checkpoints"] == {"embed", "scan", "lineage"}
+    assert taken["networks"] == {"finetune", "soup"}
+    assert taken.keys() - {"checkpoint", "checkpoints", "networks"} == {
+        *("other", "source", "sources", "kind", "folder", "repo_id", "repos", "zoo", "zoos")
+    }
+
+
+def test_former_names_of_fields_work_in_python_and_in_run_files(tmp_path):
+    trained = PretrainSettings(zoo="zoo", output="run", epochs=2, from_="org/sane")
+    until = f"works until version {FORMER_NAMES_END}"
+    with pytest.warns(FutureWarning, match=f"num_epochs is now epochs; the former name {until}"):
+        assert PretrainSettings(zoo="zoo", output="run", num_epochs=2, from_="org/sane") == trained
+    with pytest.warns(FutureWarning, match="pretrained is now from_"):
+        assert PretrainSettings(zoo="zoo", output="run", epochs=2, pretrained="org/sane") == trained
+    with pytest.warns(FutureWarning, match="data is now images"):
+        assert SoupSettings(networks="a", output=None, data="digits").images == "digits"
     with pytest.raises(TypeError, match="unexpected keyword argument 'config'"):
         ProbeSettings(sane="sane", zoo="zoo", zoo_config="mnist", config="mnist")
+    earlier = {**trained.to_dict(), "num_epochs": 2, "pretrained": "org/sane"}
+    trained.check_continues({name: value for name, value in earlier.items() if name not in ("epochs", "from_")})
+    with pytest.raises(ValueError, match=r"other settings of epochs: expected \[3\], got \[2\]"):
+        trained.check_continues({**trained.to_dict(), "num_epochs": 3})
+    path = tmp_path / "run.yaml"
+    path.write_text("verb: hf-sane probe\nsettings:\n  sane: sane\n  zoo: zoo\n  config: mnist\n  aligned: true\n")
+    assert read_run_file(path, "hf-sane probe", ProbeSettings) == {
+        **{"sane": "sane", "zoo": "zoo", "zoo_config": "mnist", "align": True}
+    }

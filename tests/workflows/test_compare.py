@@ -14,7 +14,7 @@ from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.workflows.compare import CompareSettings, compare_samplers, run_compare
 from hf_sane.workflows.sane import SANE
 
-SETTINGS = {"num_candidates": 6, "num_kept": 2, "bandwidths": [0.1, 0.3], "seed": 3, "condition": False}
+SETTINGS = {"num_candidates": 6, "num_samples": 2, "bandwidth": [0.1, 0.3], "seed": 3, "condition": False}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_a_comparison_is_one_call_with_its_settings(compared, tiny_zoo_folder, s
     assert saved.results == found.record.results
     assert saved.results["epoch_1"].keys() == {"anchors"}
     assert saved.arguments["zoo"] == str(tiny_zoo_folder)
-    assert saved.arguments["bandwidths"] == [0.1, 0.3]
+    assert saved.arguments["bandwidth"] == [0.1, 0.3]
     for name in DISTANCES:
         assert saved.results[name]["anchors"] == compared.to_dict()[name]["anchors"]
     with pytest.raises(StrictDataclassError, match="got 'ancors'; did you mean 'anchors'"):

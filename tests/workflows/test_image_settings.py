@@ -59,7 +59,7 @@ def test_networks_are_evaluated_on_converted_images(wide, tiny_zoo):
     model = hf_sane.SANEModel(hf_sane.SANEConfig(token_dim=layout.token_dim, window_size=16, **sizes)).eval()
     sane, shape = hf_sane.SANE(model, extractor), {"image_size": 8, "image_channels": 1}
     converted = load_images(wide, **shape)
-    few = {"methods": ["anchors"], "num_candidates": 2, "num_kept": 1, "bandwidths": [0.1]}
+    few = {"methods": ["anchors"], "num_candidates": 2, "num_samples": 1, "bandwidth": [0.1]}
     for call in (
         lambda images, **options: hf_sane.reconstruct(tiny_zoo, sane, images, linear=False, **options),
         lambda images, **options: hf_sane.compare_samplers(tiny_zoo, sane, images, **few, **options),

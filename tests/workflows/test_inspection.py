@@ -30,7 +30,7 @@ def test_info_of_a_module_and_of_its_folder(tmp_path, hf_sane_command):
 
 def test_info_with_a_tokenizer_at_hand():
     extractor = SANEFeatureExtractor(token_dim=36, batch_norm="template", normalization="none")
-    assert info(build_model(cnn_s()), extractor=extractor).facts["total"]["token_dim"] == 36
+    assert info(build_model(cnn_s()), sane=extractor).facts["total"]["token_dim"] == 36
 
 
 def test_what_was_found_is_saved(tmp_path):

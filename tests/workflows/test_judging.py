@@ -233,7 +233,7 @@ def test_soups_of_any_transformers_class_are_selected_by_the_function(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SoupSettings(ingredients=["a"], output=None, method="greedy"), r"or a function \(--evaluate\)"),
+        (lambda: SoupSettings(networks=["a"], output=None, method="greedy"), r"or a function \(--evaluate\)"),
         (lambda: FinetuneSettings(networks=["a"], output=None, evaluate="a.py:b", metric="f1"), "got both; name one"),
         (lambda: RegionsSettings(output=None, zoo=["a"], plots=False, evaluate="a.py:b"), "--num-points 20"),
         (lambda: FinetuneSettings(networks=["a"], output=None, evaluate="b").judgement(), "my_file.py:my_metric"),

@@ -287,7 +287,7 @@ def test_classes_in_another_order_are_noticed(own, zoo, sane, tmp_path):
 
 def test_zoos_without_alignment_and_accuracies_are_compared_and_reconstructed(own, zoo, sane):
     register(own)
-    options = {"methods": ["anchors", "sane_subsampled"], "num_candidates": 6, "num_kept": 2, "bandwidths": [0.2]}
+    options = {"methods": ["anchors", "sane_subsampled"], "num_candidates": 6, "num_samples": 2, "bandwidth": [0.2]}
     compared = compare_samplers(zoo, sane, "digits", num_anchors=2, **options)
     train = Zoo.load(zoo).splits["train"]
     accuracy = train.networks().evaluate(*compared.data.split("validation"))[1]
@@ -356,7 +356,7 @@ def test_bare_state_dicts_are_averaged_with_the_module(own, tmp_path, hf_sane_co
     for name, tensor in saved.items():
         torch.testing.assert_close(tensor, torch.stack([state[name] for state in states]).mean(dim=0))
     assert "network = TwoHeads()" in (tmp_path / "soup/README.md").read_text()
-    greedy = hf_sane.soup(files, method="greedy", data="digits", align=True)
+    greedy = hf_sane.soup(files, method="greedy", images="digits", align=True)
     images, labels = load_images("digits").split("test")
     accuracy = (greedy.model(images)[0].argmax(1) == labels).float().mean().item()
     assert greedy.record.results["test_accuracy"] == pytest.approx(accuracy)

@@ -77,7 +77,7 @@ def test_runs_of_earlier_versions_resume(sane, tiny_zoo, tiny_zoo_folder, run_fo
 
 def test_an_adapter_is_merged_into_its_base(sane, tiny_zoo, run_folder, tmp_path):
     base = str(run_folder / "model")
-    adapted = pretrain(tiny_zoo, output=tmp_path / "lora", pretrained=base, lora=True, learning_rate=0.1, **OPTIONS)
+    adapted = pretrain(tiny_zoo, output=tmp_path / "lora", from_=base, lora=True, learning_rate=0.1, **OPTIONS)
     assert (tmp_path / "lora" / "model" / "adapter_model.safetensors").is_file()
     assert not same_weights(sane, adapted)
     assert adapted.model.state_dict().keys() == sane.model.state_dict().keys()

@@ -132,7 +132,7 @@ def test_two_workers_embed_and_scan_what_one_process_does(sane, tiny_zoo, files)
             assert columns.keys() == two.splits[name].keys()
             for column in ("mean", "layer_mean_std"):
                 torch.testing.assert_close(torch.tensor(columns[column]), torch.tensor(two.splits[name][column]))
-    scans = [run_scan(ScanSettings(sources=list(map(str, files)), workers=n)).to_dict() for n in (1, 2)]
+    scans = [run_scan(ScanSettings(checkpoints=list(map(str, files)), workers=n)).to_dict() for n in (1, 2)]
     for scan in (*scans[0]["scans"], *scans[1]["scans"]):
         scan.pop("seconds")
     assert scans[0] == scans[1]

@@ -42,7 +42,7 @@ def test_modules_are_averaged(networks, tmp_path):
 
 @pytest.mark.parametrize("spelling", [("--method", "greedy", "--output"), ("--greedy", "--out")])
 def test_the_verb_takes_the_same_road(spelling, folder, digits, tmp_path):
-    found = soup(folder, method="greedy", data="digits")
+    found = soup(folder, method="greedy", images="digits")
     results = found.record.results
     assert found.to_dict()["steps"][0]["name"] == results["best_ingredient"]
     arguments = ["soup", str(folder), "--data", "digits", *spelling, str(tmp_path / "soup"), "--json"]
@@ -68,26 +68,26 @@ def test_a_registered_method_can_be_named(folder, digits, monkeypatch):
         rows = dict(zip(mixer.names, scores, strict=True))
         return Soup(dict(zip(mixer.names, weights, strict=True)), scores[best], rows)
 
-    found = soup([folder], method="best", data=digits)
+    found = soup([folder], method="best", images=digits)
     results = found.record.results
     assert found.soup.weights == {
         f"network_{i}": float(f"network_{i}" == results["best_ingredient"]) for i in range(3)
     }
     assert results["test_accuracy"] == results["best_ingredient_test_accuracy"]
     with pytest.raises(ValueError, match=r"on held-out data, got none; pass images \(--images\)"):
-        SoupSettings(ingredients=["a"], output=None, method="best")
+        SoupSettings(networks=["a"], output=None, method="best")
 
 
 def test_networks_far_below_their_records_are_noticed(folder, digits):
-    right = soup(folder, data=digits)
+    right = soup(folder, images=digits)
     assert not right.notes
     shifted = {f"{split}_labels": (digits.split(split)[1] + 1) % 10 for split in ("train", "validation", "test")}
-    (note,) = soup(folder, data=replace(digits, **shifted)).notes
+    (note,) = soup(folder, images=replace(digits, **shifted)).notes
     assert note.startswith("the trained networks have an accuracy of 0.")
 
 
 def test_unknown_methods_and_mixers_without_a_model():
     with pytest.raises(ValueError, match="one of uniform, greedy, got 'greddy'; did you mean"):
-        SoupSettings(ingredients=["a"], output=None, method="greddy")
+        SoupSettings(networks=["a"], output=None, method="greddy")
     with pytest.raises(TypeError, match="needs no model; register it with needs_score=True"):
         _ = NamesMixer(("a", "b")).model

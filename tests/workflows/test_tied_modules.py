@@ -98,7 +98,7 @@ def test_files_of_a_registered_module_are_opened_fine_tuned_and_averaged(network
     images, labels = digits.split("test")
     before = [(network(images).argmax(1) == labels).float().mean().item() for network in networks[:2]]
     assert tuned.curves["networks"][0] == pytest.approx(before)
-    soup = hf_sane.soup(files, method="greedy", data=digits, align=True).soup
+    soup = hf_sane.soup(files, method="greedy", images=digits, align=True).soup
     assert soup.score >= max(soup.ingredient_scores.values())
     foreign = {name: tensor for name, tensor in networks[0].state_dict().items() if "hidden" not in name}
     assert find_architecture({name: t for name, t in foreign.items() if "again" not in name}) is None

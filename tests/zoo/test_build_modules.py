@@ -200,7 +200,7 @@ def test_its_networks_are_sampled_conditioned_averaged_and_mapped(built, own, fe
     torch.testing.assert_close(swa.averaged.tensors["mix.weight"], sum(ends) / 2)
     torch.testing.assert_close(swa.averaged.tensors["again.weight"], swa.averaged.tensors["mix.weight"])
 
-    averaged = hf_sane.soup(networks, data=few, recalibrate=True, recalibration_batches=2)
+    averaged = hf_sane.soup(networks, images=few, condition=True, condition_batches=2)
     torch.testing.assert_close(
         averaged.model.stem.bias, sum(network.stem.bias for network in networks) / len(networks)
     )

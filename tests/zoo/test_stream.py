@@ -217,7 +217,7 @@ def test_errors(many_groups, extractor, tmp_path, tiny_zoo_folder):
         new_sampler([many_groups], extractor, window_size=5, batch_size=2).batch(-1)
     with pytest.raises(FileNotFoundError, match="is not a zoo"):
         ZooStream.open(tmp_path)
-    with pytest.raises(ValueError, match="holds the zoos .*, got config='other'; name one of them"):
+    with pytest.raises(ValueError, match="holds the zoos .*, got 'other'; name one of them"):
         ZooStream.open(tiny_zoo_folder, "other")
 
     class Empty(ZooStream):

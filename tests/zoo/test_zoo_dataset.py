@@ -332,11 +332,11 @@ def test_folders_that_hold_no_zoo_are_refused(tiny_zoo, tmp_path):
     with pytest.raises(FileNotFoundError, match="is not a zoo: expected zoo.json in it; build one"):
         Zoo.load(tmp_path)
     folder = tiny_zoo.save(tmp_path / "zoo")
-    with pytest.raises(ValueError, match="holds the zoos .'default'., got config='other'; name one of them"):
+    with pytest.raises(ValueError, match="holds the zoos .'default'., got 'other'; name one of them"):
         Zoo.load(folder, "other")
     tiny_zoo.save(tmp_path / "two", "a")
     tiny_zoo.save(tmp_path / "two", "b")
-    with pytest.raises(ValueError, match="holds the zoos .'a', 'b'., got config=None; name one of them"):
+    with pytest.raises(ValueError, match="holds the zoos .'a', 'b'., got None; name one of them"):
         Zoo.load(tmp_path / "two")
     for path in (folder / "data").glob("test-*"):
         path.unlink()

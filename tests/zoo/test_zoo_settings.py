@@ -136,11 +136,11 @@ def test_command_line_and_recipe():
     found = parsed(
         *("--recipe", "hyperparameter", "--output_dir", "here", "--num_models", "5", "--dropout", "0", "--epochs", "4")
     )
-    assert (found.output, found.config) == ("here", "default")
+    assert (found.output, found.zoo_config) == ("here", "default")
     assert found.to_dict() == hyperparameter_zoo(num_models=5, dropout=[0.0], epochs=4).to_dict()
     lists = ["--optimizers", "sgd", "--initializations", "normal", "uniform", "--keep_epochs", "2", "4"]
     listed = parsed("--output", "here", *lists)
     assert (listed.optimizers, listed.initializations) == (["sgd"], ["normal", "uniform"])
     assert listed.kept_epochs == [2, 4]
     plain = parsed("-o", "here", "--config", "mine")
-    assert (plain.to_dict(), plain.config) == (ZooSettings().to_dict(), "mine")
+    assert (plain.to_dict(), plain.zoo_config) == (ZooSettings().to_dict(), "mine")

@@ -97,8 +97,8 @@ def write_adapter_card(
 def write_pretraining_card(folder: Path, arguments: PretrainSettings, network_config: ZooConfig | None) -> Path:
     """Write README.md into the folder of a pre-trained SANE autoencoder, or of an adapter of one."""
     datasets = [found for name in arguments.zoo if (found := hub_id(name)) is not None]
-    if arguments.lora and arguments.pretrained is not None:
-        base_config = load_pretrained(SANEConfig, arguments.pretrained, "the configuration of a SANE autoencoder")
+    if arguments.lora and arguments.from_ is not None:
+        base_config = load_pretrained(SANEConfig, arguments.from_, "the configuration of a SANE autoencoder")
         return write_adapter_card(
             folder, base_config, title="LoRA adapter of SANE", network_config=network_config, datasets=datasets
         )

@@ -51,7 +51,8 @@ ADAPTER_SETTINGS = {
     "modules_to_save": "modules saved whole",
 }
 SOUP_SETTINGS = ("r", "lora_alpha", "target_modules", "modules_to_save", "base_model_name_or_path")
-TRAINING_SETTINGS = ("steps", "max_steps", "num_epochs", "batch_size", "learning_rate", "weight_decay")
+# Records of earlier versions say num_epochs.
+TRAINING_SETTINGS = ("steps", "max_steps", "epochs", "num_epochs", "batch_size", "learning_rate", "weight_decay")
 Measured = tuple[str, str, str, float]  # task, metric, its name, value
 # Keys of a configuration that do not describe the network.
 BOOKKEEPING = {"transformers_version", "architectures", "dtype", "model_type", "id2label", "label2id", "auto_map"}

@@ -17,7 +17,7 @@ from hf_sane.records._documents import Entry
 from hf_sane.records._errors import did_you_mean, reading
 from hf_sane.records._files import write_atomically
 from hf_sane.records._redaction import redact_tokens
-from hf_sane.records._settings import as_arguments
+from hf_sane.records._settings import as_arguments, former_names
 from hf_sane.records._sources import check_path
 
 RUN_FILE = "run.yaml"
@@ -111,8 +111,10 @@ def read_run_file(path: str | Path, verb: str, settings: type) -> dict[str, Any]
     if (meant := document["verb"].text()) != verb:
         document["verb"].fail(repr(verb), remedy=f"run: {meant} --config {path}")
     known = {entry.name: entry for entry in fields(settings) if not entry.metadata.get("only_python")}
+    former = former_names(settings)
     chosen = {}
-    for name, entry in document["settings"].items():
+    for given, entry in document["settings"].items():
+        name = former.get(given, given)
         if name not in known:
             close = did_you_mean(name, known)
             document["settings"].fail(f"settings of {verb}", got=name, remedy=f"see {verb} --help{close}")

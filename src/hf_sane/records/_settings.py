@@ -1,6 +1,7 @@
 """Fields of settings with help texts: each field is documented at its declaration and becomes an option."""
 
 import math
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from dataclasses import MISSING, Field, dataclass, field, fields
 from numbers import Integral, Real
@@ -10,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from hf_sane.records._errors import did_you_mean
 
+FORMER_NAMES_END = "0.3"  # the version that rejects them
 # Types of flags and numbers, and their names in messages.
 NUMBERS: dict[Any, tuple[type, str]] = {
     bool: (bool, "True or False"),
@@ -23,7 +25,6 @@ def setting(
     *,
     default: Any = MISSING,
     factory: Callable[[], Any] | Any = MISSING,
-    option: str | None = None,
     short: str | None = None,
     formerly: str | tuple[str, ...] = (),
     positional: bool = False,
@@ -34,15 +35,18 @@ def setting(
     least: int = 0,
     choices: Callable[[], Iterable[str]] | None = None,
 ) -> Any:
-    """Declare a field of a settings dataclass. On the command line, `num_models` becomes `--num-models`.
+    """Declare a field of a settings dataclass.
+
+    On the command line, the field `num_models` is the option `--num-models`, and `from_`, whose name without the
+    underscore is a keyword of Python, is `--from`.
 
     Args:
         help_text: Meaning of the field in a sentence, for its documentation and `--help`.
         default: Default value; without it and without `factory`, the field is required.
         factory: Function that creates the default, for lists and dictionaries.
-        option: Spelling of the option, if it differs from the name of the field.
         short: Short spelling of the option, such as `"-o"`.
-        formerly: Former spellings of the option (`"--output_dir"`), which work for one version with a note.
+        formerly: Former spellings of the option (`"--output_dir"`), which work for one version with a note, also as
+            names of the field (`output_dir`) in Python and in run files.
         positional: Whether the field is a positional argument on the command line.
         split: Whether a list may be given as one text, separated by commas. Not for paths.
         opposite: Option that switches a flag off, such as `"--public"`; by default `--no-` and the name.
@@ -54,7 +58,6 @@ def setting(
     older = (formerly,) if isinstance(formerly, str) else formerly
     metadata = {
         "help": help_text,
-        "option": option,
         "short": short,
         "formerly": older,
         "positional": positional,
@@ -92,18 +95,21 @@ def check_numbers(settings: Any, *, unlimited: Collection[str] = ()) -> None:
 class _Fitting(type):
     """Converts values to the types of the fields before the settings are created, or raises an error.
 
-    A field can be given by its name or the name of its option, so that Python and the command line share one spelling.
+    Former names of fields are replaced, with a warning.
     """
 
     def __call__(cls, **given: Any) -> Any:
         known = {entry.name: entry for entry in fields(cls)}  # type: ignore[arg-type]  # all classes are dataclasses
-        by_option = {option_name(entry)[2:].replace("-", "_"): name for name, entry in known.items()}
-        fitted = {}
+        former = former_names(cls)
+        fitted: dict[str, Any] = {}
         for word, value in given.items():
-            name = word if word in known else by_option.get(word)
-            if name is None or name in fitted:
-                close = "" if name else did_you_mean(word, {**known, **by_option})
+            name = former.get(word, word)
+            if name not in known or name in fitted:
+                close = "" if name in known else did_you_mean(word, known)
                 raise TypeError(f"{cls.__name__} got an unexpected keyword argument {word!r}{close}")
+            if name != word:
+                until = f"the former name works until version {FORMER_NAMES_END}"
+                warnings.warn(f"{word} is now {name}; {until}", FutureWarning, stacklevel=4)
             fitted[name] = _fitted(word, known[name].type, value)
         return super().__call__(**fitted)
 
@@ -159,7 +165,14 @@ class CheckedSettings(metaclass=_Fitting):
 
 def option_name(entry: Field) -> str:
     """The option of a field, such as `--num-models`."""
-    return entry.metadata.get("option") or f"--{entry.name.replace('_', '-')}"
+    return f"--{entry.name.rstrip('_').replace('_', '-')}"
+
+
+def former_names(settings: type) -> dict[str, str]:
+    """Former names of fields, with the current ones."""
+    known = {entry.name: entry.metadata.get("formerly", ()) for entry in fields(settings)}
+    pairs = ((old.lstrip("-").replace("-", "_"), name) for name, older in known.items() for old in older)
+    return {old: name for old, name in pairs if old.isidentifier() and old not in known}
 
 
 def default_of(entry: Field) -> Any:

@@ -78,16 +78,14 @@ class SelectionSettings(CheckedSettings):
     """Settings that comparisons share with the demo: how many networks to draw, and how to select them."""
 
     seed: int = setting("Random seed.", default=0)
-    anchor_fraction: float = setting(
+    top_fraction: float = setting(
         "Share of the best training runs to take anchors from.",
         default=TOP_FRACTION,
-        option="--top-fraction",
         formerly="--anchor-fraction",
     )
-    bandwidths: list[float] = setting(
+    bandwidth: list[float] = setting(
         "Kernel widths to choose from on validation images, > 0, since 0 only copies anchors.",
         factory=lambda: [0.05, 0.1, 0.15, 0.2, 0.3, 0.4],
-        option="--bandwidth",
         formerly="--bandwidths",
     )
     accuracy_share: float = setting(
@@ -95,18 +93,17 @@ class SelectionSettings(CheckedSettings):
         default=0.95,
     )
     num_candidates: int = setting("Number of networks to draw for subsampling.", default=400)
-    num_kept: int = setting(
-        "Number of networks to keep for each method.", default=10, option="--num-samples", formerly="--num-kept"
-    )
+    num_samples: int = setting("Number of networks to keep for each method.", default=10, formerly="--num-kept")
 
     def validate_counts(self) -> None:
         """Check that enough candidates are drawn to select from."""
-        if not 1 <= self.num_kept <= self.num_candidates // 2:
+        if not 1 <= self.num_samples <= self.num_candidates // 2:
             raise ValueError(
-                f"expected 1 <= num_kept <= num_candidates / 2, got {self.num_kept} and {self.num_candidates}"
+                "expected at least twice as many candidates as samples, got "
+                f"num_samples={self.num_samples} and num_candidates={self.num_candidates}"
             )
-        if not self.bandwidths or min(self.bandwidths) <= 0:
-            raise ValueError(f"expected bandwidths > 0, since 0 only copies anchors, got {self.bandwidths}")
+        if not self.bandwidth or min(self.bandwidth) <= 0:
+            raise ValueError(f"expected bandwidth > 0, since 0 only copies anchors, got {self.bandwidth}")
 
 
 @strict
@@ -115,14 +112,13 @@ class ComparisonSettings(SelectionSettings):
     """Settings of a comparison."""
 
     num_anchors: int | None = setting("Number of anchors; by default all in that share.", default=None)
-    anchor_epoch: int | None = setting(
+    epoch: int | None = setting(
         "Epoch of the anchors; by default the last epoch of each run.",
         default=None,
-        option="--epoch",
         formerly="--anchor-epoch",
     )
     unit: BandwidthUnit = setting(
-        "Unit of the bandwidths: the spread of the anchors, of all their tokens (for a single anchor), or latents.",
+        "Unit of the bandwidth: the spread of the anchors, of all their tokens (for a single anchor), or latents.",
         default="anchor_std",
     )
 
@@ -216,7 +212,7 @@ class Samples:
     """Result of sampling.
 
     Attributes:
-        methods: `num_kept` networks for each of `METHODS`.
+        methods: `num_samples` networks for each of `METHODS`.
         anchor_ids: Runs of the anchors, sorted from best to worst.
         bandwidth: Bandwidth selected on validation images.
         facts: Additional numbers for the record.
@@ -238,7 +234,7 @@ def draw_samples(
     *,
     methods: Collection[str] = tuple(METHODS),
 ) -> Samples:
-    """Draw networks by several methods, `num_kept` each.
+    """Draw networks by several methods, `num_samples` each.
 
     Bandwidth, candidates and bootstrapping rounds are selected on validation images. Noise on anchors is matched to
     the subsampled networks in mean distance to the nearest training network, both without and with the same selection
@@ -262,8 +258,8 @@ def draw_samples(
         codec,
         zoo,
         num_anchors=settings.num_anchors,
-        top_fraction=settings.anchor_fraction,
-        epoch=settings.anchor_epoch,
+        top_fraction=settings.top_fraction,
+        epoch=settings.epoch,
         measure=judge.measure,
     )
     generator = torch.Generator().manual_seed(settings.seed)
@@ -276,14 +272,14 @@ def draw_samples(
         like=sampled["sane_subsampled"],
         generator=torch.Generator().manual_seed(settings.seed + 1),
     )
-    noisy = keep_best(draw_noise, judge, num_candidates=settings.num_candidates, num_kept=settings.num_kept)
+    noisy = keep_best(draw_noise, judge, num_candidates=settings.num_candidates, num_kept=settings.num_samples)
     simple = simple_baselines(
         codec,
         anchors.tokens,
         judge,
-        num_networks=settings.num_kept,
+        num_networks=settings.num_samples,
         draw_noise=draw_noise,
-        shown=anchors.tokens[[index % len(anchors.names) for index in range(settings.num_kept)]],
+        shown=anchors.tokens[[index % len(anchors.names) for index in range(settings.num_samples)]],
         seed=settings.seed,
         generator=generator,
     )
@@ -307,7 +303,7 @@ def _linear_methods(
     latents = linear.encode(anchors.tokens)
     generator = torch.Generator().manual_seed(settings.seed)
     around, facts = _sampled(linear, latents, judge, settings, generator)
-    shown = latents[[index % len(latents) for index in range(settings.num_kept)]]
+    shown = latents[[index % len(latents) for index in range(settings.num_samples)]]
     around["reconstructed"] = judge.condition(linear.decode(shown))
     return {name: around[name.removeprefix("linear_")] for name in LINEAR}, facts
 
@@ -331,7 +327,7 @@ def _rivals(
     space, training = WeightSpace.fit(codec.layout, anchors.training_tokens), anchors.training_tokens
     sampled = codec.tokens(drawn["sane_subsampled"])
     distances, nearest = nearest_distances(space.points(sampled), space.points(training))
-    averages, count = codec.tokens(drawn["anchor_average"]), settings.num_kept
+    averages, count = codec.tokens(drawn["anchor_average"]), settings.num_samples
     shrunken = {
         name: codec.networks(shrunken_networks(space, codec.tokens(drawn[source]), averages))
         for name, source in (("shrunken_anchor", "anchors"), ("shrunken_scratch", "scratch"))
@@ -366,11 +362,11 @@ def _sampled(
         codec,
         latents,
         judge,
-        bandwidths=settings.bandwidths,
+        bandwidths=settings.bandwidth,
         density=Density(0.0, unit=settings.unit),
         share=settings.accuracy_share,
         num_candidates=settings.num_candidates // 2,
-        num_kept=settings.num_kept,
+        num_kept=settings.num_samples,
         generator=generator,
     )
     task = SamplingTask(
@@ -378,13 +374,13 @@ def _sampled(
         latents,
         judge,
         Density(choice.bandwidth, unit=settings.unit),
-        num_kept=settings.num_kept,
+        num_kept=settings.num_samples,
         num_candidates=settings.num_candidates,
         generator=generator,
     )
     subsampled, bootstrapped = (SAMPLERS.find(name).run(task) for name in ("subsample", "bootstrap"))
-    prior = sample_from_prior(codec, settings.num_kept, std=latents.std().item(), generator=generator)
-    _, around = task.draw(settings.num_kept)
+    prior = sample_from_prior(codec, settings.num_samples, std=latents.std().item(), generator=generator)
+    _, around = task.draw(settings.num_samples)
     methods = {
         "kde": judge.condition(around),
         "subsampled": subsampled.networks,
@@ -393,7 +389,7 @@ def _sampled(
     }
     facts = {
         "num_candidates": settings.num_candidates,
-        "num_kept": settings.num_kept,
+        "num_kept": settings.num_samples,
         "bandwidth": choice.bandwidth,
         "bandwidth_unit": settings.unit,
         "bandwidth_candidates": list(choice.bandwidths),

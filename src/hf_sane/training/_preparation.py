@@ -128,9 +128,9 @@ def build_model(arguments: PretrainSettings, extractor: SANEFeatureExtractor, sp
 
     With `lora`, the result is a `PeftModel` that wraps the autoencoder and forwards its methods.
     """
-    if arguments.pretrained is not None:
-        settings = {"dtype": torch.float32, "subfolder": arguments.pretrained_subfolder, **arguments.model_settings}
-        model = load_pretrained(SANEModel, arguments.pretrained, "a SANE autoencoder", **settings).train()
+    if arguments.from_ is not None:
+        settings = {"dtype": torch.float32, "subfolder": arguments.from_subfolder, **arguments.model_settings}
+        model = load_pretrained(SANEModel, arguments.from_, "a SANE autoencoder", **settings).train()
         vars(model.config).pop("auto_map", None)  # remote code next to the loaded weights is not saved with the result
     else:
         model = SANEModel(SANEConfig(**{"token_dim": extractor.token_dim, **arguments.model_settings}))
@@ -140,7 +140,7 @@ def build_model(arguments: PretrainSettings, extractor: SANEFeatureExtractor, sp
             f"expected tokens of {config.token_dim} scalars, got a zoo with {extractor.token_dim}; remove token_dim "
             "from the model settings, or build the zoo with that token_dim"
         )
-    fresh = arguments.pretrained is None and config.initialization == "linear_path"
+    fresh = arguments.from_ is None and config.initialization == "linear_path"
     if fresh and config.latent_dim < config.token_dim and arguments.initial_tokens > 0:
         r2 = model.initialize_from_tokens(*sample_tokens(splits, extractor, arguments.initial_tokens))
         logger.info("R2 of the linear path before training: %.4f", r2)

@@ -260,7 +260,7 @@ def pretrain(
     Args:
         arguments: All settings.
         zoos: Loaded zoos, instead of `arguments.zoo`; they are not streamed.
-        extractor: Fitted weight tokenizer; by default that of `arguments.pretrained`, or one fitted on the training
+        extractor: Fitted weight tokenizer; by default that of `arguments.from_`, or one fitted on the training
             splits.
         on_step: Callback after every step, with the number of completed optimizer steps and the loss of the step.
             Reading the loss synchronises with the accelerator, so this is for tests and notebooks.
@@ -382,8 +382,8 @@ def prepare_run(
     set_seed(arguments.seed)
     data = TrainingData.load(arguments, zoos)
     splits = data.train
-    if extractor is None and arguments.pretrained is not None:
-        extractor = SANEFeatureExtractor.load(arguments.pretrained, subfolder=arguments.pretrained_subfolder)
+    if extractor is None and arguments.from_ is not None:
+        extractor = SANEFeatureExtractor.load(arguments.from_, subfolder=arguments.from_subfolder)
     by_kind = arguments.statistics_by_kind
     extractor = extractor or fit_extractor(splits, arguments.normalization, by_kind=by_kind)
     model = build_model(arguments, extractor, splits)
@@ -394,7 +394,7 @@ def prepare_run(
     batches = data.batches(arguments, extractor, model.config.window_size)
     windows_per_step = arguments.batch_size * arguments.gradient_accumulation_steps * accelerator.num_processes
     steps_per_epoch = math.ceil(sum(data.num_models) / windows_per_step)
-    num_steps = arguments.max_steps or arguments.num_epochs * steps_per_epoch
+    num_steps = arguments.max_steps or arguments.epochs * steps_per_epoch
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = AdamW(parameters, lr=arguments.learning_rate, weight_decay=arguments.weight_decay, fused=True)
     scheduler = one_cycle(optimizer, arguments, num_steps)

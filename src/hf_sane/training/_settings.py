@@ -10,7 +10,7 @@ from hf_sane.core._adapters import require_hub_id
 from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._modules import ModuleSettings
 from hf_sane.records._documents import read_settings
-from hf_sane.records._settings import as_arguments, check_numbers, setting
+from hf_sane.records._settings import as_arguments, check_numbers, former_names, setting
 from hf_sane.records._sources import hub_id
 from hf_sane.training._lora import LORA_TARGETS
 from hf_sane.zoo.windows._windows import WindowSettings
@@ -62,15 +62,12 @@ class PretrainSettings(WindowSettings, ModuleSettings):
     model: dict[str, Any] | str | None = setting(
         "SANEConfig fields as a JSON object, or the path of a JSON file; token_dim is set by the zoo.", default=None
     )
-    pretrained: str | None = setting(
+    from_: str | None = setting(
         "SANE (folder or Hub repo id) to continue training from, with its weight tokenizer.",
         default=None,
-        option="--from",
         formerly="--pretrained",
     )
-    pretrained_subfolder: str | None = setting(
-        "Subfolder with that SANE, in its folder or repository.", default=None, option="--from-subfolder"
-    )
+    from_subfolder: str | None = setting("Subfolder with that SANE, in its folder or repository.", default=None)
     lora: bool = setting(
         "Freeze the pretrained model and train a LoRA adapter for it (docs/how-to/lora.md).", default=False
     )
@@ -80,10 +77,9 @@ class PretrainSettings(WindowSettings, ModuleSettings):
         "Names of the modules to adapt with low-rank matrices.", factory=lambda: list(LORA_TARGETS)
     )
     lora_trained: list[str] = setting("Names of the modules to train and save in full.", factory=list)
-    lora_base: str | None = setting(
+    base: str | None = setting(
         "Hub repo id of the SANE to adapt, if it is given as a folder.",
         default=None,
-        option="--base",
         formerly="--lora-base",
     )
     normalization: Literal["standardize", "robust", "none"] = setting(
@@ -94,10 +90,9 @@ class PretrainSettings(WindowSettings, ModuleSettings):
         default=False,
     )
 
-    num_epochs: int = setting(
+    epochs: int = setting(
         "Number of epochs; in each, every training network contributes one random window.",
         default=50,
-        option="--epochs",
         formerly="--num-epochs",
     )
     max_steps: int | None = setting("Number of optimizer steps, instead of --epochs.", default=None)
@@ -176,7 +171,7 @@ class PretrainSettings(WindowSettings, ModuleSettings):
 
     def validate_counts(self) -> None:
         """Check that counts are in range."""
-        for name in ("num_epochs", "gradient_accumulation_steps", "eval_models"):
+        for name in ("epochs", "gradient_accumulation_steps", "eval_models"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in (
@@ -222,17 +217,17 @@ class PretrainSettings(WindowSettings, ModuleSettings):
                 f"second_network={self.second_network!r} needs all checkpoints of a run, which a stream does not "
                 "provide; turn streaming off"
             )
-        if self.lora and self.pretrained is None:
+        if self.lora and self.from_ is None:
             raise ValueError("lora needs a pretrained model to adapt; give its folder or Hub repo id (--from)")
-        if self.pretrained_subfolder is not None and (self.lora or self.pretrained is None):
+        if self.from_subfolder is not None and (self.lora or self.from_ is None):
             raise ValueError(
                 "a subfolder (--from-subfolder) needs a SANE to continue from (--from), and cannot be the base of an "
                 "adapter; pull the repository and give the folder itself"
             )
         if self.lora and not self.lora_targets:
             raise ValueError(f"expected names of modules in lora_targets, got none; such as {list(LORA_TARGETS)}")
-        if self.lora_base is not None:
-            require_hub_id(self.lora_base)
+        if self.base is not None:
+            require_hub_id(self.base)
         if self.supervised_weight > 0:
             self._check_supervision()
         if self.behavior_weight > 0 and self.behavior_data is None:
@@ -254,7 +249,7 @@ class PretrainSettings(WindowSettings, ModuleSettings):
     @property
     def base_model(self) -> str | None:
         """Hub repo id of the base model of a LoRA adapter; `None` if unknown."""
-        return self.lora_base or hub_id(self.pretrained)
+        return self.base or hub_id(self.from_)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields in a form that JSON supports."""
@@ -269,7 +264,8 @@ class PretrainSettings(WindowSettings, ModuleSettings):
         Raises:
             ValueError: If a setting that affects the result differs.
         """
-        mine = self.to_dict()
+        former = former_names(type(self))
+        mine, other = self.to_dict(), {former.get(name, name): value for name, value in other.items()}
         changed = sorted(k for k in mine.keys() | other.keys() if k not in RESUMABLE and mine.get(k) != other.get(k))
         if changed:
             raise ValueError(

@@ -16,7 +16,6 @@ from hf_sane.records._sources import check_path
 from hf_sane.symmetry._networks import permutation_spec
 from hf_sane.symmetry._permutation import PermutationSpec
 from hf_sane.workflows.results import Result, Table, report_writer
-from hf_sane.workflows.shared import ZOO_CONFIG
 from hf_sane.zoo import _alignment as alignment
 from hf_sane.zoo._dataset import Zoo, choose_config
 from hf_sane.zoo._facts import read_facts
@@ -31,7 +30,9 @@ class AlignZooSettings(ModuleSettings):
     """Settings of [`run_align_zoo`]."""
 
     zoo: Path = setting("Folder of the zoo.", positional=True, formerly="--zoo")
-    config: str | None = setting("Name of the zoo, if the folder holds several.", default=None, **ZOO_CONFIG)
+    zoo_config: str | None = setting(
+        "Name of the zoo, if the folder holds several.", default=None, formerly="--config"
+    )
 
 
 class AlignmentJson(TypedDict):
@@ -138,7 +139,7 @@ def run_align_zoo(settings: AlignZooSettings) -> AlignZooResult:
     settings.register()
     record = RunRecord.start(arguments=as_arguments(settings))
     check_path(settings.zoo)
-    config = choose_config(settings.config, list(read_facts(settings.zoo)), str(settings.zoo))
+    config = choose_config(settings.zoo_config, list(read_facts(settings.zoo)), str(settings.zoo))
     made: list[AlignZooResult] = []
 
     def result(zoo: Zoo) -> AlignZooResult:

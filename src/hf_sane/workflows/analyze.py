@@ -23,7 +23,9 @@ COLUMNS = ("layer", "N x M", "alpha", "95%", "alpha-w", "spikes", "st. rank", "l
 class AnalyzeSettings(SpectrumSettings, WeightsSettings, SaneSettings, PlotSettings):
     """Settings of [`analyze`]: how to compute and fit spectra, and what to write."""
 
-    checkpoint: Source = setting("Safetensors file, folder, weights-only pickle, or Hub repo id.", positional=True)
+    checkpoint: Source = setting(
+        "Checkpoint: safetensors file, folder, weights-only pickle, or Hub repo id.", positional=True
+    )
     output: Path | None = setting("New folder for the report, the plots and the run record.", default=None, short="-o")
     sane: str | SANE | None = setting("SANE (folder or Hub repo id) that embeds the same layers.", default=None)
     eigenvalues: bool = setting("Include every eigenvalue in the report.", default=False)

@@ -15,7 +15,7 @@ from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.workflows.judging import TextSettings
 from hf_sane.workflows.results import report_writer
-from hf_sane.workflows.shared import ZOO_CONFIG, temporary_folder
+from hf_sane.workflows.shared import temporary_folder
 from hf_sane.workflows.show_zoo import ZooResult
 from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo.building import _build as build
@@ -30,7 +30,7 @@ class BuildZooSettings(ZooSettings, TextSettings):
     output: str | Path = setting(
         "Folder of the zoo; it may already hold zoos under other names.", short="-o", formerly="--output_dir"
     )
-    config: str = setting("Name of the zoo in the folder.", default="default", **ZOO_CONFIG)
+    zoo_config: str = setting("Name of the zoo in the folder.", default="default", formerly="--config")
     recipe: Literal["seed", "hyperparameter"] | None = setting(
         "Recipe that sets the defaults: 'seed' (networks differ only in their seed) or 'hyperparameter' (networks "
         "also differ in hyper-parameters).",
@@ -122,7 +122,7 @@ def run_build_zoo(settings: BuildZooSettings, *, data: LabelledData | None = Non
 
     with quietly(not settings.progress_bar), joined_processes():
         describe = report_writer(result)
-        return result(build.build_zoo(settings, data, settings.output, config=settings.config, describe=describe))
+        return result(build.build_zoo(settings, data, settings.output, config=settings.zoo_config, describe=describe))
 
 
 __all__ = ["BuildZooSettings", "build_zoo"]

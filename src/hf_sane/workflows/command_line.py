@@ -20,7 +20,7 @@ from hf_sane.records._progress import keeping_warnings, quietly
 from hf_sane.records._registry import load_plugins
 from hf_sane.records._run_files import RUN_FILE, leaving_run_file, read_run_file
 from hf_sane.records._run_files import SUFFIXES as RUN_FILE_SUFFIXES
-from hf_sane.records._settings import default_of, option_name
+from hf_sane.records._settings import FORMER_NAMES_END, default_of, option_name
 from hf_sane.workflows.results import MAX_LINE, Result
 from hf_sane.workflows.schemas import result_schema
 
@@ -39,7 +39,6 @@ SHARED: dict[str, tuple[type, Any]] = {
         ),
     ),
 }
-OLD_SPELLINGS_END = "0.3"  # the version that rejects them
 TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
 
 
@@ -209,7 +208,7 @@ def modern_arguments(options: Sequence[Field], argv: Sequence[str], *, program: 
 
 
 def _note(program: str, change: str) -> str:
-    return f"{program}: {change}; the old spelling works until version {OLD_SPELLINGS_END}"
+    return f"{program}: {change}; the old spelling works until version {FORMER_NAMES_END}"
 
 
 def _former_spellings(options: Sequence[Field]) -> Iterator[tuple[str, str]]:
@@ -223,12 +222,12 @@ def _former_spellings(options: Sequence[Field]) -> Iterator[tuple[str, str]]:
 def _current_name(word: str, known: dict[str, Field], former: dict[str, str]) -> str:
     """The current name of an option, which may be the given name."""
     dashes = "--" + word[2:].replace("_", "-")
-    negated = "--" + dashes[len("--no-") :] if dashes.startswith("--no-") else None
+    negated = "--" + dashes[len("--no-") :] if dashes.startswith("--no-") else ""
     underscores = "--" + word[2:].replace("-", "_")
     if old := next((name for name in (word, dashes, underscores) if name in former), None):
         return former[old]
-    if negated is not None and "_" in word and negated in known and _kind(known[negated]) is bool:
-        return dashes
+    if (positive := former.get(negated, negated)) in known and _kind(known[positive]) is bool:
+        return f"--no-{positive[2:]}" if negated in former or "_" in word else word
     return dashes if "_" in word and dashes in known else word
 
 

@@ -25,7 +25,7 @@ from hf_sane.workflows.networks import open_images
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sample import SampleResult
 from hf_sane.workflows.sane import SANE, open_sane
-from hf_sane.workflows.shared import ZOO_CONFIG, CodecSettings, SaneSettings
+from hf_sane.workflows.shared import CodecSettings, SaneSettings
 from hf_sane.workflows.show_zoo import load_zoo
 from hf_sane.zoo._alignment import comparable_tokens
 from hf_sane.zoo._dataset import Zoo
@@ -54,7 +54,7 @@ class CompareSettings(ComparisonSettings, ImageSettings, CodecSettings, SaneSett
     judge: Judge | None = setting(
         "Judge that selects networks, instead of validation accuracy.", default=None, only_python=True
     )
-    config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
+    zoo_config: str | None = setting("Name of the zoo, if there are several.", default=None, formerly="--config")
     revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
 
     def validate_methods(self) -> None:
@@ -238,7 +238,7 @@ def run_compare(settings: CompareSettings) -> ComparisonResult:
 
 
 def _compare(settings: CompareSettings, record: RunRecord) -> ComparisonResult:
-    zoo = load_zoo(settings.zoo, settings.config)
+    zoo = load_zoo(settings.zoo, settings.zoo_config)
     sane = open_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
     images = load_zoo_images(zoo.facts) if settings.images is None else settings.images
     data = open_images(images, **settings.image_shape)

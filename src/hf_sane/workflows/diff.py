@@ -50,7 +50,7 @@ PRODUCTS = "the same change of the base: the products of the factors are equal u
 class DiffSettings(ModuleSettings, WeightsSettings, AlignmentSettings, PlotSettings):
     """Settings of [`diff`]."""
 
-    first: Source = setting("Checkpoint (file, folder or Hub repo id) or LoRA adapter.", positional=True)
+    checkpoint: Source = setting("Checkpoint (file, folder or Hub repo id) or LoRA adapter.", positional=True)
     other: Source = setting("Checkpoint or adapter to compare it with.", positional=True)
     output: Path | None = setting(
         "New folder for the comparison, a plot and the run record.", default=None, short="-o"
@@ -156,7 +156,7 @@ class DiffResult(Result):
             plot_distances([(x.name, x.distance) for x in self.difference.tensors], partial / "depth.png")
 
 
-def diff(first: Source, other: Source, **options: Any) -> DiffResult:
+def diff(checkpoint: Source, other: Source, **options: Any) -> DiffResult:
     """Compare two checkpoints: bit by bit, across dtypes and name prefixes, and after matching their channels.
 
     ```python
@@ -164,11 +164,11 @@ def diff(first: Source, other: Source, **options: Any) -> DiffResult:
     ```
 
     Args:
-        first: A module, state dict, path, Hub repo id or LoRA adapter.
+        checkpoint: A module, state dict, path, Hub repo id or LoRA adapter.
         other: What to compare it with.
         **options: Other fields of [`DiffSettings`].
     """
-    return run_diff(DiffSettings(first=first, other=other, **options))
+    return run_diff(DiffSettings(checkpoint=checkpoint, other=other, **options))
 
 
 def run_diff(settings: DiffSettings) -> DiffResult:
@@ -198,7 +198,7 @@ def _both(settings: DiffSettings) -> tuple[Mapping[str, Tensor], Mapping[str, Te
 
     Of two adapters: the products of their factors, and the rounding error of these.
     """
-    sources = [settings.selected(source) for source in (settings.first, settings.other)]
+    sources = [settings.selected(source) for source in (settings.checkpoint, settings.other)]
     adapters = [source for source in sources if isinstance(source, CheckpointSource) and is_adapter(source)]
     if len(adapters) == len(sources):
         (first, mine), (other, theirs) = (_products(source, settings.base) for source in adapters)
@@ -217,7 +217,7 @@ def _symmetries(
     settings: DiffSettings, first: Mapping[str, Tensor], other: Mapping[str, Tensor]
 ) -> tuple[PermutationSpec | None, str]:
     """Symmetries of the first, or else of the other under the names of the first."""
-    sources, limit = (settings.first, settings.other), settings.max_aligned
+    sources, limit = (settings.checkpoint, settings.other), settings.max_aligned
     spec, why_not = find_symmetries(outlines(first), sources, max_weights=limit)
     if spec is None:
         theirs, _ = find_symmetries(outlines(other), sources, max_weights=limit)

@@ -27,7 +27,6 @@ from hf_sane.workflows.probe import POOLINGS_HELP, parse_poolings
 from hf_sane.workflows.results import Result, Table, joined_output
 from hf_sane.workflows.sane import SANE, open_sane
 from hf_sane.workflows.shared import (
-    ZOO_CONFIG,
     CodecSettings,
     PlotSettings,
     SaneSettings,
@@ -49,7 +48,7 @@ class EmbedSettings(WeightsSettings, CodecSettings, SaneSettings, WorkerSettings
     sane: str | Path | SANE = setting("SANE (folder or Hub repo id).")
     output: Path | None = setting("New folder for one parquet file per split, a map and a run record.", short="-o")
     checkpoints: list[Source] = setting(
-        "Networks: safetensors files, folders with one or several networks, weights-only pickles, or Hub repo ids.",
+        "Checkpoints: safetensors files, folders with one or several networks, weights-only pickles, or Hub repo ids.",
         factory=list,
         positional=True,
     )
@@ -57,9 +56,11 @@ class EmbedSettings(WeightsSettings, CodecSettings, SaneSettings, WorkerSettings
     poolings: list[str] = setting(
         POOLINGS_HELP, factory=lambda: ["mean", "layer_mean_std"], choices=lambda: ("all", *POOLINGS)
     )
-    config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
-    aligned: bool | None = setting(
-        "Align networks to the zoo's reference first; by default only if the zoo is aligned.", default=None
+    zoo_config: str | None = setting("Name of the zoo, if there are several.", default=None, formerly="--config")
+    align: bool | None = setting(
+        "Align networks to the zoo's reference first; by default only if the zoo is aligned.",
+        default=None,
+        formerly="--aligned",
     )
     max_memory_bytes: int | None = setting(
         "Stream checkpoints with more bytes of weights than this; 256 MiB by default.", default=None
@@ -164,7 +165,7 @@ def run_embed(settings: EmbedSettings) -> EmbedResult:
     names = parse_poolings(settings.poolings)
     with joined_output(settings.output, EmbedResult.JOB) as output:
         record = RunRecord.start(arguments=as_arguments(settings) | {"poolings": names})
-        zoo = None if settings.zoo is None else load_zoo(settings.zoo, settings.config)
+        zoo = None if settings.zoo is None else load_zoo(settings.zoo, settings.zoo_config)
         sane = open_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
         if zoo is None:
             result = _embed_checkpoints(sane, settings, names, record)
@@ -217,7 +218,7 @@ def _tell_apart(values: Sequence[Any]) -> bool:
 
 
 def _embed_zoo(sane: SANE, zoo: Zoo, settings: EmbedSettings, names: list[Any], record: RunRecord) -> EmbedResult:
-    aligned = zoo.alignment is not None if settings.aligned is None else settings.aligned
+    aligned = zoo.alignment is not None if settings.align is None else settings.align
     record.arguments["aligned"] = aligned
 
     def work(part: tuple[str, np.ndarray]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from hf_sane.workflows.results import Result, optional_output
 from hf_sane.workflows.sample import SampleResult, sample
 from hf_sane.workflows.sane import SANE, open_sane
 from hf_sane.workflows.scan import scan
-from hf_sane.workflows.shared import ZOO_CONFIG, SaneSettings
+from hf_sane.workflows.shared import SaneSettings
 from hf_sane.workflows.show_zoo import is_zoo, load_zoo
 from hf_sane.zoo._dataset import Zoo
 
@@ -62,7 +62,7 @@ class ExploreSettings(ImageSettings, SaneSettings):
         f"Images on which sampled networks are evaluated: {IMAGE_KINDS}; by default those of the zoo.",
         default=None,
     )
-    config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
+    zoo_config: str | None = setting("Name of the zoo, if there are several.", default=None, formerly="--config")
     port: int | None = setting("Port of the page; by default the first free one from 7860 on.", default=None)
     share: bool = setting("Let Gradio publish the page at a public address.", default=False)
     space: Path | None = setting(
@@ -183,7 +183,7 @@ def _show(settings: ExploreSettings, record: RunRecord, use: Callable[[str], Non
 def open_atlas(settings: ExploreSettings) -> tuple[Atlas, Callable[..., SampleResult] | None]:
     """The map of the zoo and, if there is a SANE, what samples around its networks."""
     assert settings.source is not None
-    zoo = load_zoo(settings.source, settings.config)
+    zoo = load_zoo(settings.source, settings.zoo_config)
     if settings.sane is None:
         return Atlas.of(zoo), None
     sane = open_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
@@ -210,7 +210,7 @@ def space_files(settings: ExploreSettings) -> dict[str, str]:
             raise ValueError(
                 f"expected a {name} on the Hub, where a Space can read it, got {shown}; push it first (hf-sane push)"
             )
-    chosen = {**given, "config": settings.config, "revision": settings.revision}
+    chosen = {**given, "zoo_config": settings.zoo_config, "revision": settings.revision}
     chosen |= {"sane_subfolder": settings.sane_subfolder, **settings.image_shape}
     arguments = [f"{name}={python_literal(value)}" for name, value in chosen.items() if value is not None]
     known: dict[str, Any] = {"datasets": [hub_id(given["source"])], "models": [hub_id(given["sane"])]}

@@ -11,7 +11,7 @@ from hf_sane.records._progress import quietly
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import setting
 from hf_sane.workflows.results import report_writer
-from hf_sane.workflows.shared import ZOO_CONFIG, temporary_folder
+from hf_sane.workflows.shared import temporary_folder
 from hf_sane.workflows.show_zoo import ZooResult
 from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo.building import _fields as building
@@ -24,7 +24,7 @@ class FitZooSettings(FieldSettings):
     """Settings of [`fit_zoo`]: the networks, and the output folder."""
 
     output: str | Path = setting("Folder of the zoo; it may already hold zoos under other names.", short="-o")
-    config: str = setting("Name of the zoo in the folder.", default="default", **ZOO_CONFIG)
+    zoo_config: str = setting("Name of the zoo in the folder.", default="default", formerly="--config")
 
 
 def fit_zoo(images: str | Path | ImageData = "digits", *, output: str | Path | None = None, **options: Any) -> Zoo:
@@ -70,7 +70,7 @@ def run_fit_zoo(settings: FitZooSettings, *, data: ImageData | None = None) -> Z
 
     with quietly(not settings.progress_bar):
         describe = report_writer(result)
-        return result(building.fit_zoo(settings, data, settings.output, config=settings.config, describe=describe))
+        return result(building.fit_zoo(settings, data, settings.output, config=settings.zoo_config, describe=describe))
 
 
 __all__ = ["FitZooSettings", "fit_zoo"]

@@ -13,7 +13,7 @@ from hf_sane.records._progress import progress
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import setting
 from hf_sane.workflows.results import Result, Table, report_writer
-from hf_sane.workflows.shared import ZOO_CONFIG, temporary_folder
+from hf_sane.workflows.shared import temporary_folder
 from hf_sane.workflows.show_zoo import draw_accuracies
 from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo._facts import PROPERTIES_KEY, data_folder
@@ -33,7 +33,7 @@ class ImportZooSettings(ImportSettings):
     """Settings of [`import_zoo`]: what to import, and the output folder."""
 
     output: str | Path = setting("Folder of the zoo; it may already hold zoos under other names.", short="-o")
-    config: str = setting("Name of the zoo in the folder.", default="default", **ZOO_CONFIG)
+    zoo_config: str = setting("Name of the zoo in the folder.", default="default", formerly="--config")
 
 
 class LeftOutJson(TypedDict):
@@ -174,7 +174,7 @@ def run_import_zoo(settings: ImportZooSettings) -> ImportZooResult:
         found = importing.import_zoo(
             settings,
             settings.output,
-            config=settings.config,
+            config=settings.zoo_config,
             on_entry=report,
             on_found=expect,
             describe=report_writer(partial(_result, settings)),
@@ -185,7 +185,7 @@ def run_import_zoo(settings: ImportZooSettings) -> ImportZooResult:
 def _result(settings: ImportZooSettings, found: importing.ImportResult) -> ImportZooResult:
     notes = [
         *found.notes,
-        f"outcome for each network: {data_folder(Path(settings.output), settings.config) / REPORT_NAME}",
+        f"outcome for each network: {data_folder(Path(settings.output), settings.zoo_config) / REPORT_NAME}",
     ]
     if settings.folder is not None and settings.pattern is None and _lacks_runs(found.zoo):
         notes.append(

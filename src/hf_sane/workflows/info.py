@@ -18,6 +18,7 @@ from hf_sane.tokenization._checkpoints import CheckpointSource, Source, load_sta
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor, not_finite
 from hf_sane.tokenization._headers import read_meta_state_dict
 from hf_sane.workflows.results import FINDING, Result, Table
+from hf_sane.workflows.sane import SANE
 from hf_sane.workflows.schemas import Fields
 from hf_sane.workflows.shared import SaneSettings, WeightsSettings
 from hf_sane.workflows.show_zoo import is_zoo
@@ -34,10 +35,13 @@ class InfoSettings(WeightsSettings, SaneSettings):
     """Settings of [`info`]."""
 
     checkpoint: Source = setting(
-        "Safetensors file, folder, weights-only pickle, or Hub repo id; or a folder of checkpoints.", positional=True
+        "Checkpoint: safetensors file, folder, weights-only pickle, or Hub repo id; or a folder of checkpoints.",
+        positional=True,
     )
-    extractor: str | SANEFeatureExtractor | None = setting(
-        "SANE (folder or Hub repo id) whose weight tokenizer replaces the next three options.", default=None
+    sane: str | SANE | SANEFeatureExtractor | None = setting(
+        "SANE (folder or Hub repo id) whose weight tokenizer replaces the next three options.",
+        default=None,
+        formerly="--extractor",
     )
     token_dim: int = setting("Scalars per token.", default=289, least=1)
     token_layout: Literal["rowwise", "dense"] = setting(
@@ -242,13 +246,7 @@ def run_info(settings: InfoSettings) -> InfoResult | FolderInfoResult:
     For a folder of checkpoints, every file gets a row. The exit code is 1 if there are NaN or infinite values.
     """
     record = RunRecord.start(arguments=as_arguments(settings))
-    extractor = settings.extractor
-    if extractor is None:
-        extractor = SANEFeatureExtractor(
-            settings.token_dim, settings.token_layout, settings.batch_norm, normalization="none"
-        )
-    elif isinstance(extractor, str):
-        extractor = SANEFeatureExtractor.load(extractor, subfolder=settings.sane_subfolder)
+    extractor = _extractor(settings)
     if inside := _checkpoints_in(settings):
         found = {str(path): _outline(extractor, CheckpointSource(path, key=settings.key)) for path in inside}
         return FolderInfoResult(record=record.finish({}), checkpoints=found)
@@ -269,6 +267,17 @@ def _checkpoints_in(settings: InfoSettings) -> list[Path]:
         return []
     inside = list(targets_in(place))
     return [] if inside == [place] else inside
+
+
+def _extractor(settings: InfoSettings) -> SANEFeatureExtractor:
+    given = settings.sane
+    if given is None:
+        return SANEFeatureExtractor(
+            settings.token_dim, settings.token_layout, settings.batch_norm, normalization="none"
+        )
+    if isinstance(given, str):
+        return SANEFeatureExtractor.load(given, subfolder=settings.sane_subfolder)
+    return given.extractor if isinstance(given, SANE) else given
 
 
 def _describe(extractor: SANEFeatureExtractor, source: Any) -> tuple[Layout, dict[str, Any]]:

@@ -38,7 +38,7 @@ STRANGERS = 0.97  # share of the pairs in different families that are unrelated:
 class LineageSettings(ModuleSettings, WeightsSettings, AlignmentSettings, PlotSettings):
     """Settings of [`lineage`]."""
 
-    sources: list[Source] = setting(
+    checkpoints: list[Source] = setting(
         "Two or more checkpoints: files, folders or Hub repo ids; or LoRA adapters.", positional=True
     )
     output: Path | None = setting(
@@ -51,8 +51,8 @@ class LineageSettings(ModuleSettings, WeightsSettings, AlignmentSettings, PlotSe
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.sources) < 2:
-            raise ValueError(f"expected at least two checkpoints, got {len(self.sources)}")
+        if len(self.checkpoints) < 2:
+            raise ValueError(f"expected at least two checkpoints, got {len(self.checkpoints)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +157,7 @@ class LineageResult(Result):
         super().write(partial)
 
 
-def lineage(*sources: Source | Sequence[Source], **options: Any) -> LineageResult:
+def lineage(*checkpoints: Source | Sequence[Source], **options: Any) -> LineageResult:
     """Find out from weights alone which networks were fine-tuned, pruned, quantised or averaged from which others.
 
     ```python
@@ -165,11 +165,11 @@ def lineage(*sources: Source | Sequence[Source], **options: Any) -> LineageResul
     ```
 
     Args:
-        *sources: Modules, state dicts, paths or Hub repo ids, or lists of them.
+        *checkpoints: Modules, state dicts, paths or Hub repo ids, or lists of them.
         **options: Other fields of [`LineageSettings`].
     """
-    named = [source for several in sources for source in as_list(several)]
-    return run_lineage(LineageSettings(sources=named, **options))
+    named = [source for several in checkpoints for source in as_list(several)]
+    return run_lineage(LineageSettings(checkpoints=named, **options))
 
 
 def run_lineage(settings: LineageSettings) -> LineageResult:
@@ -183,7 +183,7 @@ def run_lineage(settings: LineageSettings) -> LineageResult:
     record = RunRecord.start(arguments=as_arguments(settings))
     settings.register()
     with optional_output(settings.output, LineageResult.JOB) as output:
-        sources = dict(_named(settings.sources))
+        sources = dict(_named(settings.checkpoints))
         networks, skipped = _opened(settings, sources)
         if networks and len(networks) < 2:
             reasons = "; ".join(_reasons(skipped)[:3]) or "all sources are the same"

@@ -17,7 +17,7 @@ from hf_sane.training._evaluation import r2_from_sums, reconstruct_tokens, recon
 from hf_sane.training._preparation import LINEAR_LATENTS, fit_extractor, fit_on_splits, split_blocks
 from hf_sane.workflows.results import Result, Table, rows_of
 from hf_sane.workflows.sane import SANE, open_sane
-from hf_sane.workflows.shared import ZOO_CONFIG, SaneSettings
+from hf_sane.workflows.shared import SaneSettings
 from hf_sane.workflows.show_zoo import open_zoos
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 
@@ -42,7 +42,7 @@ class LinearCodeSettings(SaneSettings, ModuleSettings):
         "Which tokens share principal components: all, those of one kind of layer, of one layer, or at one position.",
         default="kind",
     )
-    config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
+    zoo_config: str | None = setting("Name of the zoo, if there are several.", default=None, formerly="--config")
     revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
 
 
@@ -114,7 +114,7 @@ def run_fit_linear(settings: LinearCodeSettings) -> LinearCodeResult:
     """
     settings.register()
     record = RunRecord.start(arguments=as_arguments(settings))
-    zoos = list(open_zoos(settings.zoo, settings.config).values())
+    zoos = list(open_zoos(settings.zoo, settings.zoo_config).values())
     training = [zoo.splits["train"] for zoo in zoos]
     latent_dim, extractor = settings.latent_dim or LINEAR_LATENTS, None
     if settings.sane is not None:

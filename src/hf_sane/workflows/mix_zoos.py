@@ -8,7 +8,7 @@ from typing import Any
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import CheckedSettings, as_arguments, setting
 from hf_sane.workflows.results import report_writer
-from hf_sane.workflows.shared import ZOO_CONFIG, temporary_folder
+from hf_sane.workflows.shared import temporary_folder
 from hf_sane.workflows.show_zoo import ZooResult, load_zoo
 from hf_sane.zoo import _mixing as mixing
 from hf_sane.zoo._dataset import Zoo
@@ -23,7 +23,7 @@ class MixZoosSettings(CheckedSettings):
         positional=True,
     )
     output: str | Path = setting("Folder of the mixture; it may already hold zoos under other names.", short="-o")
-    config: str = setting("Name of the mixture in the folder.", default="default", **ZOO_CONFIG)
+    zoo_config: str = setting("Name of the mixture in the folder.", default="default", formerly="--config")
     name: str | None = setting("Title of the mixture's card; by default the names of the zoos.", default=None)
     token_dim: int | None = setting("Scalars per token; by default the largest in the zoos.", default=None, least=1)
     token_layout: str | None = setting("Token layout, as for zoo build; by default that of the zoos.", default=None)
@@ -57,7 +57,7 @@ def run_mix_zoos(settings: MixZoosSettings) -> ZooResult:
     mixture = mixing.mix_zoos(
         _open(settings.zoos),
         settings.output,
-        config=settings.config,
+        config=settings.zoo_config,
         name=settings.name,
         token_dim=settings.token_dim,
         token_layout=settings.token_layout,
@@ -79,7 +79,7 @@ def _open(zoos: list[str] | Mapping[str, str | Path | Zoo]) -> dict[str, Zoo]:
 
 
 def parse_source(text: str) -> tuple[str, str, str | None]:
-    """Split `NAME=SOURCE[@CONFIG]` into the name, the folder or repo id, and the config name.
+    """Split `NAME=SOURCE[@CONFIG]` into the label, the folder or repo id, and the name of the zoo in it.
 
     An existing folder is used even if its name contains `@`. `owner/name@revision@config` also names a revision; the
     config may be empty.

@@ -89,7 +89,7 @@ def pretrain(
     """Pre-train a SANE autoencoder.
 
     ```python
-    sane = hf_sane.pretrain(zoo, num_epochs=50, model={"hidden_size": 128, "latent_dim": 64}, output="runs/sane")
+    sane = hf_sane.pretrain(zoo, epochs=50, model={"hidden_size": 128, "latent_dim": 64}, output="runs/sane")
     ```
 
     Args:
@@ -128,7 +128,7 @@ def run_pretrain(settings: PretrainSettings, *, zoos: Sequence[Zoo] | None = Non
 
     def result(found: pretraining.PretrainResult, folder: Path) -> PretrainingResult:
         record = RunRecord.load(folder / RECORD)
-        is_silent, base = not found.is_main_process, settings.pretrained if settings.lora else None
+        is_silent, base = not found.is_main_process, settings.from_ if settings.lora else None
         return PretrainingResult(record=record, output=found.folder, is_silent=is_silent, run=found, base=base)
 
     def describe(folder: Path, _: PretrainSettings, found: pretraining.PretrainResult) -> None:

@@ -18,7 +18,7 @@ from hf_sane.records._settings import as_arguments, setting
 from hf_sane.training._preparation import fit_on_splits
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
-from hf_sane.workflows.shared import ZOO_CONFIG, CodecSettings, SaneSettings
+from hf_sane.workflows.shared import CodecSettings, SaneSettings
 from hf_sane.workflows.show_zoo import open_zoos
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 from hf_sane.zoo._facts import PROPERTIES_KEY
@@ -42,11 +42,13 @@ class ProbeSettings(CodecSettings, SaneSettings):
         factory=list,
     )
     poolings: list[str] = setting(POOLINGS_HELP, factory=lambda: ["all"], choices=lambda: ("all", *POOLINGS))
-    config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
-    aligned: bool | None = setting(
-        "Align networks to the zoo's reference first; by default only if the zoo is aligned.", default=None
+    zoo_config: str | None = setting("Name of the zoo, if there are several.", default=None, formerly="--config")
+    align: bool | None = setting(
+        "Align networks to the zoo's reference first; by default only if the zoo is aligned.",
+        default=None,
+        formerly="--aligned",
     )
-    spectral: bool = setting("Add spectra of weight matrices as a baseline.", default=False)
+    spectra: bool = setting("Add spectra of weight matrices as a baseline.", default=False, formerly="--spectral")
     profile: bool = setting(
         "Add layer profiles as baselines: quantiles of each layer's weights, with and without spectra.", default=False
     )
@@ -141,7 +143,7 @@ def run_probe(settings: ProbeSettings) -> ProbeResult:
     """Fit probes on embeddings and baselines; report how well they predict properties of test networks."""
     record = RunRecord.start(arguments=as_arguments(settings))
     with optional_output(settings.output, ProbeResult.JOB) as output:
-        zoos = open_zoos([settings.zoo, *settings.transfer], settings.config)
+        zoos = open_zoos([settings.zoo, *settings.transfer], settings.zoo_config)
         for split in (split for zoo in zoos.values() for split in zoo.splits.values()):
             for name in settings.properties:
                 split.column(name)  # rejects properties that a zoo lacks, before anything is computed
@@ -166,10 +168,10 @@ def _features(zoo: Zoo, sane: SANE, settings: ProbeSettings) -> ZooFeatures:
         settings.properties,
         sane.model,
         sane.extractor,
-        aligned=settings.aligned,
+        aligned=settings.align,
         poolings=parse_poolings(settings.poolings),
         **settings.windows,
-        spectral=settings.spectral,
+        spectral=settings.spectra,
         profile=settings.profile,
         linear=_linear_code(zoo, sane) if settings.linear else None,
     )

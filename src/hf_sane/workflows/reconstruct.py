@@ -20,7 +20,7 @@ from hf_sane.training._evaluation import r2_from_sums, reconstruction_sums
 from hf_sane.workflows.networks import open_images
 from hf_sane.workflows.results import Result, Table, optional_output, rows_of
 from hf_sane.workflows.sane import SANE, open_sane
-from hf_sane.workflows.shared import ZOO_CONFIG, CodecSettings, SaneSettings
+from hf_sane.workflows.shared import CodecSettings, SaneSettings
 from hf_sane.workflows.show_zoo import open_zoos
 from hf_sane.zoo._alignment import comparable_tokens
 from hf_sane.zoo._dataset import Zoo
@@ -40,7 +40,7 @@ class ReconstructSettings(CodecSettings, ImageSettings, SaneSettings, ModuleSett
         "Add a linear code with the same latent_dim, fitted to the training networks of each zoo.", default=True
     )
     output: Path | None = setting("New folder for the run record.", default=None, short="-o")
-    config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
+    zoo_config: str | None = setting("Name of the zoo, if there are several.", default=None, formerly="--config")
     revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
 
 
@@ -122,7 +122,7 @@ def run_reconstruct(settings: ReconstructSettings) -> ReconstructionResult:
     settings.register()
     record = RunRecord.start(arguments=as_arguments(settings))
     with optional_output(settings.output, ReconstructionResult.JOB) as output:
-        zoos = open_zoos(settings.zoo, settings.config)
+        zoos = open_zoos(settings.zoo, settings.zoo_config)
         sane = open_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
         data = open_images(settings.images, **settings.image_shape)
         total = torch.zeros(4, dtype=torch.float64)

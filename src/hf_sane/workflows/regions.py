@@ -22,7 +22,7 @@ from hf_sane.records._settings import as_arguments, as_list, setting
 from hf_sane.workflows.judging import JudgeSettings
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
-from hf_sane.workflows.shared import ZOO_CONFIG, PlotSettings, SaneSettings, SourceSettings
+from hf_sane.workflows.shared import PlotSettings, SaneSettings, SourceSettings
 from hf_sane.workflows.show_zoo import load_zoo
 from hf_sane.zoo._dataset import Zoo
 
@@ -48,7 +48,7 @@ class RegionsSettings(SourceSettings, SaneSettings, ModuleSettings, JudgeSetting
         "Base model of the adapters; required for DoRA, trained biases and modules that are saved in full.",
         default=None,
     )
-    config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
+    zoo_config: str | None = setting("Name of the zoo, if there are several.", default=None, formerly="--config")
     label: list[str] = setting(
         "Levels by which to group networks: 'data_set', a level of --groups, or a column of the zoos. Repeat the "
         "option for several.",
@@ -314,7 +314,7 @@ def _read_networks(
     named = [source.source or id(source) if isinstance(source, Zoo) else str(Path(source)) for source in settings.zoo]
     if len(set(named)) < len(named):
         raise ValueError(f"expected different zoos, got {', '.join(map(str, named))}; name each only once")
-    zoos = [load_zoo(source, settings.config) for source in settings.zoo]
+    zoos = [load_zoo(source, settings.zoo_config) for source in settings.zoo]
     found = zoo_networks(
         zoos, columns=columns, groups=groups, splits=settings.splits, epoch=settings.epoch, limit=settings.limit
     )

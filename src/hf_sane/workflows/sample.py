@@ -39,13 +39,13 @@ from hf_sane.workflows.judging import (
 )
 from hf_sane.workflows.networks import Network, NetworksResult, open_images, open_stack
 from hf_sane.workflows.results import Table, joined_output, rows_of
-from hf_sane.workflows.shared import ZOO_CONFIG, CodecSettings, SaneSettings, SourceSettings
+from hf_sane.workflows.shared import CodecSettings, SaneSettings, SourceSettings
 from hf_sane.workflows.show_zoo import load_zoo
 from hf_sane.zoo._dataset import Zoo
 
 # Settings shown in the run record and on the networks' cards.
 RECORDED = (
-    *("sane", "zoo", "config", "method", "code", "mode", "unit", "num_candidates", "top_fraction"),
+    *("sane", "zoo", "zoo_config", "method", "code", "mode", "unit", "num_candidates", "top_fraction"),
     *("window_size", "halo_size"),
 )
 
@@ -134,7 +134,7 @@ class SampleSettings(
         "For layers that the SANE was not trained on, fit the scale to the zoo's training networks.",
         default=False,
     )
-    config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
+    zoo_config: str | None = setting("Name of the zoo, if there are several.", default=None, formerly="--config")
     seed: int = setting("Random seed.", default=0)
     include_code: bool = setting("Save networks with their modelling code (for trust_remote_code).", default=False)
     revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
@@ -320,7 +320,7 @@ def _recorded(zoo: Zoo | None, anchors: AnchorSet) -> list[float]:
 
 def _open_task(settings: SampleSettings, record: RunRecord) -> tuple[Task, LabelledData | None, Zoo | None]:
     """The task that networks are judged by, its images or texts, and the zoo; records their sources."""
-    zoo = None if settings.zoo is None else load_zoo(settings.zoo, settings.config)
+    zoo = None if settings.zoo is None else load_zoo(settings.zoo, settings.zoo_config)
     record.arguments["zoo_revision"] = None if zoo is None else zoo.revision
     record.data |= {} if zoo is None else {"zoo": zoo.facts.name}
     data: ImageData | TextData | None = None

@@ -167,7 +167,7 @@ class SANE:
         networks: Source | Zoo | ZooSplit | Sequence[Source],
         *,
         pooling: str = "mean",
-        aligned: bool | None = None,
+        align: bool | None = None,
         window_size: int | None = None,
         halo_size: int = 0,
         batch_size: int = 64,
@@ -177,7 +177,7 @@ class SANE:
         Args:
             networks: A module, state dict, path or Hub repo id; a list of these; a zoo, its folder, or a split of one.
             pooling: How to combine a network's latents into one vector, see `POOLINGS`.
-            aligned: Whether to align a zoo's networks to its reference first; by default only if the zoo is aligned.
+            align: Whether to align a zoo's networks to its reference first; by default only if the zoo is aligned.
             window_size: Tokens per window, including context; by default as in training.
             halo_size: Context tokens on each side of a window.
             batch_size: Number of networks and of windows processed at a time.
@@ -195,7 +195,7 @@ class SANE:
         if isinstance(networks, Zoo | ZooSplit):
             splits = list(networks.splits.values()) if isinstance(networks, Zoo) else [networks]
             return stacked_features(
-                [embed_split(self.model, self.extractor, x, aligned=aligned, **options)[pooling] for x in splits]
+                [embed_split(self.model, self.extractor, x, aligned=align, **options)[pooling] for x in splits]
             )
         if not isinstance(networks, list | tuple):
             source = cast(Source, networks)

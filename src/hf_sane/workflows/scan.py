@@ -62,7 +62,7 @@ SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 class ScanSettings(SamplingSettings, WeightsSettings, SaneSettings, WorkerSettings):
     """Settings of [`scan`]."""
 
-    sources: list[str] = setting(
+    checkpoints: list[str] = setting(
         "Checkpoints: files, folders or Hub repo ids. A folder that is not a checkpoint itself stands for all "
         "checkpoints in it.",
         positional=True,
@@ -93,9 +93,9 @@ class ScanSettings(SamplingSettings, WeightsSettings, SaneSettings, WorkerSettin
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.sources, str | Path):
-            self.sources = [str(self.sources)]
-        if not self.sources:
+        if isinstance(self.checkpoints, str | Path):
+            self.checkpoints = [str(self.checkpoints)]
+        if not self.checkpoints:
             raise ValueError("expected at least one checkpoint to scan, got none; name a file, folder or Hub repo")
         if self.sarif is not None and self.output is not None:
             inside = Path(self.sarif).absolute()
@@ -292,7 +292,7 @@ class ScanResult(Result):
         super().write(partial)
 
 
-def scan(*sources: str | Path | Sequence[str | Path], **options: Any) -> ScanResult:
+def scan(*checkpoints: str | Path | Sequence[str | Path], **options: Any) -> ScanResult:
     """Scan checkpoints for faults: read their headers, and statistics of a sample of their weights.
 
     No code that comes with a checkpoint is run. From safetensors, GGUF and ONNX files on the Hub, only the required
@@ -304,11 +304,11 @@ def scan(*sources: str | Path | Sequence[str | Path], **options: Any) -> ScanRes
     ```
 
     Args:
-        *sources: Files, folders, Hub repo ids, or lists of them.
+        *checkpoints: Files, folders, Hub repo ids, or lists of them.
         **options: Other fields of [`ScanSettings`].
     """
-    named = [str(source) for several in sources for source in as_list(several)]
-    return run_scan(ScanSettings(sources=named, **options))
+    named = [str(source) for several in checkpoints for source in as_list(several)]
+    return run_scan(ScanSettings(checkpoints=named, **options))
 
 
 def run_scan(settings: ScanSettings) -> ScanResult:
@@ -326,7 +326,7 @@ def run_scan(settings: ScanSettings) -> ScanResult:
         known = _known_models(settings.index, encoder)
         try:
             scans = divided(
-                lambda target: _scan(target, sampling, encoder, settings.sources),
+                lambda target: _scan(target, sampling, encoder, settings.checkpoints),
                 list(_targets(settings)),
                 workers=settings.workers,
                 desc="scanning",
@@ -433,13 +433,13 @@ def _embedding_lines(scan: Scan, nearest: Sequence[tuple[str, float]], *, is_ask
 
 def _targets(settings: ScanSettings) -> Iterable[CheckpointSource]:
     """One source per checkpoint."""
-    for source in settings.sources:
+    for source in settings.checkpoints:
         checkpoint = CheckpointSource(source, settings.revision, settings.subfolder, settings.variant, settings.key)
         place = parse_source(source, revision=settings.revision)
         if not isinstance(place, Path) or not place.is_dir():
             yield checkpoint
             continue
-        is_alone = len(settings.sources) == 1
+        is_alone = len(settings.checkpoints) == 1
         try:
             inside = list(targets_in(place))
         except PermissionError:

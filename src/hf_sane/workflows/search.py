@@ -39,10 +39,10 @@ class IndexSettings(CheckedSettings):
     """Settings of [`index_networks`]."""
 
     sources: list[Source | Zoo] = setting(
-        "Networks: zoos, files, folders of checkpoints or Hub repo ids.", positional=True
+        "Sources of networks: zoos, files, folders of checkpoints or Hub repo ids.", positional=True
     )
     output: Path = setting("New folder for the index.", short="-o")
-    zoos: list[str] = setting("Zoos on the Hub (repo ids).", factory=list, option="--zoo", formerly="--zoos")
+    zoo: list[str] = setting("Zoos on the Hub (repo ids).", factory=list, formerly="--zoos")
 
 
 class IndexJson(TypedDict):
@@ -93,7 +93,7 @@ class IndexResult(Result):
 class SearchSettings(WeightsSettings):
     """Settings of [`search`]."""
 
-    query: Source = setting("Checkpoint: a file, folder or Hub repo id.", positional=True)
+    checkpoint: Source = setting("Checkpoint: a file, folder or Hub repo id.", positional=True)
     index: str | Path | NetworkIndex = setting("Folder of the index, from hf-sane index.")
     count: int = setting("Number of networks to list.", default=5, least=1)
 
@@ -196,7 +196,7 @@ def run_index(settings: IndexSettings) -> IndexResult:
 
 def _networks(settings: IndexSettings) -> Iterator[tuple[str, Fingerprint | str]]:
     """Names and fingerprints of all networks; if a network has no fingerprint, the reason takes its place."""
-    for number, source in enumerate((*settings.sources, *map(load_zoo, settings.zoos))):
+    for number, source in enumerate((*settings.sources, *map(load_zoo, settings.zoo))):
         if not isinstance(source, str | Path | Zoo):
             yield f"network_{number}", fingerprint(open_checkpoint(source))
             continue
@@ -226,7 +226,7 @@ def _of_zoo(name: str, split: ZooSplit) -> Iterator[tuple[str, Fingerprint]]:
                 yield f"{name}: {run}, epoch {epoch}", one
 
 
-def search(query: Source, index: str | Path | NetworkIndex, **options: Any) -> SearchResult:
+def search(checkpoint: Source, index: str | Path | NetworkIndex, **options: Any) -> SearchResult:
     """Find copies and relatives of a network among known networks, regardless of the order and scales of channels.
 
     ```python
@@ -234,17 +234,17 @@ def search(query: Source, index: str | Path | NetworkIndex, **options: Any) -> S
     ```
 
     Args:
-        query: A module, state dict, path or Hub repo id.
+        checkpoint: A module, state dict, path or Hub repo id.
         index: Folder that [`index_networks`] wrote.
         **options: Other fields of [`SearchSettings`].
     """
-    return run_search(SearchSettings(query=query, index=index, **options))
+    return run_search(SearchSettings(checkpoint=checkpoint, index=index, **options))
 
 
 def run_search(settings: SearchSettings) -> SearchResult:
     """Find known networks that equal a network up to channel order, scales and precision, or are related to it."""
     record = RunRecord.start(arguments=as_arguments(settings))
-    tensors = open_checkpoint(settings.selected(settings.query))
+    tensors = open_checkpoint(settings.selected(settings.checkpoint))
     known = settings.index
     index = known if isinstance(known, NetworkIndex) else NetworkIndex.load(known)
     found = fingerprint(tensors)

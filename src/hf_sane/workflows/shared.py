@@ -19,9 +19,6 @@ from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
 
 logger = logging.getLogger(__name__)
 
-# For fields that name a zoo in a folder, since `--config` takes a run file.
-ZOO_CONFIG: Any = {"option": "--zoo-config", "formerly": "--config"}
-
 
 @dataclass(kw_only=True)
 class SourceSettings(CheckedSettings):

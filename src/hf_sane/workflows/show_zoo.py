@@ -12,7 +12,6 @@ from hf_sane.analysis._zoo_plots import plot_accuracies
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import CheckedSettings, as_arguments, setting
 from hf_sane.workflows.results import Result, Table
-from hf_sane.workflows.shared import ZOO_CONFIG
 from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo._facts import FILE_NAME, IMPORTED
 from hf_sane.zoo._writing import JOB
@@ -26,7 +25,7 @@ class ShowZooSettings(CheckedSettings):
     """Settings of [`show_zoo`]."""
 
     zoo: str | Path | Zoo = setting("Zoo (folder or Hub repo id).", positional=True, formerly="--zoo")
-    config: str | None = setting("Name of the zoo, if there are several.", default=None, **ZOO_CONFIG)
+    zoo_config: str | None = setting("Name of the zoo, if there are several.", default=None, formerly="--config")
     revision: str | None = setting("Branch, tag or commit on the Hub.", default=None)
 
 
@@ -207,7 +206,7 @@ def show_zoo(zoo: str | Path | Zoo, **options: Any) -> ZooResult:
 def run_show_zoo(settings: ShowZooSettings) -> ZooResult:
     """Show the splits, architectures, tokens, accuracy and excluded runs of a zoo."""
     record = RunRecord.start(arguments=as_arguments(settings))
-    zoo = load_zoo(settings.zoo, settings.config, revision=settings.revision)
+    zoo = load_zoo(settings.zoo, settings.zoo_config, revision=settings.revision)
     return ZooResult(record=record.finish({}), zoo=zoo)
 
 

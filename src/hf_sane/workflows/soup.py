@@ -56,8 +56,10 @@ from hf_sane.workflows.shared import WeightsSettings
 class SoupSettings(WeightsSettings, ImageSettings, MetricSettings, TextSettings, ModuleSettings):
     """Settings of [`soup`]."""
 
-    ingredients: list[Any] = setting(
-        "Model folders, a folder that contains them, Hub repo ids (repo@revision), or LoRA adapters.", positional=True
+    networks: list[Any] = setting(
+        "Networks to average: model folders, a folder that contains them, Hub repo ids (repo@revision), or LoRA "
+        "adapters.",
+        positional=True,
     )
     output: Path | None = setting("New folder for the averaged model and its card.", short="-o", formerly="--out")
     method: str = setting(
@@ -67,19 +69,23 @@ class SoupSettings(WeightsSettings, ImageSettings, MetricSettings, TextSettings,
         formerly=("--greedy=greedy", "--uniform=uniform"),
         choices=lambda: MERGE_METHODS,
     )
-    data: str | ImageData | None = setting(
+    images: str | ImageData | None = setting(
         f"Images: {IMAGE_KINDS}. Validation images select networks, test images evaluate the soup.",
         default=None,
-        option="--images",
         formerly="--data",
     )
     align: bool | None = setting(
         "Permute channels before averaging; by default only for networks of this library.", default=None
     )
-    recalibrate: bool = setting("Re-estimate the BatchNorm statistics of averages.", default=False)
-    recalibration_batches: int = setting(
+    condition: bool = setting(
+        "Re-estimate the BatchNorm statistics of averages on training images.",
+        default=False,
+        formerly="--recalibrate",
+    )
+    condition_batches: int = setting(
         "Number of batches of 32 training images from which to re-estimate BatchNorm statistics.",
         default=NUM_BATCHES,
+        formerly="--recalibration-batches",
         least=1,
     )
     rank: int | None = setting(
@@ -92,18 +98,18 @@ class SoupSettings(WeightsSettings, ImageSettings, MetricSettings, TextSettings,
     @property
     def is_measured(self) -> bool:
         """Whether there is data or a function to evaluate with."""
-        return any(given is not None for given in (self.data, self.texts, self.evaluate))
+        return any(given is not None for given in (self.images, self.texts, self.evaluate))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.data is not None and self.texts is not None:
+        if self.images is not None and self.texts is not None:
             raise ValueError("expected images (--images) or texts (--texts) to select by, got both; name one")
         if MERGE_METHODS.find(self.method).needs_score and not self.is_measured:
             raise ValueError(
                 f"a {self.method} soup is selected on held-out data, got none; pass images (--images), texts "
                 "(--texts) or a function (--evaluate), or use --method uniform"
             )
-        if self.recalibrate and self.data is None:
+        if self.condition and self.images is None:
             raise ValueError(
                 "BatchNorm statistics are re-estimated from training images, got none; pass them (--images)"
             )
@@ -174,7 +180,7 @@ class SoupResult(Result):
         return push_saved(replace(self).save, repo_id, title=f"Soup of {len(self.soup.weights)}", **options)
 
 
-def soup(ingredients: str | Path | Sequence[Source], **options: Any) -> SoupResult:
+def soup(networks: str | Path | Sequence[Source], **options: Any) -> SoupResult:
     """Average the weights of networks of one architecture, or of LoRA adapters of one base model.
 
     ```python
@@ -184,13 +190,13 @@ def soup(ingredients: str | Path | Sequence[Source], **options: Any) -> SoupResu
     ```
 
     Args:
-        ingredients: Modules, folders, files, Hub repo ids, or LoRA adapters; or one folder that contains several.
+        networks: Modules, folders, files, Hub repo ids, or LoRA adapters; or one folder that contains several.
         **options: Other fields of [`SoupSettings`].
 
     Raises:
         ValueError: If the ingredients do not fit together, or the method requires held-out data.
     """
-    return run_soup(SoupSettings(**{"output": None, "ingredients": ingredients, **options}))
+    return run_soup(SoupSettings(**{"output": None, "networks": networks, **options}))
 
 
 def run_soup(settings: SoupSettings) -> SoupResult:
@@ -202,15 +208,15 @@ def run_soup(settings: SoupSettings) -> SoupResult:
             "recipe": settings.method,
             "metric": "accuracy",
             "seed": settings.seed,
-            "ingredients": as_arguments(settings)["ingredients"],
+            "networks": as_arguments(settings)["networks"],
         },
     )
     with optional_output(settings.output, SoupResult.JOB) as output:
         data: ImageData | TextData | None = None
-        if settings.data is not None:
-            data = open_images(settings.data, **settings.image_shape)
+        if settings.images is not None:
+            data = open_images(settings.images, **settings.image_shape)
         elif settings.texts is not None:
-            data = settings.open_texts(settings.ingredients)
+            data = settings.open_texts(settings.networks)
         scores = _scores(data, settings)
         record.arguments |= {"metric": scores["validation"].task.metric} if scores else {}
         record.data |= {} if data is None else _describe(data)
@@ -223,7 +229,7 @@ def run_soup(settings: SoupSettings) -> SoupResult:
 def _cook(
     settings: SoupSettings, record: RunRecord, scores: dict[str, SplitScore], data: LabelledData | None
 ) -> SoupResult:
-    sources: list[Any] = settings.ingredients
+    sources: list[Any] = settings.networks
     if all(isinstance(x, str | Path) for x in sources):
         sources = expand_folders(list(map(str, sources)), subfolder=settings.subfolder)
         sources = [CheckpointSource(x, **settings.weights) for x in sources]
@@ -265,7 +271,7 @@ def _soup_of_checkpoints(
     """Average checkpoints. Without evaluation, files of any architecture are averaged and no model is created."""
     dtype, notes = _dtype(opened)
     record.arguments |= {"dtype": dtype}
-    uses = {"--images": settings.data, "--include-code": settings.include_code}
+    uses = {"--images": settings.images, "--include-code": settings.include_code}
     needs = [option for option, value in uses.items() if value]
     config = complete_config(opened[0].config)
     if settings.align is None and not isinstance(config, ZooConfig):
@@ -291,9 +297,9 @@ def _soup_of_checkpoints(
         made_of = _empty_model(opened, needs)
         model, mixed = made_of, align_known(opened, made_of.config, align=settings.align)
     record.arguments |= {"aligned": any(ingredient.permutation is not None for ingredient in mixed)}
-    record.arguments |= {"recalibrated": settings.recalibrate}
-    calibration = data.split("train")[0] if data is not None and settings.recalibrate else None
-    mixer = CheckpointMixer(model, mixed, calibration, settings.recalibration_batches, seed=settings.seed)
+    record.arguments |= {"recalibrated": settings.condition}
+    calibration = data.split("train")[0] if data is not None and settings.condition else None
+    mixer = CheckpointMixer(model, mixed, calibration, settings.condition_batches, seed=settings.seed)
     made = _measure(settings, mixer, record, scores)
 
     def fill(partial: Path) -> object:
@@ -356,8 +362,8 @@ def _soup_of_adapters(
     settings: SoupSettings, sources: list[CheckpointSource], record: RunRecord, scores: dict[str, SplitScore]
 ) -> SoupResult:
     """Average adapters; load the average into the base model if anything is measured."""
-    if settings.align or settings.recalibrate:
-        raise ValueError("adapters of one base model need no alignment or recalibration; leave both options out")
+    if settings.align or settings.condition:
+        raise ValueError("adapters of one base model need neither --align nor --condition; leave both options out")
     adapters = open_adapters(sources, base_model=settings.base)
     named = adapters[0].config.get("base_model_name_or_path")
     if named is None:
@@ -369,7 +375,7 @@ def _soup_of_adapters(
     mixer: Mixer = NamesMixer(tuple(adapter.name for adapter in adapters))
     if scores:
         is_classifier = config is not None and type(config) in AutoModelForImageClassification._model_mapping
-        if config is None or (settings.data is not None and not is_classifier):
+        if config is None or (settings.images is not None and not is_classifier):
             kind = "not found" if config is None else f"a {config.model_type}"
             raise ValueError(
                 f"--images requires adapters of image classifiers, their base {named} is {kind}; leave it out for a "

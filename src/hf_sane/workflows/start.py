@@ -46,11 +46,10 @@ class StartSettings(CheckedSettings):
 
     images: str | ImageData = setting(f"Your labelled images: {IMAGE_KINDS}.")
     output: Path | None = setting("New folder for the best network, its card and the run record.", short="-o")
-    source: str | Path | SANE | None = setting(
+    from_: str | Path | SANE | None = setting(
         "SANE that comes with networks to sample around (folder or Hub repo id); by default the built-in one, for "
         "colour or greyscale images of 32 pixels.",
         default=None,
-        option="--from",
     )
     num_candidates: int = setting("Number of networks to draw and evaluate in each round.", default=60, least=2)
     num_starts: int = setting("Number of networks of each kind to fine-tune; the best is kept.", default=4, least=1)
@@ -138,7 +137,7 @@ class StartResult(Result):
             self.network,
             replace(self.record, results=results),
             title=f"Network for {self.data.name}",
-            base_model=hub_id(self.record.arguments["source"]),
+            base_model=hub_id(self.record.arguments["from_"]),
             include_code=self.include_code,
             origin=ORIGINS.get(self.kind),
         )
@@ -189,7 +188,7 @@ def run_start(settings: StartSettings) -> StartResult:
     """
     record = RunRecord.start(seed=settings.seed, arguments=as_arguments(settings))
     with optional_output(settings.output, StartResult.JOB) as output:
-        sane = open_sane(settings.source or BUNDLE)
+        sane = open_sane(settings.from_ or BUNDLE)
         anchors, names = _open_anchors(sane)
         data = _fitting_images(settings, anchors.config)  # type: ignore[arg-type]
         record.data["images"] = data.describe()

@@ -506,5 +506,5 @@ def choose_config(config: str | None, known: list[str], source: str) -> str:
     if config is None and DEFAULT_CONFIG in known:
         return DEFAULT_CONFIG
     if config not in known or config is None:
-        raise ValueError(f"{source} holds the zoos {known}, got config={config!r}; name one of them")
+        raise ValueError(f"{source} holds the zoos {known}, got {config!r}; name one of them (--zoo-config)")
     return config

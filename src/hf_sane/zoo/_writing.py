@@ -153,12 +153,12 @@ class ZooWriter:
             names = ", ".join((strangers or sorted(os.listdir(self.data)))[:3])
             raise FileExistsError(
                 f"{self.data} holds files that this library did not write, or that were changed ({names}); move "
-                f"them, or "
-                "choose another folder or another config name"
+                "them, or choose another folder or another name (--zoo-config)"
             )
         if not replace and is_finished(self.folder, self.config):
             raise FileExistsError(
-                f"{self.folder} already holds a finished zoo named {self.config!r}; use another folder or config name"
+                f"{self.folder} already holds a finished zoo named {self.config!r}; use another "
+                "folder, or another name (--zoo-config)"
             )
 
     def _write_card(self, before: dict[str, ZooFacts], after: dict[str, ZooFacts]) -> dict[str, str]:

@@ -26,8 +26,8 @@ TINY = {
     "latent_dim": 16,
     "pretrain_epochs": 1,
     "num_candidates": 8,
-    "num_kept": 2,
-    "bandwidths": [0.1, 0.3],
+    "num_samples": 2,
+    "bandwidth": [0.1, 0.3],
 }
 
 

@@ -126,7 +126,7 @@ def build_zoos(folder: Path, data: ImageData, settings: DemoSettings) -> dict[st
     seeds = build_zoo(
         data,
         recipe="seed",
-        config="seed",
+        zoo_config="seed",
         name="digits CNN, seeds",
         num_models=settings.seed_zoo_networks,
         epochs=settings.seed_zoo_epochs[-1],
@@ -137,7 +137,7 @@ def build_zoos(folder: Path, data: ImageData, settings: DemoSettings) -> dict[st
     mixed = build_zoo(
         data,
         recipe="hyperparameter",
-        config="hyperparameter",
+        zoo_config="hyperparameter",
         name="digits CNN, hyper-parameters",
         num_models=settings.hyperparameter_zoo_networks,
         epochs=settings.hyperparameter_zoo_epochs[-1],
@@ -163,7 +163,7 @@ def pretrain_sane(folder: Path, zoos: dict[str, Zoo], settings: DemoSettings) ->
             "window_size": layout.num_tokens,
             "max_positions": layout.max_positions,
         },
-        num_epochs=settings.pretrain_epochs,
+        epochs=settings.pretrain_epochs,
         batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
         behavior_weight=settings.behavior_weight,

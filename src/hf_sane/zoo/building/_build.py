@@ -231,7 +231,7 @@ class _Build:
             raise ValueError(
                 f"{folder} holds a zoo {config!r} with other settings of {', '.join(changed)}: expected "
                 f"{[known.get(k) for k in changed]}, got {[mine.get(k) for k in changed]}; use those, another "
-                "folder or another config name"
+                "folder, or another name (--zoo-config)"
             )
 
     def train(self, on_progress: Callable[[BuildProgress], None] | None) -> None:

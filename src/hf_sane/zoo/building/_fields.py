@@ -185,7 +185,7 @@ class _Fit:
             raise ValueError(
                 f"{folder} holds a zoo with other settings of {', '.join(changed)}: expected "
                 f"{[known.get(key) for key in changed]}, got {[mine.get(key) for key in changed]}; use those, another "
-                "folder or another config name"
+                "folder, or another name (--zoo-config)"
             )
 
     def check_continues(self, folder: Path) -> None:

@@ -207,7 +207,7 @@ def _compare(folder: Path, known: Mapping[str, Any], mine: Mapping[str, Any]) ->
         raise ValueError(
             f"{folder} holds a finished zoo with other settings of {', '.join(changed)}: expected "
             f"{[known.get(name) for name in changed]}, got {[mine.get(name) for name in changed]}; use another "
-            "folder or another config name"
+            "folder, or another name (--zoo-config)"
         )
 
 
