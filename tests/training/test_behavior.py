@@ -30,6 +30,8 @@ class Split:
     def layout(self, index):
         return self._layout
 
+    whole_layout = layout
+
     def config(self, index):
         return self.configs[index]
 

@@ -306,7 +306,7 @@ def test_card_of_several_zoos(tiny_zoo):
     text = zoo_card({"default": tiny_zoo.facts, "second": other})
     assert 'Zoo.load("PATH_OR_REPO", "default")' in text
     assert "## other (`second`)" in text
-    assert "1 runs left out: not finite or diverged" in text
+    assert "- 1 run left out: not finite or diverged" in text
     assert "path: second/train-*.parquet" in text
 
 
