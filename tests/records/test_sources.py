@@ -171,3 +171,11 @@ def test_a_busy_hub_is_left_to_whoever_reads(local_hub, monkeypatch):
     monkeypatch.setattr(handler, "answer", lambda self, path: self.send(503, {"error": "busy"}))
     assert find_source("org/there") == HubRepo("org/there")
     assert len(questions(local_hub)) == 1
+
+
+def test_a_link_that_leads_nowhere_is_called_so(here):
+    for target in ("gone", "x.safetensors"):
+        (here / "x.safetensors").unlink(missing_ok=True)
+        (here / "x.safetensors").symlink_to(here / target)
+        with pytest.raises(FileNotFoundError, match=r"a link to a file that is missing: x.safetensors \(tried /"):
+            find_source("x.safetensors")

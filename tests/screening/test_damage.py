@@ -53,6 +53,8 @@ DAMAGE = {
     "values flipped": lambda folder: flipped(zip_file(folder), "data/0"),
     "pickle flipped": lambda folder: flipped(zip_file(folder), "data.pkl"),
     "old and truncated": lambda folder: legacy(folder)[:-500],
+    "old and flipped": lambda folder: legacy(folder).replace(b"collections", b"\x86ollections", 1),
+    "a web page": lambda folder: b"<!doctype html><html></html>",
 }
 
 

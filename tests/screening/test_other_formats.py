@@ -92,6 +92,15 @@ def onnx_model(**arrays: np.ndarray) -> onnx.ModelProto:
     return helper.make_model(graph, producer_name="tester", producer_version="3")
 
 
+def test_values_beside_an_onnx_file_that_are_cut_off_are_an_error_in_a_folder_too(tmp_path):
+    onnx.save(onnx_model(w=heavy(60, 50)), tmp_path / "x.onnx", save_as_external_data=True, location="v")
+    (tmp_path / "v").write_bytes(bytes(100))
+    result = hf_sane.scan(tmp_path)
+    (found,) = [x for _, x in result.findings if x.severity == "error"]
+    assert (found.rule, found.message) == ("unreadable", "v: expected a file of at least 12,000 bytes, got 100 bytes")
+    assert result.exit_code == 1
+
+
 @pytest.mark.parametrize("external", [False, True], ids=["inside", "beside"])
 def test_the_initialisers_of_an_onnx_file_are_its_tensors(external, tmp_path):
     weight, broken = heavy(60, 50), np.full((4,), np.nan, np.float32)
@@ -110,6 +119,36 @@ def publish(hub, folder, name="org/other"):
     """Put the files of a folder on the Hub."""
     hub.storage.add_files("models", name, {path.name: path.read_bytes() for path in folder.iterdir()})
     return name
+
+
+@pytest.mark.parametrize(
+    ("place", "bit", "told"),
+    [
+        ("version", 4, "expected a GGUF file of version 2 or 3, got version 19"),
+        ("fields", 60, "expected a whole GGUF file, got a file that is damaged or cut off"),
+        ("key", 60, "expected a whole GGUF file, got a file that is damaged or cut off"),
+        ("items", 60, "expected a whole GGUF file, got a file that is damaged or cut off"),
+        ("items", 0, "expected a whole GGUF file, got a file that is damaged or cut off"),
+        ("kind", 6, "expected a whole GGUF file, got a file that is damaged or cut off"),
+    ],
+)
+def test_one_wrong_bit_in_the_header_of_a_gguf_file_is_an_error_at_once(place, bit, told, tmp_path, local_hub):
+    """The package `gguf` would count to 2^60, or complain about its own code."""
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.add_array("numbers", [1, 2, 3])
+    writer.add_tensor("w", heavy(40, 64))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    content = bytearray((tmp_path / "model.gguf").read_bytes())
+    kind = content.index(b"numbers") + len(b"numbers")
+    offset = {"version": 4, "fields": 16, "key": 24, "kind": kind, "items": kind + 8}[place]
+    content[offset + bit // 8] ^= 1 << bit % 8
+    (tmp_path / "model.gguf").write_bytes(content)
+    for source in (tmp_path / "model.gguf", publish(local_hub, tmp_path)):
+        (found,) = [x for x in hf_sane.scan(source).scans[0].findings if x.severity == "error"]
+        assert (found.rule, found.message.rpartition(".gguf: ")[2]) == ("unreadable", told)
 
 
 def test_of_a_gguf_file_on_the_hub_the_header_and_a_sample_are_read(tmp_path, local_hub, monkeypatch):

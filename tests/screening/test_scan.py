@@ -199,14 +199,15 @@ def test_a_repository_that_is_missing_does_not_stop_the_others(local_hub):
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("llama.gguf", "expected a whole GGUF file"), ("model.h5", "model.h5, which")]
+    ("name", "told"),
+    [("llama.gguf", "expected a GGUF file of version 2 or 3, got version 0"), ("model.h5", "model.h5, which")],
 )
 def test_a_repository_of_which_nothing_was_read_says_so(name, told, local_hub):
     local_hub.storage.add_files(
         "models", "org/other", {name: b"GGUF" + bytes(40), "README.md": b"---\nlicense: mit\n---\n"}
     )
     (scan,) = hf_sane.scan("org/other").scans
-    assert [x.rule for x in scan.findings] == ["unreadable"]
+    assert [(x.rule, x.severity) for x in scan.findings] == [("unreadable", "error")]
     assert told in scan.findings[0].message
     assert kept_bytes() == 0
 
@@ -245,6 +246,8 @@ def mixed(tmp_path: Path) -> Path:
     (folder / "empty").mkdir()
     (folder / "empty.bin").write_bytes(b"")
     (folder / "gone.safetensors").symlink_to(folder / "nowhere")
+    (folder / "loop.txt").symlink_to(folder / "loop.txt")
+    save_file({"a": torch.empty(0, 5)}, folder / "nothing.safetensors")
     (folder / "deep" / "up").symlink_to(folder)
     os.mkfifo(folder / "pipe")
     (folder / "garbage.onnx").write_bytes(b"\x08\x07\x12" + bytes(range(200)))
@@ -282,13 +285,19 @@ def test_every_file_of_a_folder_has_a_line_and_none_stops_the_others(mixed, monk
         "keras.h5": [("unreadable", "warning")],
         "llama.gguf": [("unreadable", "error")],
         "notes.txt": [],
-        "page.bin": [],
+        "loop.txt": [],
+        "nothing.safetensors": [("unreadable", "error")],
+        "page.bin": [("unreadable", "error")],
         "plain.pt": [("pickle", "warning")],
-        "runs.pkl": [("pickle", "error"), ("unreadable", "warning")],
-        "trap.pt": [("pickle", "error"), ("unreadable", "error")],
+        "runs.pkl": [("pickle", "error")],
+        "trap.pt": [("pickle", "error")],
     }
     assert "opening it would run" in found["runs.pkl"].findings[0].message
-    assert "expected a whole GGUF file" in found["llama.gguf"].findings[0].message
+    assert "got a link to a file that is missing" in found["gone.safetensors"].findings[0].message
+    assert found["loop.txt"].format == "no weights: a link to a file that is missing"
+    nothing = "expected weights, got a safetensors file with only tensors without values"
+    assert found["nothing.safetensors"].findings[0].message == nothing
+    assert found["trap.pt"].format == "not read: a PyTorch file"
     assert found["keras.h5"].format == "not read: an HDF5 file (Keras)"
     assert found["empty"].format == "no weights: the folder is empty"
     assert found["notes.txt"].format == "no weights: a text"
@@ -301,7 +310,7 @@ def test_every_file_of_a_folder_has_a_line_and_none_stops_the_others(mixed, monk
 def test_info_of_the_folder_has_a_line_for_each_too(mixed):
     result = hf_sane.info(mixed)
     found = {Path(path).name: facts for path, facts in result.checkpoints.items()}
-    assert len(found) == len(result.checkpoints) == 18
+    assert len(found) == len(result.checkpoints) == 20
     assert {name for name, facts in found.items() if "reason" not in facts} == {
         "broken.safetensors",
         "one",
@@ -339,7 +348,6 @@ def test_without_picklescan_it_says_that_opcodes_were_not_scanned(mixed, monkeyp
 @pytest.mark.parametrize(
     ("fail_on", "expected"),
     [
-        ([], 0),
         (["error"], 1),
         (["nan"], 1),
         (["untrained"], 0),
@@ -367,6 +375,24 @@ def test_what_was_not_measured_does_not_pass(tmp_path, hf_sane_command):
     assert failure.endswith("alpha was not measured: no matrix is large enough for it")
 
 
+def test_what_was_not_read_passes_no_rule_or_condition(tmp_path, hf_sane_command):
+    (tmp_path / "x.safetensors").write_bytes(save(network())[:1000])
+    for wanted in ("nan", "untrained", "alpha>8", "std>1"):
+        (failure,) = hf_sane.scan(tmp_path / "x.safetensors", fail_on=[wanted]).failures
+        assert failure.endswith(f"nothing of it was read, so {wanted} is unknown")
+    assert hf_sane.scan(tmp_path / "x.safetensors", fail_on=["never"]).exit_code == 0
+    told = hf_sane_command("scan", tmp_path / "x.safetensors", "--fail-on", "", exit_code=2).stderr
+    assert "expected --fail-on to name a rule" in told
+
+
+def test_matrices_of_8_bits_have_no_alpha_and_do_not_pass(tmp_path):
+    tensors = network(size=90)
+    tensors["layers.1.weight"] = tensors["layers.1.weight"].to(torch.float8_e4m3fn)
+    save_file(tensors, tmp_path / "x.safetensors")
+    (failure,) = hf_sane.scan(tmp_path / "x.safetensors", fail_on=["alpha>1e6"]).failures
+    assert "alpha was not measured for matrices of 8 bits or less: layers.1.weight" in failure
+
+
 @pytest.mark.parametrize("wanted", ["alpha>e", "std>1-2"])
 def test_a_limit_that_is_no_number_is_refused(wanted, tmp_path):
     with pytest.raises(ValueError, match="expected a number in the condition of --fail-on"):
@@ -381,11 +407,12 @@ def test_what_cannot_fail_is_refused_before_the_work(wanted, tmp_path):
 
 def test_reports_are_written_and_hold_what_was_found(mixed, tmp_path, hf_sane_command):
     (mixed / "x](http:evil) *.safetensors").write_bytes(b"?" * 20)
+    Path(os.fsdecode(os.fsencode(mixed) + b"/not\xffUTF-8\n.safetensors")).write_bytes(b"?" * 20)
     arguments = ("--output", tmp_path / "out", "--sarif", tmp_path / "findings.sarif", "--fail-on", "never")
     hf_sane_command("scan", mixed, *arguments, exit_code=0)
     assert (tmp_path / "findings.sarif").read_bytes() == (tmp_path / "out" / "report.sarif").read_bytes()
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert len(report["scans"]) == 19
+    assert len(report["scans"]) == 22
     sarif = json.loads((tmp_path / "out" / "report.sarif").read_text())
     # The schema of SchemaStore, as the npm package @microsoft/jest-sarif (MIT) ships it.
     schema = json.loads((Path(__file__).parent / "sarif-2.1.0-rtm.5.json").read_text())
@@ -394,11 +421,12 @@ def test_reports_are_written_and_hold_what_was_found(mixed, tmp_path, hf_sane_co
     results = sarif["runs"][0]["results"]
     uris = {x["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for x in results}
     assert not any(" " in uri for uri in uris)
+    assert any(uri.endswith("/not%FFUTF-8%0A.safetensors") for uri in uris)
     assert len(results) == sum(len(scan["findings"]) for scan in report["scans"])
     assert {x["level"] for x in results} == {"error", "warning", "note"}
     assert {x["ruleId"] for x in results} == {x["id"] for x in sarif["runs"][0]["tool"]["driver"]["rules"]}
     card = (tmp_path / "out" / "report.md").read_text()
-    assert card.count("\n- ") == 19
+    assert card.count("\n- ") == 22
     assert r"x\](http:evil) \*.safetensors" in card
     assert "**error** (nan)" in card
 

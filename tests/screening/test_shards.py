@@ -57,6 +57,7 @@ def test_a_difference_is_a_finding_and_every_tensor_is_read_once(case, tmp_path)
     assert len(scan.tensors) == len({x.name for x in scan.tensors}) == count
     assert scan.bytes_read == scan.num_bytes == 80 * count
     assert result.exit_code == bool(texts)
+    assert INDEX not in scan.skipped
     assert hf_sane.scan(tmp_path, fail_on=["shards", "damaged"]).exit_code == bool(texts)
 
 
@@ -70,6 +71,17 @@ def test_a_repository_has_the_same_findings(tmp_path, local_hub):
         (scan,) = hf_sane.scan(repo).scans
         assert [text in x.message for text, x in zip(texts, differences(scan), strict=True)] == [True] * len(texts)
         assert len(scan.tensors) == count
+
+
+def test_shards_without_their_index_are_no_checkpoints_of_their_own(tmp_path):
+    (tmp_path / NAMES[0]).write_bytes(FIRST)
+    for severity, others in (("error", f", as are other shards: {NAMES[1]}"), ("warning", "")):
+        found = [x for _, x in hf_sane.scan(tmp_path).findings if x.rule == "shards"]
+        assert {x.message for x in found} == {f"one of 2 shards, whose index {INDEX} is missing{others}"}
+        assert {x.severity for x in found} == {severity}
+        (tmp_path / NAMES[1]).write_bytes(SECOND)
+    (tmp_path / INDEX).write_bytes(shards()[INDEX])
+    assert not [x for _, x in hf_sane.scan(tmp_path / NAMES[0]).findings if x.rule == "shards"]
 
 
 def test_an_index_without_any_shard_is_unreadable(tmp_path: Path):

@@ -93,6 +93,7 @@ def reading(
     field: str | None = None,
     also: tuple[type[Exception], ...] = (),
     by_arrow: bool = False,
+    got: str | None = None,
 ) -> Iterator[None]:
     """Convert exceptions of a parser about malformed content into an [`InvalidFileError`] about `file`.
 
@@ -104,6 +105,7 @@ def reading(
         also: Further exceptions of the parser, such as `SafetensorError` or `yaml.YAMLError`.
         by_arrow: Whether Arrow parses the file, which raises the same exception for damaged bytes and damaged disks,
             the former without an error number.
+        got: What was found, if the messages of the parser say nothing to users.
 
     Raises:
         InvalidFileError: If the block raises one of `MALFORMED` or `also`, or an `InvalidFileError` itself.
@@ -116,7 +118,7 @@ def reading(
     except caught as error:
         if isinstance(error, OSError) and not isinstance(error, also) and not _is_of_a_parser(error):
             raise
-        raise InvalidFileError(file, field=field, expected=expected, got=error, remedy=remedy) from error
+        raise InvalidFileError(file, field=field, expected=expected, got=got or error, remedy=remedy) from error
 
 
 def _is_of_a_parser(error: OSError) -> bool:

@@ -1,5 +1,6 @@
 """Sources, which are local paths or repositories on the Hub."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,7 +166,8 @@ def describe_silence(error: Exception, text: str, *, api: HfApi) -> str:
 def check_path(path: Path, *, remedy: str = "give an existing path") -> Path:
     """An existing path; a `FileNotFoundError` with the absolute path and a remedy if it does not exist."""
     if not _exists(path):
-        raise FileNotFoundError(f"no such file or folder: {path} (tried {path.absolute()}); {remedy}")
+        what = "a link to a file that is missing" if os.path.islink(path) else "no such file or folder"
+        raise FileNotFoundError(f"{what}: {path} (tried {path.absolute()}); {remedy}")
     return path
 
 

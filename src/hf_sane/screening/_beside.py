@@ -16,7 +16,7 @@ from hf_sane.records._errors import InvalidFileError, shorten
 from hf_sane.records._file_kinds import PICKLE_SUFFIXES
 from hf_sane.records._patience import patiently
 from hf_sane.records._sources import HubRepo, find_source
-from hf_sane.screening._checkpoints import visible_files
+from hf_sane.screening._checkpoints import DANGLING, RESTORE, is_dangling, visible_files
 from hf_sane.screening._finding import Finding, damaged
 from hf_sane.screening._other_formats import INSTALL, OPENERS
 from hf_sane.screening._pickles import (
@@ -30,7 +30,8 @@ from hf_sane.screening._pickles import (
 )
 from hf_sane.tokenization._byte_ranges import HubFile, LocalFile
 from hf_sane.tokenization._checkpoints import AGAIN, CheckpointSource
-from hf_sane.tokenization._formats import EMPTY, JSON, LFS_POINTER, SAFETENSORS, UNKNOWN, file_format
+from hf_sane.tokenization._formats import JSON, LFS_POINTER, SAFETENSORS, file_format
+from hf_sane.tokenization._pickles import DAMAGED, WHOLE_FILE
 from hf_sane.tokenization._safetensors_header import read_entries
 
 WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".onnx", *PICKLE_SUFFIXES)
@@ -85,14 +86,16 @@ def _scan_file(path: Path, name: str, beside: Beside) -> None:
         beside.skipped[name] = f"{NOT_SCANNED}: a link to a folder"
         return
     has_name = name.lower().endswith(WEIGHT_SUFFIXES)
-    if has_name and path.is_symlink() and not path.exists():
-        remedy = "restore the file that it points to, or remove the link"
-        error = InvalidFileError(path, expected="weights", got="a link to a file that is missing", remedy=remedy)
-        beside.findings.append(damaged(name, error))
+    if is_dangling(path):
+        if has_name:
+            error = InvalidFileError(path, expected="weights", got=DANGLING, remedy=RESTORE)
+            beside.findings.append(damaged(name, error))
+        else:
+            beside.skipped[name] = f"{NO_WEIGHTS}: {DANGLING}"
         return
     try:
         found = file_format(path)
-        if has_name and found in (EMPTY, LFS_POINTER, UNKNOWN):
+        if has_name and (found == LFS_POINTER or not found.holds_weights):
             got, expected = found.name, "weights, as its name says"
             raise InvalidFileError(path, expected=expected, got=got, remedy=found.remedy)
         if is_pickle(path):
@@ -195,8 +198,7 @@ def _fetch_pickle(file: HubFile, size: int, left: int) -> bytes:
     except FAILURES as error:
         if isinstance(error, OSError):
             raise
-        got = f"a damaged one ({shorten(error)})"
-        raise InvalidFileError(str(file), expected="a whole PyTorch file", got=got, remedy=AGAIN) from error
+        raise InvalidFileError(str(file), expected=WHOLE_FILE, got=DAMAGED, remedy=AGAIN) from error
 
 
 class _Stream(io.RawIOBase):

@@ -20,7 +20,7 @@ from hf_sane.screening._experts import Experts
 from hf_sane.screening._finding import Finding, damaged
 from hf_sane.screening._other_formats import BY_SUFFIX, OPENERS, Encoding, OtherFile, choose_other
 from hf_sane.screening._pickles import check_whole, is_pickle
-from hf_sane.screening._shards import Header, join_headers
+from hf_sane.screening._shards import Header, join_headers, missing_index
 from hf_sane.tokenization._byte_ranges import HubFile, LocalFile, RandomAccessFile
 from hf_sane.tokenization._checkpoints import (
     CheckpointSource,
@@ -36,6 +36,7 @@ from hf_sane.tokenization._weight_files import SAFETENSORS_NAMES, is_index, is_p
 from hf_sane.zoo.importing._cards import CardFacts
 
 CONFIG, CARD = "config.json", "README.md"
+DANGLING, RESTORE = "a link to a file that is missing", "restore the file that it points to, or remove the link"
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,9 @@ class OpenCheckpoint:
         metadata: Metadata of the file.
         skipped: Tensors whose values cannot be read, with the reason.
         findings: Where shards differ from their index.
-        listed: All shards that the index lists, including missing ones: paths, or names after the id of a repository.
+        listed: The index and all shards that it lists, including missing ones: paths, or names after the id of a
+            repository.
+        problem: Why nothing can be read; empty if something can.
     """
 
     source: str
@@ -88,6 +91,7 @@ class OpenCheckpoint:
     skipped: Mapping[str, str] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
     listed: tuple[str, ...] = ()
+    problem: str = ""
 
     @property
     def own(self) -> set[str]:
@@ -153,10 +157,11 @@ def open_for_scan(checkpoint: CheckpointSource, *, takes_whole: Callable[[int], 
         raise InvalidFileError(path, expected="a file of weights", got=found.name, remedy=found.remedy)
     if found.reader == "safetensors":
         files = ((LocalFile(path), experts.split(read_entries(path))),)
-        return OpenCheckpoint(str(place), found.name, files, surroundings=surroundings, experts=experts)
+        lost = tuple(missing_index(path.name, os.listdir(path.parent)))
+        return OpenCheckpoint(str(place), found.name, files, surroundings=surroundings, experts=experts, findings=lost)
     listed = parse_index(path)
     headers = {name: _header(path.parent / name) for name in listed}
-    entries, findings = join_headers(path.name, listed, headers)
+    entries, findings = join_headers(path, listed, headers)
     return OpenCheckpoint(
         str(place),
         found.name,
@@ -164,7 +169,7 @@ def open_for_scan(checkpoint: CheckpointSource, *, takes_whole: Callable[[int], 
         surroundings=surroundings,
         experts=experts,
         findings=tuple(findings),
-        listed=tuple(str(path.parent / name) for name in listed),
+        listed=(str(path), *(str(path.parent / name) for name in listed)),
     )
 
 
@@ -221,7 +226,8 @@ def _open_repository(
     try:
         names = _remote_names(repo, checkpoint, info)
     except FileNotFoundError as error:
-        return OpenCheckpoint(str(repo), f"not read: {shorten(error, 400)}", surroundings=surroundings)
+        problem = shorten(error, 400)
+        return OpenCheckpoint(str(repo), "not read: no weights", surroundings=surroundings, problem=problem)
     remove_old_ranges()
     files: dict[str, HubFile] = {}
 
@@ -249,7 +255,7 @@ def _open_repository(
             folder = PurePosixPath(names[0]).parent
             listed = {(folder / name).as_posix(): tensors for name, tensors in parse_index(index).items()}
             headers = {name: _remote_header(name, info, open_file) for name in listed}
-            entries, findings = join_headers(names[0], listed, headers)
+            entries, findings = join_headers(PurePosixPath(names[0]), listed, headers)
     except InvalidFileError:
         _forget(files.values())
         raise
@@ -261,7 +267,7 @@ def _open_repository(
         surroundings=surroundings,
         experts=experts,
         findings=tuple(findings),
-        listed=tuple(f"{repo.repo_id}/{name}" for name in headers),
+        listed=tuple(f"{repo.repo_id}/{name}" for name in (*names, *headers)),
     )
 
 
@@ -322,7 +328,8 @@ def _below(file: str | Path, name: str) -> str:
 
 def _missing(file: str | Path, name: str) -> InvalidFileError:
     remedy = "download both files, or ask the author for the other one"
-    return InvalidFileError(file, expected=f"the file {name} with its values next to it", got="none", remedy=remedy)
+    expected, got = f"the file {name} with its values next to it", "no file of this name"
+    return InvalidFileError(file, expected=expected, got=got, remedy=remedy)
 
 
 def _around(folder: Path) -> Surroundings:
@@ -356,6 +363,11 @@ def visible_files(folder: Path) -> list[Path]:
         links = [name for name in folders if Path(place, name).is_symlink()]
         found += [Path(place, name) for name in sorted([*names, *links]) if not name.startswith(".")]
     return found
+
+
+def is_dangling(path: Path) -> bool:
+    """Whether a path is a link to a file that is missing, or to itself."""
+    return path.is_symlink() and not path.exists()
 
 
 def _is_pickle(path: Path) -> bool:

@@ -36,4 +36,10 @@ def about(rule: str, severity: Severity, message: str, names: Sequence[str], rem
 
 def damaged(name: str, error: InvalidFileError, severity: Severity = "error") -> Finding:
     """The finding about a damaged file next to others that can be read."""
-    return Finding("damaged", severity, f"{name}: expected {error.expected}, got {error.got}", error.remedy)
+    return Finding("damaged", severity, f"{name}: {what_is_wrong(error)}", error.remedy)
+
+
+def what_is_wrong(error: InvalidFileError) -> str:
+    """What was expected in a file and found, without the name of the file."""
+    place = f"{error.field}: " if error.field else ""
+    return f"{place}expected {error.expected}, got {error.got}"

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_sane.records._errors import InvalidFileError, name_some, reading
+from hf_sane.records._errors import MALFORMED, InvalidFileError, name_some, reading
+from hf_sane.screening._gguf_header import check_gguf_header, gguf_damage
 from hf_sane.screening._onnx_messages import split_onnx
 from hf_sane.screening._statistics import decode
 from hf_sane.tokenization._byte_ranges import HubFile, LocalFile, MemoryFile, RandomAccessFile
 from hf_sane.tokenization._checkpoints import AGAIN
 from hf_sane.tokenization._formats import GGUF, ONNX, FileFormat
+from hf_sane.tokenization._pickles import DAMAGED
 from hf_sane.tokenization._safetensors_header import TensorEntry
 
 INSTALL = "pip install 'hf_sane[scan]'"
@@ -109,13 +111,9 @@ def open_gguf(file: LocalFile | HubFile, beside: Beside) -> OtherFile:
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         if isinstance(file, LocalFile):
-            with reading(str(file), expected="a whole GGUF file", remedy=AGAIN, also=(IndexError,)):
-                found = gguf.GGUFReader(file.path)
+            found = _parse_gguf(file, file.path, file.size, gguf)
         else:
             found = _fetch_gguf(file, Path(folder) / "header.gguf", gguf)
-        if found.byte_order != "I":
-            got, remedy = "a file in the other byte order", "convert it with gguf-convert-endian"
-            raise InvalidFileError(str(file), expected="a little-endian GGUF file", got=got, remedy=remedy)
         metadata = {key: _short(value.contents()) for key, value in found.fields.items() if _is_single(value, gguf)}
         tensors = [(x.name, x.tensor_type, tuple(map(int, x.shape[::-1])), int(x.data_offset)) for x in found.tensors]
         sizes = [int(x.n_bytes) for x in found.tensors]
@@ -142,6 +140,15 @@ def open_gguf(file: LocalFile | HubFile, beside: Beside) -> OtherFile:
     )
 
 
+def _parse_gguf(file: LocalFile | HubFile, path: Path, known: int, gguf: Any) -> Any:
+    """Parse a GGUF file, or a copy of which the first bytes are known."""
+    check_gguf_header(str(file), path, known)
+    try:
+        return gguf.GGUFReader(path)
+    except MALFORMED as error:
+        raise gguf_damage(str(file)) from error
+
+
 def _fetch_gguf(file: HubFile, path: Path, gguf: Any) -> Any:
     """Download as much of a GGUF file as its header takes, into a sparse file of the same size, and open that.
 
@@ -156,11 +163,10 @@ def _fetch_gguf(file: HubFile, path: Path, gguf: Any) -> Any:
             copy.truncate(file.size)
         is_last = known >= min(file.size, MAX_HEADER_BYTES)
         try:
-            with reading(str(file), expected="a whole GGUF file", remedy=AGAIN, also=(IndexError,)):
-                found = gguf.GGUFReader(path)
-                if found.data_offset > known:
-                    raise ValueError(f"a header of {found.data_offset:,} bytes")
-                return found
+            found = _parse_gguf(file, path, known, gguf)
+            if found.data_offset > known:
+                raise gguf_damage(str(file))
+            return found
         except InvalidFileError:
             if is_last:
                 raise
@@ -185,7 +191,7 @@ def open_onnx(file: LocalFile | HubFile, beside: Beside) -> OtherFile:
     external: dict[str, dict[str, TensorEntry]] = {}
     others: dict[str, LocalFile | HubFile] = {}
     skipped: dict[str, str] = {}
-    with reading(str(file), expected="a whole ONNX file", remedy=AGAIN, also=(DecodeError,)):
+    with reading(str(file), expected="a whole ONNX file", remedy=AGAIN, also=(DecodeError,), got=DAMAGED):
         model, tensors = split_onnx(file, onnx)
         for tensor, values in tensors:
             shape, kind = tuple(tensor.dims), onnx.TensorProto.DataType.Name(tensor.data_type)
@@ -207,7 +213,8 @@ def open_onnx(file: LocalFile | HubFile, beside: Beside) -> OtherFile:
                 entry = held[tensor.name] = TensorEntry(outline, len(small), len(small) + len(content))
                 small += content
             if entry.stop - entry.start != outline.nbytes:
-                raise ValueError(f"{entry.stop - entry.start:,} bytes for {tensor.name} of shape {list(shape)}")
+                expected, got = f"{outline.nbytes:,} bytes for {list(shape)}", f"{entry.stop - entry.start:,}"
+                raise InvalidFileError(str(file), field=tensor.name, expected=expected, got=got, remedy=AGAIN)
     metadata = {"producer": f"{model.producer_name} {model.producer_version}".strip()}
     metadata |= {x.key: _short(x.value) for x in model.metadata_props}
     parts = ((others[place], found) for place, found in external.items())

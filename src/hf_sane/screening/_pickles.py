@@ -3,6 +3,7 @@
 import logging
 import pickle
 import pickletools
+import re
 import struct
 import zipfile
 import zlib
@@ -15,11 +16,12 @@ from hf_sane.screening._finding import Finding
 from hf_sane.screening._other_formats import INSTALL
 from hf_sane.tokenization._checkpoints import AGAIN
 from hf_sane.tokenization._formats import PICKLE, TORCH_LEGACY, TORCH_ZIP, TORCHSCRIPT, file_format
-from hf_sane.tokenization._pickles import unpickle
+from hf_sane.tokenization._pickles import DAMAGED, WHOLE_FILE, unpickle
 
 SCANNER = "picklescan"
 MAX_OPCODES = 2**28  # bytes of a pickle that is not in a zip archive, whose opcodes are held in memory
 MAX_CHECKED = 64 * 10**6  # bytes of a file next to the weights that are compared with their checksums
+CHECKSUM = re.compile(r"Bad CRC-32 for file '(.*)'")
 ADVICE = "save the tensors as safetensors (safetensors.torch.save_file)"
 FAILURES: tuple[type[Exception], ...] = (
     *MALFORMED,
@@ -126,8 +128,10 @@ def check_whole(path: Path, *, max_bytes: int | None = None) -> None:
     except InvalidFileError:
         raise
     except FAILURES as error:
-        got = f"a damaged one ({shorten(error)})"
-        raise InvalidFileError(path, expected=f"{found.name}, whole", got=got, remedy=AGAIN) from error
+        wrong = CHECKSUM.search(str(error))
+        expected = "a whole pickle" if found == PICKLE else WHOLE_FILE
+        why = f" ({shorten(wrong[1])} does not have its checksum)" if wrong else ""
+        raise InvalidFileError(path, expected=expected, got=DAMAGED + why, remedy=AGAIN) from error
 
 
 def _check_legacy(path: Path) -> None:

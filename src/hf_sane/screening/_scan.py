@@ -1,7 +1,7 @@
 """Scan a checkpoint: its headers, a sample of its values, spectra, and faults."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,14 @@ from hf_sane.screening._beside import WEIGHT_SUFFIXES, scan_beside
 from hf_sane.screening._checkpoints import OpenCheckpoint, open_for_scan
 from hf_sane.screening._embedding import Encoder, SampledEmbedding, TokenSample, embed_tensors
 from hf_sane.screening._experts import split_tensors
-from hf_sane.screening._finding import Finding, Severity
+from hf_sane.screening._finding import Finding, Severity, what_is_wrong
 from hf_sane.screening._findings import Evidence, by_severity, find_faults
 from hf_sane.screening._other_formats import INSTALL, OPENERS, Encoding
 from hf_sane.screening._pickles import scan_pickle
 from hf_sane.screening._plan import plan_reads
 from hf_sane.screening._statistics import Moments, TensorStatistics, tensor_statistics
 from hf_sane.tokenization._checkpoints import CheckpointSource
-from hf_sane.tokenization._formats import EMPTY, LFS_POINTER, UNKNOWN, file_format
+from hf_sane.tokenization._formats import LFS_POINTER, NO_FILE, UNKNOWN, file_format
 from hf_sane.tokenization._safetensors_header import TensorEntry
 
 MAX_SIDE = 2048  # largest matrix whose spectrum is computed, since larger ones take seconds
@@ -165,9 +165,8 @@ def _scan_weights(opened: OpenCheckpoint, settings: SamplingSettings, encoder: E
     opened.forget()
     spectra, skipped = _spectra(kept, settings, opened.source)
     findings = find_faults(Evidence(statistics, spectra, opened.surroundings))
-    if not statistics:
-        what = f"no tensors were read: {opened.format.removeprefix('not read: ')}"
-        findings.append(Finding("unreadable", "warning", what, "pass a file with weights, or ask the author for one"))
+    if not any(x.num_values for x in statistics):
+        findings.append(_nothing(opened, statistics))
     if opened.path is not None:
         findings = [*scan_pickle(opened.path), *findings]
     empty = {x.name: f"{'x'.join(map(str, x.shape))}: it has no values" for x in statistics if not x.num_values}
@@ -184,6 +183,14 @@ def _scan_weights(opened: OpenCheckpoint, settings: SamplingSettings, encoder: E
         embedding=embedding,
         metadata=dict(opened.metadata),
     )
+
+
+def _nothing(opened: OpenCheckpoint, statistics: Sequence[TensorStatistics]) -> Finding:
+    """The finding about a checkpoint without any value that can be read."""
+    what = "only tensors without values" if statistics else "no tensors"
+    what = "only tensors that are not supported" if opened.skipped else what
+    message = opened.problem or f"expected weights, got {opened.format} with {what}"
+    return Finding("unreadable", "error", message, "pass a file with weights, or ask the author for one")
 
 
 class _Reading:
@@ -261,6 +268,7 @@ def _has_spectrum(tensor: Tensor) -> bool:
 def _spectra(
     tensors: StateDict, settings: SamplingSettings, source: str
 ) -> tuple[SpectrumReport | None, dict[str, str]]:
+    tensors = {name: tensor for name, tensor in tensors.items() if name}
     if not settings.spectra or not tensors:
         return None, {}
     try:
@@ -271,19 +279,28 @@ def _spectra(
 
 
 def _unreadable(checkpoint: CheckpointSource, error: InvalidFileError, *, is_named: bool) -> Scan:
-    """The result for a file that is damaged, has an unsupported format, or holds no weights."""
-    source, path = str(checkpoint.source), Path(error.file)
+    """The result for a file that is damaged, has an unsupported format, or holds no weights.
+
+    Code that a pickle would run is the only finding about it then: that is why it was not read.
+    """
+    source, faulty = str(checkpoint.source), Path(error.file)
+    path = Path(source) if Path(source).is_file() else faulty
     found = file_format(path) if path.exists() and not path.is_dir() else None
-    if found is not None and not found.holds_weights and path.stat().st_size and not is_named:
-        return Scan(source=source, format=f"no weights: {found.name}")
+    is_named_so = path.name.lower().endswith(WEIGHT_SUFFIXES)
+    if found not in (None, NO_FILE) and path == faulty and not (found.holds_weights or is_named or is_named_so):
+        kind = "not read" if found == UNKNOWN else "no weights"
+        return Scan(source=source, format=f"{kind}: {found.name}")
     is_supported = found is None or found.reader is not None or (found in OPENERS and error.remedy != INSTALL)
-    is_lost = found in (EMPTY, LFS_POINTER, UNKNOWN) and path.name.lower().endswith(WEIGHT_SUFFIXES)
+    is_lost = found is not None and is_named_so and (found == LFS_POINTER or not found.holds_weights)
     severity: Severity = "error" if is_supported or is_named or is_lost else "warning"
-    problem = Finding("unreadable", severity, f"expected {error.expected}, got {error.got}", error.remedy)
+    where = f"{shorten(faulty.name)}: " if str(faulty) != source else ""
+    problem = Finding("unreadable", severity, where + what_is_wrong(error), error.remedy)
     pickled = scan_pickle(path) if path.is_file() else []
     if is_supported:  # and thus damaged: that it is a pickle does not matter then, unless it would run code
         pickled = [finding for finding in pickled if finding.severity == "error" or "imports" in finding.message]
-    return Scan(source=source, format=f"not read: {error.got}", findings=(*pickled, problem))
+    what = error.got if found is None else found.name
+    is_code = any(finding.severity == "error" for finding in pickled)
+    return Scan(source=source, format=f"not read: {what}", findings=tuple(pickled) if is_code else (*pickled, problem))
 
 
 def read_budget(text: str, num_bytes: int) -> int:

@@ -1,6 +1,8 @@
 """Compare shards with their index, so that every tensor is read once, from where it is."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import PurePath
 
 from hf_sane.records._errors import InvalidFileError, name_some
 from hf_sane.screening._finding import Finding, about, damaged
@@ -8,16 +10,19 @@ from hf_sane.tokenization._safetensors_header import TensorEntry
 
 AGAIN = "download all shards and their index again, or save the network again"
 
+SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})(?P<suffix>\.safetensors)")
+MAX_SHARDS = 10_000  # of which the missing ones are named
+
 Header = Mapping[str, TensorEntry] | InvalidFileError | None  # of a shard, which may be damaged or missing
 
 
 def join_headers(
-    index: str, listed: Mapping[str, Sequence[str]], headers: Mapping[str, Header]
+    index: PurePath, listed: Mapping[str, Sequence[str]], headers: Mapping[str, Header]
 ) -> tuple[dict[str, dict[str, TensorEntry]], list[Finding]]:
     """The tensors to read from each shard, and where the shards differ from their index.
 
     Args:
-        index: Name of the index.
+        index: Path of the index.
         listed: Names of tensors by shard, according to the index.
         headers: What each shard holds: its tensors, an error if it is damaged, `None` if it is missing.
 
@@ -30,7 +35,7 @@ def join_headers(
             if isinstance(header, InvalidFileError):
                 raise header
         got, remedy = f"none of {name_some(listed)}", "download the shards, too"
-        raise InvalidFileError(index, expected="its shards next to it", got=got, remedy=remedy)
+        raise InvalidFileError(str(index), expected="its shards next to it", got=got, remedy=remedy)
     home = {name: shard for shard, names in listed.items() for name in names}
     chosen: dict[str, str] = {}
     for shard, header in found.items():
@@ -41,7 +46,25 @@ def join_headers(
         shard: {name: entry for name, entry in header.items() if chosen[name] == shard}
         for shard, header in found.items()
     }
-    return entries, list(_differences(index, home, found, headers))
+    return entries, list(_differences(index.name, home, found, headers))
+
+
+def missing_index(name: str, stored: Collection[str]) -> list[Finding]:
+    """That a file is one of several shards, whose index is missing; nothing if it is not, or the index is there.
+
+    Args:
+        name: Name of the file.
+        stored: Names of all files in its folder.
+    """
+    found = SHARD.fullmatch(name)
+    if found is None or (index := f"{found['stem']}{found['suffix']}.index.json") in stored:
+        return []
+    count, width = int(found["count"]), len(found["count"])
+    shards = (f"{found['stem']}-{n:0{width}d}-of-{found['count']}{found['suffix']}" for n in range(1, 1 + count))
+    missing = [shard for shard in shards if shard not in stored] if count <= MAX_SHARDS else []
+    others = f", as are other shards: {name_some(missing)}" if missing else ""
+    message = f"one of {count:,} shards, whose index {index} is missing{others}"
+    return [Finding("shards", "error" if missing else "warning", message, AGAIN)]
 
 
 def _differences(

@@ -32,6 +32,7 @@ FAILURES: tuple[type[Exception], ...] = (
     zipfile.BadZipFile,
     zlib.error,
 )
+WHOLE_FILE = "a whole file of torch.save"
 DAMAGED = "a file that is damaged or cut off"
 AGAIN = "save it or download it again"
 ARCHIVE = b"PK\x03\x04"  # first bytes of zip archives
@@ -84,7 +85,7 @@ def unpickle(path: Path) -> Any:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # of the disk, not of the content
             raise
         if _is_damaged(path, error):
-            raise InvalidFileError(path, expected="a whole file of torch.save", got=DAMAGED, remedy=AGAIN) from error
+            raise InvalidFileError(path, expected=WHOLE_FILE, got=DAMAGED, remedy=AGAIN) from error
         raise InvalidFileError(
             path,
             expected="nothing but tensors",
@@ -102,9 +103,10 @@ def _is_damaged(path: Path, error: BaseException) -> bool:
     """Whether a file ends too early, or its archive cannot be read: torch then seeks to places outside of the file."""
     with path.open("rb") as file:
         is_archive = file.read(len(ARCHIVE)) == ARCHIVE
-    if is_archive:
-        return not zipfile.is_zipfile(path) or not isinstance(error, pickle.UnpicklingError)
-    return isinstance(error, EOFError | OSError | IndexError | struct.error) or "unexpected EOF" in str(error)
+    if is_archive and not zipfile.is_zipfile(path):
+        return True
+    # torch refuses what could run code with an `UnpicklingError`.
+    return not isinstance(error, pickle.UnpicklingError) or "unexpected EOF" in str(error)
 
 
 def _reason(error: BaseException) -> str:

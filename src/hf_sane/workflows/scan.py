@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
@@ -21,13 +22,15 @@ from hf_sane.records._processes import divided
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, as_list, setting
 from hf_sane.records._sources import parse_source
-from hf_sane.screening._checkpoints import targets_in
+from hf_sane.screening._beside import WEIGHT_SUFFIXES
+from hf_sane.screening._checkpoints import DANGLING, RESTORE, is_dangling, targets_in
 from hf_sane.screening._embedding import Encoder, SampledEmbedding
 from hf_sane.screening._finding import SEVERITIES, Finding
 from hf_sane.screening._findings import RULES
 from hf_sane.screening._fingerprints import fingerprint
 from hf_sane.screening._index import INDEX, NetworkIndex
 from hf_sane.screening._known_models import KnownModels, embed_known_models, read_known_models
+from hf_sane.screening._quantisation import find_codes
 from hf_sane.screening._scan import MAX_SIDE, SamplingSettings, Scan, scan_checkpoint
 from hf_sane.screening._statistics import TensorStatistics
 from hf_sane.tokenization._checkpoints import CheckpointSource
@@ -104,6 +107,8 @@ class ScanSettings(SamplingSettings, WeightsSettings, SaneSettings, WorkerSettin
                     f"expected --sarif to be outside of the folder of --output, got {self.sarif}; "
                     "the folder holds report.sarif anyway"
                 )
+        if not self.fail_on:
+            raise ValueError("expected --fail-on to name a rule, a severity or a condition, got nothing; try 'never'")
         for wanted in self.fail_on:
             _condition(wanted)
 
@@ -272,7 +277,7 @@ class ScanResult(Result):
                 "ruleId": finding.rule,
                 "level": LEVELS[finding.severity],
                 "message": {"text": f"{finding.message}; {finding.remedy}"},
-                "locations": [{"physicalLocation": {"artifactLocation": {"uri": quote(source)}}}],
+                "locations": [{"physicalLocation": {"artifactLocation": {"uri": quote(os.fsencode(source))}}}],
             }
             for source, finding in self.findings
         ]
@@ -358,6 +363,8 @@ def _scan(target: CheckpointSource, sampling: SamplingSettings, encoder: Encoder
             return _empty(target, is_named=target.source in named)
         return scan_checkpoint(target, sampling, encoder=encoder, is_named=target.source in named)
     except OSError as error:  # including errors from the Hub
+        if target.source not in named and is_dangling(place):
+            return _dangling(target)
         if named == [target.source]:
             if isinstance(error, ConnectionError) and (note := _describe_kept()):
                 raise type(error)(f"{describe_error(error)}; {note}") from error
@@ -372,6 +379,14 @@ def _empty(target: CheckpointSource, *, is_named: bool) -> Scan:
     problem = Finding("unreadable", "error", "expected checkpoints, got an empty folder", remedy)
     findings = (problem,) if is_named else ()
     return Scan(source=str(target), format="no weights: the folder is empty", findings=findings)
+
+
+def _dangling(target: CheckpointSource) -> Scan:
+    """The result for a link in a folder that leads nowhere: an error if it is named like weights."""
+    problem = Finding("unreadable", "error", f"expected weights, got {DANGLING}", RESTORE)
+    is_lost = str(target.source).lower().endswith(WEIGHT_SUFFIXES)
+    kind = "not read" if is_lost else "no weights"
+    return Scan(source=str(target), format=f"{kind}: {DANGLING}", findings=(problem,) if is_lost else ())
 
 
 def _describe_kept() -> str:
@@ -497,6 +512,10 @@ def _not_measured(scan: Scan, wanted: str, *, is_known: bool) -> list[str]:
         return [
             f"{start} for matrices of more than {MAX_SIDE:,} rows and columns: {name_some(large)}; see hf-sane analyze"
         ]
+    codes, _ = find_codes(scan.tensors)
+    coarse = [*codes, *(x.name for x in missing if x.dtype.startswith("float8") and x.name not in codes)]
+    if coarse:
+        return [f"{start} for matrices of 8 bits or less: {name_some(coarse)}; scan what was quantised"]
     return [f"{start}: no matrix is large enough for it"] if scan.tensors and not is_known else []
 
 
@@ -508,7 +527,14 @@ def _limit(wanted: str, text: str) -> float:
 
 
 def _failures(wanted: str, scans: Sequence[Scan]) -> list[str]:
-    return [text for scan in scans for text in _condition(wanted)(scan)]
+    return [text for scan in scans for text in _condition(wanted)(scan) or _unknown(wanted, scan)]
+
+
+def _unknown(wanted: str, scan: Scan) -> list[str]:
+    """That a rule or condition is unknown for a checkpoint that should have been read, as a sentence."""
+    is_lost = not scan.num_weights and any(finding.severity == "error" for finding in scan.findings)
+    is_unknown = is_lost and wanted not in (*SEVERITIES, "never")
+    return [f"{scan.source}: nothing of it was read, so {wanted} is unknown"] if is_unknown else []
 
 
 def _rows(scan: Scan) -> list[dict[str, Any]]:
