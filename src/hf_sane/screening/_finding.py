@@ -40,6 +40,6 @@ def damaged(name: str, error: InvalidFileError, severity: Severity = "error") ->
 
 
 def what_is_wrong(error: InvalidFileError) -> str:
-    """What was expected in a file and found, without the name of the file."""
+    """Expected and actual content of a file, without its name."""
     place = f"{error.field}: " if error.field else ""
     return f"{place}expected {error.expected}, got {error.got}"

@@ -50,7 +50,7 @@ def join_headers(
 
 
 def missing_index(name: str, stored: Collection[str]) -> list[Finding]:
-    """That a file is one of several shards, whose index is missing; nothing if it is not, or the index is there.
+    """The finding about a shard whose index is missing; nothing if the index exists, or the file is no shard.
 
     Args:
         name: Name of the file.
