@@ -1,6 +1,7 @@
 """PretrainSettings: every field documented, every mistake named."""
 
 import json
+import re
 from dataclasses import fields
 
 import pytest
@@ -38,7 +39,7 @@ def test_flags_and_keywords_give_the_same_arguments():
 def test_unknown_and_abbreviated_flags_raise(flag):
     with pytest.raises(typer.BadParameter.__base__) as refused:
         parse_settings(PretrainSettings, ["--zoo", "a", "--output", "run", flag, "1"], name="pretrain.py")
-    assert f"No such option: {flag}" in refused.value.format_message()
+    assert re.search(f"No such option:? '?{flag}\\b", refused.value.format_message())
 
 
 def test_unknown_keywords_raise():
