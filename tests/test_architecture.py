@@ -161,6 +161,30 @@ def test_pages_name_no_private_module(path):
     assert PRIVATE_MODULE.findall(path.read_text(encoding="utf-8")) == []
 
 
+# Columns, poolings, features and metrics that have the name of the function that computes them.
+DATA_NAMES = {"cross_entropy", "layer_spectrum", "layer_statistics", "peak_rss_bytes", "spectral_features"}
+DATA_NAMES |= {"spike_threshold", "weight_correlation", "weight_profile"}
+
+
+def test_pages_name_no_private_function_or_class():
+    """Code in a sentence that is a name of the package is in the reference of the API."""
+    page = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^::: [\w.]*?(\w+)$", page, flags=re.MULTILINE))
+    trees = [ast.parse(path.read_text()) for path in FILES]
+    defined = {x.name for tree in trees for x in tree.body if isinstance(x, ast.FunctionDef | ast.ClassDef)}
+    private = defined - listed - DATA_NAMES
+    found = []
+    for path in PAGES:
+        if path.name == "json.md":  # names of fields
+            continue
+        text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        for code in re.findall(r"`([^`\n]+)`", text):
+            named = re.findall(r"(?<![\w.])[a-z_]\w+(?=\()|^[a-z]+_\w+$|\b[A-Z]\w*[a-z]\w*\b", code)
+            found += [f"{path.relative_to(ROOT)}: {name}" for name in named if name in private]
+    assert defined >= DATA_NAMES
+    assert found == []
+
+
 def test_the_list_of_pages_has_every_page():
     text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     pages = {path.relative_to(ROOT / "docs").as_posix() for path in PAGES if path.is_relative_to(ROOT / "docs")}

@@ -44,7 +44,7 @@ class LayerSpectrum:
     Attributes:
         name: Name of the tensor.
         shape: Its shape.
-        reshaping: `"matrix"`, `"flatten"`, `"slice"`, `"pooled"`, `"expert"` or `"product"`, see `layer_matrices`.
+        reshaping: `"matrix"`, `"flatten"`, `"slice"`, `"pooled"`, `"expert"` or `"product"`.
         rows: `N`, the longer side of its matrices.
         columns: `M`, the shorter side.
         num_matrices: Number of matrices whose eigenvalues are pooled.

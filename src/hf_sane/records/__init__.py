@@ -6,11 +6,13 @@ from hf_sane._lazy import lazy_names
 
 if TYPE_CHECKING:
     from hf_sane.records._allocator import tune_allocator
+    from hf_sane.records._errors import InvalidFileError
     from hf_sane.records._failures import run_script
     from hf_sane.records._run_record import RunRecord
     from hf_sane.records._settings import as_arguments, setting
 
 __all__ = [
+    "InvalidFileError",
     "RunRecord",
     "as_arguments",
     "run_script",
@@ -19,6 +21,7 @@ __all__ = [
 ]
 _HOMES = {
     "tune_allocator": "_allocator",
+    "InvalidFileError": "_errors",
     "run_script": "_failures",
     "RunRecord": "_run_record",
     "as_arguments": "_settings",
