@@ -12,7 +12,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import hf_sane
-from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_s
+from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_s, mlp
 from hf_sane.symmetry import permutation_spec
 from hf_sane.zoo._dataset import Zoo
 
@@ -436,3 +436,124 @@ def test_heads_that_share_keys_stay_together(tmp_path):
     model.save_pretrained(tmp_path / "turned")
     assert hf_sane.diff(tmp_path / "first", tmp_path / "other").difference.relation == "unrelated"
     assert hf_sane.diff(tmp_path / "first", tmp_path / "turned").difference.relation == "permuted"
+
+
+def gated(seed: int = 0) -> tuple[LlamaForCausalLM, dict[str, torch.Tensor]]:
+    """A LLaMA, and its weights with gated layers whose channels are reordered and scaled."""
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(config).eval()
+    config.architectures = ["LlamaForCausalLM"]
+    state = {name: torch.randn_like(x) if x.ndim > 1 else x.clone() for name, x in model.state_dict().items()}
+    model.load_state_dict(state)
+    for layer in range(2):
+        gate, up, down = (f"model.layers.{layer}.mlp.{part}_proj.weight" for part in ("gate", "up", "down"))
+        order, factors = torch.randperm(48), 0.3 + 3 * torch.rand(48)
+        state[gate], state[up] = state[gate][order], (state[up] * factors[:, None])[order]
+        state[down] = (state[down] / factors)[:, order]
+    return model, state
+
+
+def test_a_gated_layer_with_scaled_values_is_the_same_network(saved):
+    model, state = gated()
+    words = torch.arange(10)[None]
+    with torch.no_grad():
+        before = model(words).logits
+        copy = LlamaForCausalLM(model.config).eval()
+        copy.load_state_dict(state)
+        torch.testing.assert_close(copy(words).logits, before, rtol=1e-3, atol=1e-3)
+    found = hf_sane.diff(saved("a", model.state_dict(), model.config), saved("b", state, model.config)).difference
+    assert (found.relation, found.is_permuted, found.is_rescaled) == ("rescaled", True, True)
+    wrong = dict(state)
+    wrong["model.layers.0.mlp.gate_proj.weight"] = 2 * state["model.layers.0.mlp.gate_proj.weight"]  # no symmetry
+    found = hf_sane.diff(saved("a", model.state_dict(), model.config), saved("c", wrong, model.config)).difference
+    assert found.relation == "partly equal"
+
+
+def with_adapter(state, rank, names, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(5)
+    merged = dict(state)
+    for name in names:
+        rows, columns = state[name].shape
+        factors = torch.randn(rows, rank, generator=generator), torch.randn(rank, columns, generator=generator)
+        merged[name] = (state[name].float() + 0.05 * factors[0] @ factors[1]).to(dtype)
+    return merged
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rank", [1, 4, 16])
+def test_a_merged_adapter_is_a_change_of_its_rank(rank, dtype):
+    generator = torch.Generator().manual_seed(0)
+    state = {f"{i}.weight": torch.randn(96, 64, generator=generator).to(dtype) for i in range(3)}
+    result = hf_sane.diff(state, with_adapter(state, rank, ["0.weight", "2.weight"], dtype))
+    assert result.difference.relation == "low rank"
+    assert [x.rank for x in result.difference.tensors] == [rank, None, rank]
+    assert f"low rank of the difference: rank {rank}, in 2 of 3 tensors" in str(result)
+    tuned = {name: x + 0.05 * torch.randn(x.shape, generator=generator) for name, x in state.items()}
+    assert {x.rank for x in hf_sane.diff(state, tuned).difference.tensors} == {None}
+    one_row = dict(state)
+    one_row["0.weight"] = torch.cat([state["0.weight"][:1] + 1, state["0.weight"][1:]])
+    found = hf_sane.diff(state, one_row).difference
+    assert (found.relation, found.tensors[0].rank) == ("partly equal", None)
+
+
+def test_ranks_of_large_matrices_are_found_from_a_sketch():
+    generator = torch.Generator().manual_seed(0)
+    state = {"0.weight": torch.randn(300, 310, generator=generator)}
+    for rank in (3, 75, 90):
+        (found,) = hf_sane.diff(state, with_adapter(state, rank, ["0.weight"])).difference.tensors
+        assert found.rank == (rank if rank <= 75 else None)
+
+
+def test_a_merged_adapter_is_found_in_a_reordered_copy(saved):
+    state, config = network(config=mlp(image_size=8, hidden_sizes=(48, 32)))
+    names = [name for name, x in state.items() if x.ndim == 2][:2]
+    moved = permuted(with_adapter(state, 2, names), config)
+    found = hf_sane.diff(saved("a", state, config), saved("b", moved, config)).difference
+    assert (found.relation, found.is_permuted) == ("low rank", True)
+    assert {x.name: x.rank for x in found.tensors if x.rank is not None} == dict.fromkeys(names, 2)
+
+
+def test_top_level_tensors_are_paired_under_the_prefix_of_the_layers():
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        "q.weight": torch.randn(9, 8, generator=generator),
+        "cls_token": torch.randn(1, 1, 8),
+        "scale": torch.ones(8),
+    }
+    assert hf_sane.diff(state, {f"model.{name}": x for name, x in state.items()}).difference.relation == "equal"
+
+
+def test_complex_weights_and_integers_of_another_type_are_compared():
+    state = {"w": torch.randn(20, 20, dtype=torch.complex64), "ids": torch.arange(9)}
+    for other, relation in (
+        (state, "equal"),
+        (state | {"w": state["w"].to(torch.complex128)}, "cast"),
+        (state | {"ids": torch.arange(9, dtype=torch.int32)}, "cast"),
+        (state | {"w": torch.randn(20, 20, dtype=torch.complex64)}, "unrelated"),
+    ):
+        assert hf_sane.diff(state, other).difference.relation == relation
+    real = hf_sane.diff(state, state | {"w": state["w"].real.clone()}).difference
+    assert real.distance == pytest.approx(
+        float(state["w"].imag.norm() / math.hypot(*(float(x.norm()) for x in (state["w"], state["w"].real)))), rel=1e-5
+    )
+
+
+def test_counters_that_differ_are_named_and_indices_do_not_dilute_distances():
+    weight = torch.randn(30, 20, generator=torch.Generator().manual_seed(0))
+    first = {"w": weight, "num_batches_tracked": torch.tensor(9), "ids": torch.arange(512)[None]}
+    result = hf_sane.diff(first, first | {"num_batches_tracked": torch.tensor(5)})
+    assert result.difference.relation == "equal"
+    assert result.verdict == "the same network, bit by bit, apart from num_batches_tracked"
+    found = hf_sane.diff(first, first | {"w": -weight}).difference
+    assert found.distance == pytest.approx(math.sqrt(2))
+    text = str(hf_sane.diff(first, first | {"w": weight * torch.nan}))
+    assert "the distance is undefined: NaN or infinite weights in w" in text
+    assert "nan" not in text.replace("NaN", "")

@@ -15,7 +15,7 @@ from hf_sane.screening._float8 import readable
 from hf_sane.screening._index import Likeness, likeness
 from hf_sane.screening._names import outlines, pair_names
 from hf_sane.screening._scaling import canonical_scales, scalable_axes
-from hf_sane.screening._tensor_differences import EPS, TensorDifference, compare_tensors, total_distance
+from hf_sane.screening._tensor_differences import EPS, TensorDifference, compare_tensors, total_distance, weights_among
 from hf_sane.symmetry._matching import match_weights
 from hf_sane.symmetry._permutation import Permutation, PermutationSpec
 from hf_sane.symmetry._transformers_models import select_tensors
@@ -27,6 +27,7 @@ Relation = Literal[
     "quantised",
     "permuted",
     "rescaled",
+    "low rank",
     "partly equal",
     "close",
     "far",
@@ -84,6 +85,7 @@ def compare_checkpoints(
     *,
     why_not: str = "",
     tolerance: float = EPS,
+    finds_ranks: bool = True,
 ) -> Difference:
     """Compare two checkpoints as stored, and after undoing changes that do not affect the function.
 
@@ -93,6 +95,7 @@ def compare_checkpoints(
         spec: Permutation symmetries of the first; `None` if they are unknown.
         why_not: Why they are unknown.
         tolerance: Distance of a tensor that counts as rounding.
+        finds_ranks: Whether to compute the ranks of differences, if they are low.
 
     Raises:
         ValueError: If they have no layer in common.
@@ -108,7 +111,7 @@ def compare_checkpoints(
         tuple(name for name in other if name not in set(pairs.values())),
     )
     named = tracked(pairs.items(), desc="comparing", unit="tensor")
-    stored = [compare_tensors(n, m, first[n], other[m], tolerance=tolerance) for n, m in named]
+    stored = [compare_tensors(n, m, first[n], other[m], tolerance=tolerance, finds_rank=finds_ranks) for n, m in named]
     is_part = bool(_additional(first, only[0]) or _additional(other, only[1]))
     plain = Difference(
         relation=None if is_part else _same(stored),
@@ -124,6 +127,8 @@ def compare_checkpoints(
         return _with_shares(plain, sizes)
     if _same(stored) is not None:
         return _with_shares(replace(plain, relation="partly equal"), sizes)
+    if not is_part and _has_low_rank(stored):
+        return _with_shares(replace(plain, relation="low rank"), sizes)
     if spec is not None:
         spec = select_tensors(spec, {name: name for name in spec.axes if name in pairs})
         if not all(
@@ -139,6 +144,8 @@ def compare_checkpoints(
     found = _with_shares(_undone(plain, spec, mine, theirs, tolerance), sizes)
     if all(x.is_same for x in found.tensors):
         return found if not is_part else replace(found, relation="partly equal")
+    if not is_part and _has_low_rank(found.tensors):
+        return replace(found, relation="low rank")
     mixed = {name: _shuffle(tensor) for name, tensor in theirs.items()}
     permutation = _match(spec, mine, mixed, is_rescaled=found.is_rescaled)
     aligned = _moved(spec, mine, mixed, permutation, is_rescaled=found.is_rescaled)
@@ -165,13 +172,8 @@ def _size(tensors: Mapping[str, Tensor]) -> int:
 
 def _with_shares(found: Difference, sizes: tuple[int, int]) -> Difference:
     """The comparison with the shares of the weights that are equal."""
-    equal = sum(x.size for x in found.tensors if x.is_same and _holds_weights(x))
+    equal = sum(x.size for x in found.tensors if x.is_same and x.holds_weights)
     return replace(found, equal_shares=(min(1.0, equal / max(1, sizes[0])), min(1.0, equal / max(1, sizes[1]))))
-
-
-def _holds_weights(found: TensorDifference) -> bool:
-    """Whether a tensor holds weights."""
-    return is_weights(torch.empty(found.shape, dtype=getattr(torch, found.dtypes[0]), device="meta"))
 
 
 def _undone(
@@ -181,7 +183,7 @@ def _undone(
 
     The order in which they are stored is a candidate, for all axes together and for each by itself.
     """
-    best = replace(plain, unaligned=None)
+    best, best_moved = replace(plain, unaligned=None), theirs
     for is_rescaled in (False, True) if scalable_axes(spec) else (False,):
         for permutation in _candidates(spec, mine, theirs, is_rescaled=is_rescaled):
             moved = _moved(spec, mine, theirs, permutation, is_rescaled=is_rescaled)
@@ -211,8 +213,25 @@ def _undone(
             if _mean_distance(found) < _mean_distance(best.tensors) * (
                 BETTER if is_rescaled > best.is_rescaled else 1
             ):
-                best = aligned
-    return best
+                best, best_moved = aligned, moved
+    if not best.is_permuted and not best.is_rescaled:
+        return best
+    ranked = [_ranked(x, mine[x.name], best_moved[x.name], tolerance, best.is_rescaled) for x in best.tensors]
+    return replace(best, tensors=tuple(ranked))
+
+
+def _ranked(found: TensorDifference, a: Tensor, b: Tensor, tolerance: float, is_rescaled: bool) -> TensorDifference:
+    """The comparison of two tensors, with the rank of their difference."""
+    return compare_tensors(
+        found.name,
+        found.other_name,
+        a,
+        b,
+        dtypes=_types(found),
+        tolerance=tolerance,
+        is_rescaled=is_rescaled,
+        finds_rank=True,
+    )
 
 
 def _types(found: TensorDifference) -> tuple[torch.dtype, torch.dtype]:
@@ -322,9 +341,9 @@ def _gap(a: Tensor, b: Tensor) -> float:
     return float((x - y).norm()) / scale if scale else 0.0
 
 
-def _mean_distance(tensors: Iterable[TensorDifference]) -> float:
+def _mean_distance(tensors: Sequence[TensorDifference]) -> float:
     """Mean distance of the tensors, weighted by their sizes, in which no large one hides the others."""
-    sized = [(x.size, x.distance) for x in tensors]
+    sized = [(x.size, x.distance) for x in weights_among(tensors)]
     return sum(size * distance for size, distance in sized) / max(1, sum(size for size, _ in sized))
 
 
@@ -347,7 +366,7 @@ def _placed(found: Difference, by_chance: Sequence[TensorDifference], sizes: tup
     shares += [_mean_distance(mine) / mean for mean in (_mean_distance(theirs),) if mean]
     share = min(shares)  # a new head with large weights does not hide that the rest is close, and the other way around
     relation: Relation = "close" if share < CLOSE else "far" if share < UNRELATED else "unrelated"
-    equal = (x for x in found.tensors if (x.is_cast or x.is_rounding) and not x.is_constant and _holds_weights(x))
+    equal = (x for x in found.tensors if (x.is_cast or x.is_rounding) and not x.is_constant and x.holds_weights)
     if sum(x.size for x in equal) >= PART * min(sizes):
         relation = "partly equal"
     return replace(found, relation=relation, distance_by_chance=chance)
@@ -371,8 +390,14 @@ def _is_identity(permutation: Mapping[str, Tensor]) -> bool:
     return all(torch.equal(index, torch.arange(len(index))) for index in permutation.values())
 
 
+def _has_low_rank(tensors: Sequence[TensorDifference]) -> bool:
+    """Whether all tensors are the same but for changes of low rank."""
+    return all(x.is_same or x.rank is not None for x in tensors)
+
+
 def _same(tensors: Sequence[TensorDifference]) -> Relation | None:
-    """The relation, if they are the same network as stored or after rounding."""
+    """The relation, if they are the same network as stored or after rounding, apart from counters."""
+    tensors = [x for x in tensors if x.holds_weights or x.shape] or tensors
     if all(x.is_equal for x in tensors):
         return "equal"
     if all(x.is_cast for x in tensors):

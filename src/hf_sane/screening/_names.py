@@ -29,6 +29,7 @@ def pair_names(first: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict
     matrices = [{name for name, tensor in side.items() if tensor.ndim > 1} for side in sides]
     is_single = any(all("." not in name for name in side) for side in sides)
     best: dict[str, str] = {}
+    chosen = "", ""
     for mine in _prefixes(first, matrices[0]):
         for theirs in _prefixes(other, matrices[1]):
             found = {}
@@ -39,7 +40,14 @@ def pair_names(first: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict
                 if name.startswith(mine) and shapes.get(theirs + rest) == tensor.shape:
                     found[name] = theirs + rest
             if len(found) > len(best) and _corresponds(found, (mine, theirs), matrices):
-                best = found
+                best, chosen = found, (mine, theirs)
+    if best and chosen[0] != chosen[1]:  # tensors without a layer, such as `cls_token`, which alone prove nothing
+        mine, theirs = chosen
+        for name, tensor in first.items():
+            counterpart = theirs + name.removeprefix(mine)
+            if name.startswith(mine) and shapes.get(counterpart) == tensor.shape:
+                best[name] = counterpart
+        best = {name: best[name] for name in first if name in best}
     return best
 
 

@@ -1,6 +1,8 @@
 """Rescale channels: a factor in one layer that the next layer divides by does not change a ReLU network."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -8,22 +10,59 @@ from torch import Tensor
 from hf_sane.core._types import StateDict
 from hf_sane.symmetry._permutation import Occurrence, PermutationSpec
 
+GATE = re.compile(r"gate|^w1$|^wi_0$")  # names of layers with an activation, by which another layer is multiplied
 
-def scalable_axes(spec: PermutationSpec) -> list[str]:
+
+@dataclass(frozen=True)
+class Scales:
+    """Channels that may be scaled.
+
+    Attributes:
+        rows: Places of the weights that produce a channel.
+        columns: Places of the weights that use it.
+    """
+
+    rows: tuple[Occurrence, ...]
+    columns: tuple[Occurrence, ...]
+
+
+def scalable_axes(spec: PermutationSpec) -> list[Scales]:
     """Axes whose entries may be scaled, with the tensors that produce them (rows) or use them (columns).
 
-    Axes that involve normalisation layers, or are both rows and columns of a tensor, are left out.
+    Axes that involve normalisation layers, or are both rows and columns of a tensor, are left out. Both factors of a
+    gated layer produce a channel; only the one without an activation is scaled.
     """
     found = []
-    for axis, places in spec.occurrences.items():
+    for places in spec.occurrences.values():
         rows = [place for place in places if place.dim == 0]
         columns = [place for place in places if place.dim == 1]
-        weights = {place.tensor.rpartition(".")[0] for place in rows if len(spec.axes[place.tensor]) > 1}
-        vectors = {place.tensor.rpartition(".")[0] for place in rows if len(spec.axes[place.tensor]) == 1}
+        weights = {_layer(place) for place in rows if len(spec.axes[place.tensor]) > 1}
+        vectors = {_layer(place) for place in rows if len(spec.axes[place.tensor]) == 1}
         twice = {place.tensor for place in rows} & {place.tensor for place in columns}
         if columns and weights and vectors <= weights and not twice and len(rows) + len(columns) == len(places):
-            found.append(axis)
+            found += [Scales(tuple(factor), tuple(columns)) for factor in _factors(spec, rows, columns)]
     return found
+
+
+def _layer(place: Occurrence) -> str:
+    return place.tensor.rpartition(".")[0]
+
+
+def _factors(
+    spec: PermutationSpec, rows: Sequence[Occurrence], columns: Sequence[Occurrence]
+) -> list[list[Occurrence]]:
+    """The rows that are scaled together: all, or those of one factor of a gated layer (as in SwiGLU)."""
+    weights = [place for place in rows if len(spec.axes[place.tensor]) > 1]
+    if all(place.positions.shape[1] == 2 * columns[0].positions.shape[1] for place in rows):
+        # Both factors are in one tensor, the gate first.
+        half = columns[0].positions.shape[1]
+        return [[replace(place, positions=place.positions[:, half:]) for place in rows]]
+    if len(weights) != 2 or spec.axes[weights[0].tensor] != spec.axes[weights[1].tensor]:
+        return [list(rows)]
+    layers = [_layer(place) for place in weights]
+    gates = [layer for layer in layers if GATE.search(layer.rpartition(".")[2])]
+    free = [layer for layer in layers if layer not in gates] if len(gates) == 1 else layers
+    return [[place for place in rows if _layer(place) == layer] for layer in free]
 
 
 def canonical_scales(
@@ -44,9 +83,8 @@ def canonical_scales(
         New tensors; floating-point tensors are float64.
     """
     scaled = {name: x.double().clone() if x.is_floating_point() else x for name, x in tensors.items()}
-    for axis in scalable_axes(spec):
-        rows = [place for place in spec.occurrences[axis] if place.dim == 0]
-        columns = [place for place in spec.occurrences[axis] if place.dim == 1]
+    for scales_of in scalable_axes(spec):
+        rows, columns = scales_of.rows, scales_of.columns
         mine = _stacked(scaled, rows)
         squares = mine.square().sum(1)
         if like is None:

@@ -35,7 +35,10 @@ def find_symmetries(
     found = find_architecture(tensors)
     if found is not None and found.example_inputs is not None:
         return found.permutations_of(tensors), ""
-    layout = Layout.from_state_dict(dict(tensors), token_dim=TOKEN_DIM)
+    try:
+        layout = Layout.from_state_dict(dict(tensors), token_dim=TOKEN_DIM)
+    except (TypeError, ValueError) as error:  # complex or integer weights
+        return None, shorten(error)
     reasons = []
     for source in sources:
         if not isinstance(source, str | Path) or Path(source).is_file():

@@ -1,7 +1,7 @@
 """Compare two tensors of the same shape: bit by bit, after casts, and after quantisation."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,11 @@ COARSE = (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 STEP, SHARE = 1.5, 0.35  # machine epsilons by which rounding twice moves a value at most, and all of them on average
 
 
+MAX_RANK, OVERSAMPLING = 128, 8  # of differences, as from LoRA adapters
+MAX_RANKED_DISTANCE = 0.5  # of tensors whose difference may have a low rank
+ROUND_OFF = 1e-7  # of the largest singular value, that computing in double precision leaves in sums of squares
+
+
 @dataclass(frozen=True, kw_only=True)
 class TensorDifference:
     """How much a tensor differs from its counterpart.
@@ -29,8 +34,8 @@ class TensorDifference:
         other_name: Name in the other checkpoint.
         shape: Shape of both tensors.
         dtypes: Types of both tensors.
-        gap: `|A - B|`, after undoing permutations and scales.
-        scale: `sqrt(|A|^2 + |B|^2)`.
+        difference_norm: `|A - B|`, after undoing permutations and scales.
+        joint_norm: `sqrt(|A|^2 + |B|^2)`.
         cosine: Cosine of the angle between them; NaN if one is zero.
         largest: Largest absolute difference.
         is_equal: Whether they are equal, bit by bit.
@@ -38,14 +43,15 @@ class TensorDifference:
         is_quantised: Whether one is the other, rounded to a few values per row or group of neighbours.
         is_rounding: Whether they differ by no more than rounding explains, in single precision or in their type.
         is_constant: Whether all values of both are equal, as in biases that were never trained.
+        rank: Rank of their difference if it is low, up to rounding, as after merging a LoRA adapter; `None` otherwise.
     """
 
     name: str
     other_name: str
     shape: tuple[int, ...]
     dtypes: tuple[str, str]
-    gap: float
-    scale: float
+    difference_norm: float
+    joint_norm: float
     cosine: float
     largest: float
     is_equal: bool
@@ -53,16 +59,22 @@ class TensorDifference:
     is_quantised: bool
     is_rounding: bool
     is_constant: bool
+    rank: int | None = None
 
     @property
     def distance(self) -> float:
-        """Gap over scale: 0 for equal tensors, 1 for independent ones with mean zero; NaN if one is not finite."""
-        return 0.0 if self.gap == 0 else self.gap / self.scale
+        """0 for equal tensors, 1 for independent ones with mean zero; NaN if one is not finite."""
+        return 0.0 if self.difference_norm == 0 else self.difference_norm / self.joint_norm
 
     @property
     def is_same(self) -> bool:
         """Whether they are equal up to casts, rounding and quantisation."""
         return self.is_cast or self.is_rounding or self.is_quantised
+
+    @property
+    def holds_weights(self) -> bool:
+        """Whether it holds weights, and not counters, masks or position indices."""
+        return any(name.startswith(("float", "bfloat", "complex")) or name == "int8" for name in self.dtypes)
 
     @property
     def size(self) -> int:
@@ -85,6 +97,7 @@ def compare_tensors(
     dtypes: tuple[torch.dtype, torch.dtype] | None = None,
     tolerance: float = EPS,
     is_rescaled: bool = False,
+    finds_rank: bool = False,
 ) -> TensorDifference:
     """Compare two tensors of the same shape.
 
@@ -96,41 +109,56 @@ def compare_tensors(
         dtypes: Types in which they are stored, if they were converted.
         tolerance: Distance that counts as rounding.
         is_rescaled: Whether channels were scaled, after which casts are no longer exact.
+        finds_rank: Whether to compute the rank of the difference.
     """
     kinds = dtypes or (a.dtype, b.dtype)
-    x, y = (_wide(tensor) for tensor in (a, b))
-    is_equal = kinds[0] == kinds[1] and (torch.equal(x, y) or torch.equal(_bits(a), _bits(b)))
+    shape = tuple(a.shape)
+    names = str(kinds[0]).removeprefix("torch."), str(kinds[1]).removeprefix("torch.")
+    if any(kind.is_complex for kind in kinds):
+        a, b = (torch.view_as_real(x if x.is_complex() else torch.complex(x, torch.zeros_like(x))) for x in (a, b))
+        kinds = kinds[0].to_real(), kinds[1].to_real()
+    x, y = (tensor.detach().double() for tensor in (a, b))
+    has_same_values = torch.equal(x, y)
+    is_equal = names[0] == names[1] and (has_same_values or torch.equal(_bits(a), _bits(b)))
     gap, sizes = x - y, (float(x.norm()), float(y.norm()))
     found = TensorDifference(
         name=name,
         other_name=other_name,
-        shape=tuple(a.shape),
-        dtypes=(str(kinds[0]).removeprefix("torch."), str(kinds[1]).removeprefix("torch.")),
-        gap=0.0 if is_equal else float(gap.norm()),
-        scale=math.hypot(*sizes),
+        shape=shape,
+        dtypes=names,
+        difference_norm=0.0 if is_equal else float(gap.norm()),
+        joint_norm=math.hypot(*sizes),
         cosine=float((x * y).sum()) / (sizes[0] * sizes[1]) if sizes[0] * sizes[1] > 0 else math.nan,
         largest=float(gap.abs().max()) if gap.numel() and not is_equal else 0.0,
         is_equal=is_equal,
-        is_cast=is_equal,
+        is_cast=is_equal or has_same_values,
         is_quantised=False,
-        is_rounding=is_equal,
+        is_rounding=is_equal or has_same_values,
         is_constant=_is_constant(x) and _is_constant(y),
     )
     is_float = all(kind.is_floating_point for kind in kinds)
-    if is_equal or not is_float:
+    if is_equal or has_same_values or not is_float:
         return found
     is_cast = _is_cast(a, b, kinds)
     is_rounding = is_cast or found.distance <= tolerance or _differ_by_rounding(x, y, found, kinds, is_rescaled)
     is_near = found.distance < MAX_QUANTISED_DISTANCE
     is_quantised = not is_rounding and is_near and (is_rounded(x, y) or is_rounded(y, x))
-    return replace(found, is_cast=is_cast, is_rounding=is_rounding, is_quantised=is_quantised)
+    has_rank = finds_rank and not is_rounding and not is_quantised and found.distance < MAX_RANKED_DISTANCE
+    noise = SHARE * _precision(kinds) * found.joint_norm + EPS * found.difference_norm  # of the sum, and of a product
+    rank = low_rank(gap, tolerance=noise) if has_rank else None
+    return replace(found, is_cast=is_cast, is_rounding=is_rounding, is_quantised=is_quantised, rank=rank)
 
 
-def total_distance(tensors: Iterable[TensorDifference]) -> float:
-    """Distance of all tensors as one vector; NaN if one of them is not finite."""
-    found = [x for x in tensors if x.gap != 0 or math.isfinite(x.scale)]
-    gap = math.hypot(*(x.gap for x in found))
-    return 0.0 if gap == 0 else gap / math.hypot(*(x.scale for x in found))
+def total_distance(tensors: Sequence[TensorDifference]) -> float:
+    """Distance of all weights as one vector; NaN if one of them is not finite."""
+    found = [x for x in weights_among(tensors) if x.difference_norm != 0 or math.isfinite(x.joint_norm)]
+    gap = math.hypot(*(x.difference_norm for x in found))
+    return 0.0 if gap == 0 else gap / math.hypot(*(x.joint_norm for x in found))
+
+
+def weights_among(tensors: Sequence[TensorDifference]) -> list[TensorDifference]:
+    """Tensors that hold weights, or all if none does."""
+    return [x for x in tensors if x.holds_weights] or list(tensors)
 
 
 def is_rounded(fine: Tensor, coarse: Tensor) -> bool:
@@ -173,9 +201,43 @@ def _is_on_grid(rows: Tensor, grids: Tensor) -> bool:
     return hits >= ON_GRID * total
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    plain = tensor.detach()
-    return torch.view_as_real(plain).double() if plain.is_complex() else plain.double()
+def low_rank(difference: Tensor, *, tolerance: float) -> int | None:
+    """The rank of a matrix if it is low: at most a quarter of its sides, and at most 128.
+
+    Few rows or columns that differ have a low rank, too, but that says nothing: they do not count.
+
+    Args:
+        difference: The matrix, or a kernel `[rows, columns, *kernel]`.
+        tolerance: Norm of what rounding may add to it.
+    """
+    if difference.ndim < 2:
+        return None
+    matrix = difference.flatten(1)
+    limit = min(MAX_RANK, min(matrix.shape) // 4)
+    if limit < 1:
+        return None
+    squares = _squares(matrix, limit + OVERSAMPLING)
+    left = float(matrix.square().sum()) - torch.cumsum(squares, 0)
+    fitting = (left.clamp(min=0).sqrt() <= tolerance + ROUND_OFF * math.sqrt(float(squares[0]))).nonzero()
+    rank = int(fitting[0]) + 1 if len(fitting) else limit + 1
+    touched = min(int((matrix != 0).any(dim).sum()) for dim in (0, 1))
+    return rank if rank <= min(limit, touched - 1) else None
+
+
+def _squares(matrix: Tensor, count: int) -> Tensor:
+    """The largest squared singular values, by a randomised range finder (Halko et al. 2011) if there are many."""
+    if 2 * count >= min(matrix.shape):
+        return torch.linalg.svdvals(matrix).square()
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(matrix.shape[1], count, generator=generator, dtype=matrix.dtype)
+    basis = torch.linalg.qr(matrix @ start).Q
+    basis = torch.linalg.qr(matrix @ (matrix.T @ basis)).Q
+    return torch.linalg.svdvals(basis.T @ matrix).square()
+
+
+def _precision(kinds: tuple[torch.dtype, torch.dtype]) -> float:
+    """Machine epsilon of the coarser type; of single precision if both are finer, since products have that."""
+    return max(torch.finfo(torch.float32).eps, *(torch.finfo(kind).eps for kind in kinds))
 
 
 def _bits(tensor: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Compare two checkpoints tensor by tensor, and up to changes that do not affect the network's outputs."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_sane.networks._modules import ModuleSettings
+from hf_sane.records._errors import name_some
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.screening._differences import Difference, compare_checkpoints
@@ -35,7 +37,8 @@ VERDICTS = {
     "rounded": "the same network up to rounding errors, as after merging an adapter twice",
     "quantised": "the same network, quantised: one is the other, rounded to a few values per row or group",
     "permuted": "the same network: equal once the channels are in the same order",
-    "rescaled": "the same network up to positive scales of its channels, provided its activation is ReLU",
+    "rescaled": "the same network up to positive scales of its channels, provided its activation is ReLU or none",
+    "low rank": "equal but for changes of low rank, as after merging a LoRA adapter",
     "partly equal": "partly equal: one was made from the other, or both from a third",
     "close": "closer than independent networks: one was probably trained from the other, or both from a third",
     "far": "far apart, but closer than independent networks of the same size",
@@ -97,6 +100,9 @@ class DiffResult(Result):
         if found.relation == "rounded" and self.are_products:
             return PRODUCTS
         how = [text for text, holds in (("reordered", found.is_permuted), ("rescaled", found.is_rescaled)) if holds]
+        counters = [x.name for x in found.tensors if not (x.shape or x.holds_weights or x.is_same)]
+        if counters and found.relation in SAME:
+            return f"{VERDICTS[found.relation]}, apart from {name_some(counters)}"
         after = f" (channels {' and '.join(how)} before the comparison)" if how else ""
         return VERDICTS[found.relation or "unrelated"] + after
 
@@ -119,7 +125,13 @@ class DiffResult(Result):
         if any(found.equal_shares) and found.relation not in SAME:
             mine, theirs = map(_percent, found.equal_shares)
             lines.append(f"{mine} of the weights of the first and {theirs} of the other are equal in both")
-        if found.relation != "equal":
+        if ranks := sorted(x.rank for x in found.tensors if x.rank is not None):
+            of = f"rank {ranks[0]}" if ranks[0] == ranks[-1] else f"ranks from {ranks[0]} to {ranks[-1]}"
+            lines.append(f"low rank of the difference: {of}, in {len(ranks)} of {len(found.tensors)} tensors")
+        if math.isnan(found.distance):
+            broken = [x.name for x in found.tensors if math.isnan(x.distance)]
+            lines.append(f"the distance is undefined: NaN or infinite weights in {name_some(broken)}")
+        elif found.relation != "equal":
             stored = (
                 f" ({found.distance_as_stored:.4g} as stored)" if found.distance != found.distance_as_stored else ""
             )
@@ -187,7 +199,9 @@ def run_diff(settings: DiffSettings) -> DiffResult:
         spec, why_not = None, "" if are_products else "--no-align was given"
         if settings.align and not are_products:
             spec, why_not = _symmetries(settings, first, other)
-        found = compare_checkpoints(first, other, spec, why_not=why_not, tolerance=tolerance or EPS)
+        found = compare_checkpoints(
+            first, other, spec, why_not=why_not, tolerance=tolerance or EPS, finds_ranks=not are_products
+        )
         record.finish({"relation": found.relation, "distance": _known(found.distance)})
         result = DiffResult(record=record, difference=found, plots=settings.plots, are_products=are_products)
         return output.write(result)
@@ -244,6 +258,7 @@ def _known(value: float) -> float | None:
 def _cells(tensor: TensorDifference) -> list[Any]:
     types = dict.fromkeys(tensor.dtypes)
     kinds = {"cast": tensor.is_cast, "rounded": tensor.is_rounding, "quantised": tensor.is_quantised}
+    kinds[f"rank {tensor.rank}"] = tensor.rank is not None
     what = next((kind for kind, holds in kinds.items() if holds), "")
     shape = "x".join(map(str, tensor.shape)) or "scalar"
     return [tensor.name, shape, " / ".join(types), tensor.distance, tensor.cosine, tensor.largest, what]

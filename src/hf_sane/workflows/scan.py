@@ -1,10 +1,8 @@
 """Scan checkpoints for faults, using a sample of their weights."""
 
 import json
-import math
 import os
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -13,7 +11,7 @@ from urllib.parse import quote
 
 from hf_sane.cards._tables import fact_text
 from hf_sane.records._command import again
-from hf_sane.records._errors import did_you_mean, name_some, shorten
+from hf_sane.records._errors import name_some, shorten
 from hf_sane.records._escaping import markdown_text
 from hf_sane.records._failures import describe_error
 from hf_sane.records._file_kinds import SARIF
@@ -24,14 +22,14 @@ from hf_sane.records._settings import as_arguments, as_list, setting
 from hf_sane.records._sources import parse_source
 from hf_sane.screening._beside import WEIGHT_SUFFIXES
 from hf_sane.screening._checkpoints import DANGLING, RESTORE, is_dangling, targets_in
+from hf_sane.screening._conditions import FOUND_ELSEWHERE, find_failures, parse_condition, sentence_of
 from hf_sane.screening._embedding import Encoder, SampledEmbedding
 from hf_sane.screening._finding import SEVERITIES, Finding
 from hf_sane.screening._findings import RULES
 from hf_sane.screening._fingerprints import fingerprint
 from hf_sane.screening._index import INDEX, NetworkIndex
 from hf_sane.screening._known_models import KnownModels, embed_known_models, read_known_models
-from hf_sane.screening._quantisation import find_codes
-from hf_sane.screening._scan import MAX_SIDE, SamplingSettings, Scan, scan_checkpoint
+from hf_sane.screening._scan import SamplingSettings, Scan, scan_checkpoint
 from hf_sane.screening._statistics import TensorStatistics
 from hf_sane.tokenization._checkpoints import CheckpointSource
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
@@ -49,14 +47,6 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 40  # tensors to print
 MAX_SKIPPED = 10  # skipped tensors and files to print
-FOUND_ELSEWHERE = ("unreadable", "damaged", "shards", "tied")  # rules that are not about values
-CONDITION = re.compile(r"\s*(?P<measure>[a-z_]+)\s*(?P<sign>[<>])\s*(?P<limit>[-+.\deE]+)\s*")
-MEASURES: dict[str, str] = {
-    "alpha": "exponent of the tail of the spectrum",
-    "std": "standard deviation",
-    "largest": "largest absolute value",
-    "kurtosis": "kurtosis",
-}
 LEVELS = {"error": "error", "warning": "warning", "note": "note"}  # of SARIF
 SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
@@ -110,7 +100,7 @@ class ScanSettings(SamplingSettings, WeightsSettings, SaneSettings, WorkerSettin
         if not self.fail_on:
             raise ValueError("expected --fail-on to name a rule, a severity or a condition, got nothing; try 'never'")
         for wanted in self.fail_on:
-            _condition(wanted)
+            parse_condition(wanted)
 
 
 SPECTRUM = Fields(
@@ -256,7 +246,7 @@ class ScanResult(Result):
 
     def _unmet(self) -> list[Table]:
         """Conditions of `fail_on` that failed, which are not findings."""
-        told = {_sentence(scan, finding) for scan in self.scans for finding in scan.findings}
+        told = {sentence_of(scan, finding) for scan in self.scans for finding in scan.findings}
         lines = [f"  {failure}" for failure in self.failures if failure not in told]
         return [Table(title="--fail-on", caption="\n".join(lines))] if lines else []
 
@@ -342,7 +332,7 @@ def run_scan(settings: ScanSettings) -> ScanResult:
                 interruption.add_note(note)
             raise
         nearest = {scan.source: found for scan in scans if (found := _nearest(scan, known))}
-        failures = [text for wanted in settings.fail_on for text in _failures(wanted, scans)]
+        failures = [text for wanted in settings.fail_on for text in find_failures(wanted, scans)]
         result = ScanResult(record=record, scans=scans, failures=failures, nearest=nearest)
         record.finish({"checkpoints": len(scans), "findings": len(result.findings), "failures": len(failures)})
         if settings.sarif is not None:
@@ -467,83 +457,6 @@ def _targets(settings: ScanSettings) -> Iterable[CheckpointSource]:
             )
         is_one = inside in ([], [place]) or settings.subfolder is not None or settings.variant is not None
         yield from [checkpoint] if is_one else (CheckpointSource(path, key=settings.key) for path in inside)
-
-
-def _condition(wanted: str) -> Callable[[Scan], Iterable[str]]:
-    """Findings of a scan that match a word of `--fail-on`, as sentences."""
-    if wanted == "never":
-        return lambda scan: ()
-    if wanted in SEVERITIES:
-        graver = SEVERITIES[: SEVERITIES.index(wanted) + 1]
-        return lambda scan: [_sentence(scan, x) for x in scan.findings if x.severity in graver]
-    if wanted in RULES or wanted in FOUND_ELSEWHERE:
-        return lambda scan: [_sentence(scan, x) for x in scan.findings if x.rule == wanted]
-    found = CONDITION.fullmatch(wanted)
-    if found is None or found["measure"] not in MEASURES:
-        names = [*RULES, *FOUND_ELSEWHERE, *SEVERITIES, "never"]
-        meant = did_you_mean(wanted, names)
-        raise ValueError(
-            f"expected --fail-on to be {', '.join(names)}, or a condition such as alpha>8 on {', '.join(MEASURES)}, "
-            f"got {wanted!r}{meant}"
-        )
-    measure, limit, is_more = found["measure"], _limit(wanted, found["limit"]), found["sign"] == ">"
-
-    def beyond(scan: Scan) -> list[str]:
-        rows = [(row["name"], row.get(measure)) for row in _rows(scan)]
-        failures = [
-            f"{scan.source}: {name} has {MEASURES[measure]} {value:.4g} {found['sign']} {limit:g}"
-            for name, value in rows
-            if value is not None and (value > limit if is_more else value < limit)
-        ]
-        is_known = any(value is not None for _, value in rows)
-        return failures + (_not_measured(scan, wanted, is_known=is_known) if measure == "alpha" else [])
-
-    return beyond
-
-
-def _not_measured(scan: Scan, wanted: str, *, is_known: bool) -> list[str]:
-    """Why a condition on spectra is unknown for some matrices, as a sentence; nothing if it is known for all."""
-    known = {layer.name for layer in scan.spectra.layers} if scan.spectra is not None else set()
-    missing = [x for x in scan.tensors if len(x.shape) >= 2 and x.is_floating and x.name not in known]
-    start = f"{scan.source}: {wanted} is unknown, since alpha was not measured"
-    if partial := [x.name for x in missing if not x.is_whole]:
-        return [f"{start} for matrices that were not read in full: {name_some(partial)}; use --budget 100%"]
-    if large := [x.name for x in missing if min(x.shape[0], math.prod(x.shape[1:])) > MAX_SIDE]:
-        return [
-            f"{start} for matrices of more than {MAX_SIDE:,} rows and columns: {name_some(large)}; see hf-sane analyze"
-        ]
-    codes, _ = find_codes(scan.tensors)
-    coarse = [*codes, *(x.name for x in missing if x.dtype.startswith("float8") and x.name not in codes)]
-    if coarse:
-        return [f"{start} for matrices of 8 bits or less: {name_some(coarse)}; scan what was quantised"]
-    return [f"{start}: no matrix is large enough for it"] if scan.tensors and not is_known else []
-
-
-def _limit(wanted: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"expected a number in the condition of --fail-on, such as alpha>8, got {wanted!r}") from None
-
-
-def _failures(wanted: str, scans: Sequence[Scan]) -> list[str]:
-    return [text for scan in scans for text in _condition(wanted)(scan) or _unknown(wanted, scan)]
-
-
-def _unknown(wanted: str, scan: Scan) -> list[str]:
-    """That a rule or condition is unknown for a checkpoint that should have been read, as a sentence."""
-    is_lost = not scan.num_weights and any(finding.severity == "error" for finding in scan.findings)
-    is_unknown = is_lost and wanted not in (*SEVERITIES, "never")
-    return [f"{scan.source}: nothing of it was read, so {wanted} is unknown"] if is_unknown else []
-
-
-def _rows(scan: Scan) -> list[dict[str, Any]]:
-    largest = {tensor.name: tensor.largest for tensor in scan.tensors}
-    return [row | {"largest": largest[row["name"]]} for row in scan.to_dict()["tensors"]]
-
-
-def _sentence(scan: Scan, finding: Finding) -> str:
-    return f"{scan.source}: {finding.message}"
 
 
 def _read(scan: Scan) -> str:
