@@ -351,3 +351,76 @@ def test_what_cannot_be_read_is_listed_and_the_rest_goes_on(tmp_path, hf_sane_co
     assert f"skipped {names[1]}: " in str(result)
     with pytest.raises(ValueError, match="expected networks, found none that can be read"):
         hf_sane.lineage(names[1], names[3])
+
+
+def saved(folder, **made):
+    """Networks as folders."""
+    for name, state in made.items():
+        (folder / name).mkdir()
+        save_file({key: x.contiguous() for key, x in state.items()}, folder / name / "model.safetensors")
+    return [folder / name for name in made]
+
+
+def test_copies_share_their_ancestors_and_descendants(tmp_path):
+    base = root(0)
+    half = pruned(base)
+    networks = saved(tmp_path, base=base, same_base=base, half=half, same_half=half, other=root(1))
+    card(tmp_path / "half", tmp_path / "same_base")
+    card(tmp_path / "same_half", f"[{tmp_path / 'base'}, {tmp_path / 'base'}]")
+    result = hf_sane.lineage(networks, claims=True)
+    assert [(short(x.network), short(x.base_model), x.verdict) for x in result.claims] == [
+        ("half", "same_base", "supported"),
+        ("same_half", "base", "supported"),
+    ]
+    assert all(x.confidence > 0.9 for x in result.claims)
+    ancestors = {short(name): sure for name, sure in result.lineage.ancestors(str(tmp_path / "same_half")).items()}
+    assert ancestors["half"] == 0.5  # either came first
+    assert ancestors["base"] == ancestors["same_base"] > 0.9
+
+
+@pytest.mark.parametrize("base", ["3", "{a: b}", "' org/x '", "", "[3, org/x]"])
+def test_a_strange_claim_stops_nothing(base, tmp_path):
+    networks = saved(tmp_path, a=root(0), b=tuned(root(0), 1))
+    card(tmp_path / "a", base)
+    claims = hf_sane.lineage(networks, claims=True).claims
+    assert {x.verdict for x in claims} <= {"unknown"}
+    assert [x.base_model for x in claims if "org" in x.base_model] == (["org/x"] if "org" in base else [])
+
+
+def test_networks_that_cannot_be_compared_are_listed_with_the_reason(tmp_path):
+    state = root(0)
+    name = next(name for name, x in state.items() if x.ndim > 1)
+    broken = state | {name: state[name].clone().index_fill_(0, torch.tensor([3]), torch.nan)}
+    networks = saved(tmp_path, a=state, b=tuned(state, 1), broken=broken, vectors={"x": torch.ones(9)})
+    card(tmp_path / "broken", tmp_path / "a")
+    result = hf_sane.lineage([*networks, f"{networks[0]}/."], claims=True)
+    reasons = {short(name): reason for name, reason in result.lineage.skipped.items()}
+    assert reasons == {
+        "broken": f"there are NaN or infinite weights in {name}",
+        "vectors": "it has no matrices of real numbers, which are compared",
+    }
+    assert [sorted(map(short, family)) for family in result.lineage.families] == [["a", "b"]]
+    (claim,) = result.claims
+    assert (claim.verdict, claim.reason) == ("unknown", "the network could not be compared")
+    integers = {key: (100 * x).to(torch.int8) for key, x in state.items()}
+    assert len(hf_sane.lineage(integers, state, tuned(state, 1)).lineage.families) == 1
+
+
+@pytest.mark.parametrize("rows", [10, 20])
+def test_an_equal_trunk_under_a_new_head_is_the_same_family(rows):
+    generator = torch.Generator().manual_seed(0)
+    trunk = {f"{i}.weight": torch.randn(40, 40, generator=generator) for i in range(3)}
+    heads = [scale * torch.randn(count, 40, generator=generator) for scale, count in ((1, 10), (30, rows))]
+    first, other = (trunk | {"head.weight": head} for head in heads)
+    tuned_trunk = {name: x + 0.1 * torch.randn(x.shape, generator=generator) for name, x in first.items()}
+    found = hf_sane.lineage(first, other, tuned_trunk).lineage
+    assert len(found.families) == 1
+    assert [x.change for x in found.descents if "network 2" in (x.child, *x.parents)] == ["partly copied"]
+    strangers = {name: torch.randn(x.shape, generator=generator) for name, x in first.items()}
+    assert len(hf_sane.lineage(first, strangers).lineage.families) == 2
+
+
+def test_a_missing_configuration_is_called_so(tmp_path):
+    networks = saved(tmp_path, a=root(0), b=tuned(root(0), 1))
+    (reason,) = hf_sane.lineage(networks).lineage.unaligned.values()
+    assert reason.startswith("there is no config.json next to the weights; pass the code of the network")

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from hf_sane.core._types import StateDict
-from hf_sane.records._errors import shorten
+from hf_sane.records._errors import name_some, shorten
 from hf_sane.records._progress import tracked
 from hf_sane.screening._fingerprints import Fingerprint, fingerprint
 from hf_sane.screening._float8 import Readable
@@ -17,6 +17,9 @@ from hf_sane.screening._names import outlines, pair_names
 from hf_sane.screening._scaling import canonical_scales, scalable_axes
 from hf_sane.screening._trees import (
     AVERAGED,
+    EQUAL,
+    EQUAL_PART,
+    REPLACED,
     WEIGHTS,
     Geometry,
     edge_features,
@@ -31,9 +34,8 @@ from hf_sane.symmetry._matching import match_weights
 from hf_sane.symmetry._permutation import PermutationSpec
 from hf_sane.symmetry._transformers_models import select_tensors
 
-Change = Literal["copied", "fine-tuned", "pruned", "quantised", "averaged"]
+Change = Literal["copied", "partly copied", "fine-tuned", "pruned", "quantised", "averaged"]
 MAX_DISTANCE = 0.5  # largest `|A - B| / sqrt(|A|^2 + |B|^2)` of relatives after alignment; 1 for independent networks
-COPY = 2e-3  # largest distance due to rounding to 16 bits
 SPARSER = 0.01  # least share of zeros that only one of two networks has
 EITHER = 0.5  # confidence in which of two copies came first
 MAX_HOMES = 3  # families, by the distance of fingerprints, with which a network is compared
@@ -59,6 +61,11 @@ class Descent:
     change: Change
     distance: float
     confidence: float
+
+    @property
+    def is_exact_copy(self) -> bool:
+        """Whether the two are equal, up to order and scales, so that either can be the first."""
+        return self.change == "copied" and self.confidence == EITHER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,14 +95,23 @@ class Lineage:
         return tuple(name for family in self.families for name in family if name not in children)
 
     def ancestors(self, name: str) -> dict[str, float]:
-        """All ancestors of a network, with the confidence in the path to each."""
+        """All ancestors of a network, with the confidence in the path to each.
+
+        Copies have the same ancestors, and are the ancestors of the same networks.
+        """
         found: dict[str, float] = {}
         for descent in self.descents:
             if descent.child == name:
+                share = 1.0 if descent.is_exact_copy else descent.confidence
                 for parent in descent.parents:
                     found[parent] = max(found.get(parent, 0.0), descent.confidence)
                     for other, confidence in self.ancestors(parent).items():
-                        found[other] = max(found.get(other, 0.0), confidence * descent.confidence)
+                        found[other] = max(found.get(other, 0.0), confidence * share)
+        copies = {x.child: x.parents[0] for x in self.descents if x.is_exact_copy}
+        own = copies.get(name, name)
+        for copy, original in copies.items():
+            if original != own and original in found:
+                found[copy] = max(found.get(copy, 0.0), found[original])
         return found
 
     def family_of(self, name: str) -> tuple[str, ...]:
@@ -146,8 +162,11 @@ def find_families(
     for name, tensors in tracked(networks.items(), desc="families", unit="network"):
         try:
             me = Member(name, Readable(tensors), fingerprint(tensors))
+            problem = _not_comparable(me.tensors)
         except (OSError, ValueError) as error:
-            skipped[name] = shorten(error)
+            problem = shorten(error)
+        if problem:
+            skipped[name] = problem
             continue
         homes = sorted(((*_nearest(me, family), family) for family in families), key=lambda home: home[0])
         for _, relative, family in [home for home in homes if home[0] < math.inf][:MAX_HOMES]:
@@ -166,6 +185,16 @@ def find_families(
     )
 
 
+def _not_comparable(tensors: Mapping[str, Tensor]) -> str:
+    """Why a network cannot be compared; empty if it can."""
+    names = matrices(tensors)
+    if not names:
+        return "it has no matrices of real numbers, which are compared"
+    if broken := [name for name in names if not tensors[name].isfinite().all()]:
+        return f"there are NaN or infinite weights in {name_some(broken)}"
+    return ""
+
+
 def _nearest(me: Member, family: Sequence[Member]) -> tuple[float, Member]:
     gaps = [(signed_gap(me.print, other.print), other) for other in family]
     return min(gaps, key=lambda pair: pair[0])
@@ -177,7 +206,7 @@ def _align(me: Member, other: Member, find_spec: FindSpec, unaligned: dict[str, 
     renamed = replace(me, tensors=_Renamed(me.tensors, pairs))
     best, how = (_distance(renamed.tensors, other.tensors), renamed), ""
     spec, reason = None, ""
-    if best[0] > COPY:
+    if best[0] > EQUAL:
         spec, reason = find_spec(other.name)
     if spec is not None:
         spec = select_tensors(spec, {name: name for name in spec.axes if name in pairs})
@@ -223,11 +252,17 @@ class _Renamed(Mapping[str, Tensor]):
 
 
 def _distance(first: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
-    gap = scale = 0.0
+    """Distance over common matrices, without those that were replaced if at least a tenth of the weights is equal."""
+    found = []
     for name in matrices(first):
         if name in other:
             a, b = first[name].double(), other[name].double()
-            gap, scale = gap + float((a - b).square().sum()), scale + float(a.square().sum() + b.square().sum())
+            found.append((a.numel(), float((a - b).square().sum()), float(a.square().sum() + b.square().sum())))
+    size = sum(numel for numel, _, _ in found)
+    equal = sum(numel for numel, gap, scale in found if gap <= EQUAL**2 * scale and scale)
+    if equal >= EQUAL_PART * size > 0:
+        found = [part for part in found if part[1] < REPLACED**2 * part[2]]
+    gap, scale = (sum(part[i] for part in found) for i in (1, 2))
     return math.sqrt(gap / scale) if scale else math.inf
 
 
@@ -235,7 +270,10 @@ def trace_family(family: Sequence[Member]) -> list[Descent]:
     """The descents within one family."""
     whole = measure([member.tensors for member in family])
     unique, copies = whole.unique()
-    descents = [_descent(family, whole, child, (place,), "copied", EITHER) for child, place in copies.items()]
+    descents = [
+        _descent(family, whole, child, (place,), "partly copied" if whole.partial[place, child] else "copied", EITHER)
+        for child, place in copies.items()
+    ]
     found = whole.of(unique)
     averages = find_averages(found)
     edges, orphans = edge_scores(*edge_features(found, averages), averages, WEIGHTS)
@@ -269,6 +307,6 @@ def _change(found: Geometry, parent: int, child: int) -> Change:
         and found.pressed[parent, child]
     ):
         return "pruned"
-    if float(found.distances[parent, child]) < COPY:
-        return "copied"
+    if float(found.distances[parent, child]) < EQUAL:
+        return "partly copied" if found.partial[parent, child] else "copied"
     return "quantised" if found.rounded[parent, child] else "fine-tuned"

@@ -14,6 +14,7 @@ from hf_sane.symmetry._permutation import PermutationSpec
 from hf_sane.tokenization._loading import load_config
 from hf_sane.zoo._symmetries import fit_spec, imported_spec
 
+CONFIG = "config.json"
 TOKEN_DIM = 64  # for the layout, whose names and shapes are used
 
 
@@ -43,12 +44,14 @@ def find_symmetries(
     for source in sources:
         if not isinstance(source, str | Path) or Path(source).is_file():
             continue
+        if Path(source).is_dir() and not (Path(source) / CONFIG).is_file():
+            continue
         try:
             config = load_config(source)
             if isinstance(config, ZooConfig):
                 return fit_spec(permutation_spec(config), layout), ""
             return imported_spec(config.to_dict(), layout), ""
         except (OSError, TypeError, ValueError) as error:
-            reasons.append(shorten(error))
+            reasons.append(shorten(str(error).removeprefix(f"{source}: ").partition("; pass the code")[0]))
     advice = "pass the code of the network: hf_sane.register_architecture, or --module"
     return None, f"{reasons[0] if reasons else 'there is no config.json next to the weights'}; {advice}"

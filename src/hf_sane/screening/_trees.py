@@ -15,6 +15,8 @@ from hf_sane.screening._names import outlines
 from hf_sane.screening._tensor_differences import COARSE, is_rounded
 
 SAME = 1e-5  # distance that reordering and rescaling leave between copies
+EQUAL = 2e-3  # largest distance due to rounding to 16 bits
+EQUAL_PART, REPLACED = 0.1, 0.9  # share of equal weights beside which matrices that are this far apart are new
 ON_THE_LINE = 0.02  # of the distance to its parents, that an average may be off them
 LEAST_SHARE = 0.05  # of an average
 NEARER = 0.5  # of the distance of its parents, up to which something can be made from an average
@@ -48,6 +50,7 @@ class Geometry:
         pressed: Whether the second is the first, pruned or rounded.
         rounded: Whether it is the first, rounded: in few distinct values, of which zero may be one.
         pruned: Whether it is the first with zeros, and all its other values are those of the first.
+        partial: Whether one of the two has matrices that the other lacks, or new ones.
     """
 
     gaps: Tensor
@@ -57,6 +60,7 @@ class Geometry:
     pressed: Tensor
     rounded: Tensor
     pruned: Tensor
+    partial: Tensor
 
     @property
     def distances(self) -> Tensor:
@@ -84,13 +88,15 @@ class Geometry:
 def measure(family: Sequence[Mapping[str, Tensor]]) -> Geometry:
     """Compare the networks of a family matrix by matrix."""
     count = len(family)
-    gaps, norms, zeros, kurtosis, sizes, shared = torch.zeros(6, count, count, dtype=torch.float64)
+    zeros, kurtosis, sizes, shared = torch.zeros(4, count, count, dtype=torch.float64)
     pressed, rounded, pruned = torch.zeros(3, count, count, dtype=torch.float64)
-    for name in dict.fromkeys(name for tensors in family for name in matrices(tensors)):
+    parts = []  # squared distances and norms by matrix, and its size
+    for name, shape in dict.fromkeys((name, tensors[name].shape) for tensors in family for name in matrices(tensors)):
         here = {i: tensors[name].double() for i, tensors in enumerate(family) if name in tensors}
-        here = {i: x for i, x in here.items() if x.shape == next(iter(here.values())).shape}
+        here = {i: x for i, x in here.items() if x.shape == shape}
         is_coarse = {i: is_rounded(x, x) for i, x in here.items()}
         facts = {i: (float(x.square().sum()), float((x == 0).sum()), _log_kurtosis(x)) for i, x in here.items()}
+        gaps, norms = torch.zeros(2, count, count, dtype=torch.float64)
         for i, a in here.items():
             for j, b in here.items():
                 if i == j:
@@ -107,6 +113,9 @@ def measure(family: Sequence[Mapping[str, Tensor]]) -> Geometry:
                     rounded[i, j] += is_round
                     pruned[i, j] += is_cut
                     pressed[i, j] += is_round or is_cut
+        parts.append((gaps, norms, shape.numel()))
+    gaps, norms, are_new = _without_new(parts, sizes)
+    held = torch.tensor([len(matrices(tensors)) for tensors in family], dtype=torch.float64)
     return Geometry(
         gaps,
         norms,
@@ -115,7 +124,24 @@ def measure(family: Sequence[Mapping[str, Tensor]]) -> Geometry:
         (shared > 0) & (pressed > 0.5 * shared),
         (shared > 0) & (rounded > 0.5 * shared),
         (shared > 0) & (pruned > 0.5 * shared),
+        are_new | (shared < torch.maximum(held[:, None], held[None, :])),
     )
+
+
+def _without_new(parts: Sequence[tuple[Tensor, Tensor, int]], sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Squared distances and norms of all matrices but new ones, and whether there are new ones.
+
+    Matrices that are as far apart as independent ones are new if at least a tenth of the weights is equal.
+    """
+    near = [gap <= EQUAL**2 * (norm + norm.T) for gap, norm, _ in parts]
+    is_there = [norm + norm.T > 0 for _, norm, _ in parts]
+    equal = sum((size * (a & b) for a, b, (_, _, size) in zip(near, is_there, parts, strict=True)), torch.zeros(()))
+    has_trunk = (equal >= EQUAL_PART * sizes) & (sizes > 0)
+    gaps, norms, are_new = torch.zeros_like(sizes), torch.zeros_like(sizes), torch.zeros_like(has_trunk)
+    for gap, norm, _ in parts:
+        is_new = has_trunk & (gap > REPLACED**2 * (norm + norm.T))
+        gaps, norms, are_new = gaps + gap * ~is_new, norms + norm * ~is_new, are_new | is_new
+    return gaps, norms, are_new
 
 
 def matrices(tensors: Mapping[str, Tensor]) -> list[str]:

@@ -198,7 +198,12 @@ def run_lineage(settings: LineageSettings) -> LineageResult:
 
 
 def _named(sources: Sequence[Source]) -> Iterator[tuple[str, Source]]:
+    seen: set[Path] = set()
     for number, source in enumerate(sources, start=1):
+        if isinstance(source, str | Path) and Path(source).exists():
+            if (place := Path(source).resolve()) in seen:
+                continue
+            seen.add(place)
         yield str(source) if isinstance(source, str | Path) else f"network {number}", source
 
 
@@ -229,8 +234,6 @@ def _symmetries(
 def _claims(found: Lineage, sources: Mapping[str, Source]) -> Iterator[Claim]:
     """The claims of the cards, with verdicts."""
     for name, source in sources.items():
-        if name in found.skipped:
-            continue
         try:
             bases = _base_models(source)
         except (OSError, ValueError) as error:
@@ -242,7 +245,7 @@ def _claims(found: Lineage, sources: Mapping[str, Source]) -> Iterator[Claim]:
                 reason=f"its card cannot be read: {shorten(error)}",
             )
             continue
-        for base in bases:
+        for base in dict.fromkeys(bases):
             verdict, confidence, reason = _judge(found, name, base, sources)
             yield Claim(network=name, base_model=base, verdict=verdict, confidence=confidence, reason=reason)
 
@@ -262,8 +265,8 @@ def _judge(found: Lineage, name: str, base: str, sources: Mapping[str, Source]) 
     named = _named_as(base, [other for other in sources if other != name])
     if len(named) != 1:
         return "unknown", 0.0, "several networks have its name" if named else "it is not among the networks"
-    if named[0] in found.skipped:
-        return "unknown", 0.0, "it could not be read"
+    if name in found.skipped or named[0] in found.skipped:
+        return "unknown", 0.0, f"{'the network' if name in found.skipped else 'it'} could not be compared"
     other = named[0]
     above = found.ancestors(name).get(other, 0.0)
     below = found.ancestors(other).get(name, 0.0)

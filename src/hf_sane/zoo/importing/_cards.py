@@ -88,7 +88,7 @@ class CardFacts:
             "library_name": text("library_name"),
             "pipeline_tag": text("pipeline_tag"),
         }
-        names = (bases,) if isinstance(bases, str) else tuple(map(str, bases))
+        names = tuple(str(base).strip() for base in (bases if isinstance(bases, list | tuple) else (bases,)))
         return cls(columns, names, read_metrics(data.get("eval_results") or []))
 
 
