@@ -107,7 +107,7 @@ def best_of(results: Mapping[str, Any], prompt: str, methods: Sequence[str]) -> 
 
 
 def verdict_block(records: Mapping[str, Mapping[str, Any]]) -> str:
-    """Who wins for each kind of prompt, and how SANE and the linear code compare with their rivals."""
+    """The best method for each kind of prompt, and how SANE and the linear code compare with their rivals."""
     rows, wins = [], {"sane": 0, "linear": 0, "other": 0}
     for prompt, shown in PROMPTS.items():
         for name, record in records.items():
@@ -150,8 +150,9 @@ def goal(records: Mapping[str, Mapping[str, Any]]) -> str:
         gain = difference(own, accuracies(results, "shots_1", "finetuned"))[0]
         reached.append(above and gain >= WANTED_GAIN)
     return (
-        "The goal was, with one image per class, SANE ten points above tuned fine-tuning and above the linear code "
-        f"and the nearest child by a paired interval: reached on {sum(reached)} of {len(reached)} data sets."
+        "The goal was that, with one image per class, SANE is ten points above tuned fine-tuning, and above the "
+        f"linear code and the nearest child by a paired interval: reached on {sum(reached)} of {len(reached)} data "
+        "sets."
     )
 
 
@@ -256,7 +257,7 @@ def source_block(records: Mapping[str, Mapping[str, Any]]) -> str:
     """Where the numbers come from."""
     lines = [
         f"- {DATA[name]}: `{record['command']}`, seed {record['seed']}, {record['hardware']['cpu']}, one thread, "
-        f"{record['seconds'] / 60:.0f} minutes beside other work, commit {record['commit'][:12]}"
+        f"{record['seconds'] / 60:.0f} minutes next to other jobs, commit {record['commit'][:12]}"
         for name, record in records.items()
     ]
     return "\n".join(lines)

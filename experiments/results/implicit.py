@@ -111,7 +111,7 @@ def source_block(records: Mapping[str, Mapping[str, Any]]) -> str:
     """Where the numbers come from."""
     return "\n".join(
         f"- {STARTS[start]}: `{record['command']}`, seed {record['seed']}, {record['hardware']['cpu']}, one thread, "
-        f"{record['seconds'] / 60:.0f} minutes beside other work, commit {record['commit'][:12]}"
+        f"{record['seconds'] / 60:.0f} minutes next to other jobs, commit {record['commit'][:12]}"
         for start, record in records.items()
     )
 

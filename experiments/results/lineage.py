@@ -31,7 +31,7 @@ def trees_block(folder: Path) -> str:
             rows.append([*networks, title, *scores])
     header = ["forests", "networks", "method", "precision", "recall", "F1", "pairs found"]
     return (
-        f"Edges from a parent to a child in forests that nothing was fitted to ({_link('lineage_trees.json')}). "
+        f"Edges from a parent to a child in held-out forests ({_link('lineage_trees.json')}). "
         '"Pairs found" counts an edge in the wrong direction as found, too. L2 and cosine are distances of the '
         "weights as they are stored, with the least arborescence, the direction of growing kurtosis, and the "
         f"threshold that is best on the {results['fitted']['networks']} networks that the model was fitted to.\n\n"
@@ -76,8 +76,8 @@ def fingerprints_block(folder: Path) -> str:
         f"{found['states']:,} states: {zoos}, and {found['checkpoints']} checkpoints of others "
         f"({_link('fingerprints.json')}). Of {found['pairs']:,} pairs, {found['pairs_with_equal_digests']:,} have "
         f"equal digests, and **{found['collisions']} of these have different weights**. Of "
-        f"{found['pairs_of_different_runs']:,} pairs from different runs, {found['told_to_be_the_same']:,} are told "
-        f"to be the same, and {found['told_to_be_related']:,} to be related; the nearest two are "
+        f"{found['pairs_of_different_runs']:,} pairs from different runs, {found['told_to_be_the_same']:,} are "
+        f"classified as the same, and {found['told_to_be_related']:,} as related; the nearest two are "
         f"{found['nearest_of_different_runs']:.2f} apart.\n\n"
         f"Among {search['networks']:,} networks, `hf-sane search` ranks the right one first for {recall} of "
         f"{search['queries']} copies. The index took {search['seconds_to_index']:.0f} s to build and a query takes "

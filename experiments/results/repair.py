@@ -81,7 +81,7 @@ def verdict_block(records: Mapping[str, list[dict[str, Any]]]) -> str:
             f"much, the distance to the ancestor {auc['ancestor']:.3f}. Repair of the broken layer: "
             f"{found} of the lost accuracy with {REPAIRS[best]} ({_goal(regained[best] >= REGAINED_GOAL)}), "
             f"{others_best} with {REPAIRS[reference]}, the best without SANE on validation networks; "
-            f"SANE less that: {gap:+.3f} ({low:+.3f} to {high:+.3f}). Healthy networks lose {harm:.4f} by false "
+            f"difference of SANE: {gap:+.3f} ({low:+.3f} to {high:+.3f}). Healthy networks lose {harm:.4f} by false "
             f"alarms ({_goal(harm <= HARM_GOAL)})."
         )
     behind = sum(own[0]["results"]["repair"][own[0]["results"]["best_sane"]]["gap"][2] < 0 for own in records.values())
@@ -158,7 +158,7 @@ def source_block(records: Mapping[str, list[dict[str, Any]]]) -> str:
     """Where the numbers come from."""
     return "\n".join(
         f"- {DATA[name]}: `{record['command']}`, seed {record['seed']}, {record['hardware']['cpu']}, one thread, "
-        f"{record['seconds'] / 60:.0f} minutes beside other work, commit {record['commit'][:12]}"
+        f"{record['seconds'] / 60:.0f} minutes next to other jobs, commit {record['commit'][:12]}"
         for name, own in records.items()
         for record in own
     )

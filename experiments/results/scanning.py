@@ -98,8 +98,9 @@ def untrained_block(folder: Path) -> str:
         f"steps of training, which give test accuracies of {min(accuracies):.0%} to {max(accuracies):.0%} "
         f"({_link('untrained.json')}).\n\n"
         f"{markdown_table(['budget', 'trained, called untrained', 'fresh, not recognised'], rows, numbers=True)}\n\n"
-        f"Initialisations of those that were not recognised: {kinds or 'none'}. Trained networks are to be spared, so "
-        "the rule says nothing without enough evidence, such as the spectrum of normal weights, which needs all."
+        f"Initialisations of those that were not recognised: {kinds or 'none'}. To avoid false "
+        "alarms for trained networks, the rule reports nothing without enough evidence, such as the spectrum of "
+        "normal weights, which requires all of them."
     )
 
 

@@ -60,7 +60,7 @@ def test_the_page_says_which_goals_were_reached(folder):
         "7 of 7 detectors without SANE have at least as much, the distance to the ancestor 0.970" in found["verdict"]
     )
     assert "On 1 of 1 data sets, the best repair without SANE is ahead" in found["verdict"]
-    assert "SANE less that: -0.150 (-0.200 to -0.100)" in found["verdict"]
+    assert "difference of SANE: -0.150 (-0.200 to -0.100)" in found["verdict"]
     assert "lose 0.0020 by false alarms (goal reached)" in found["verdict"]
     assert "| norms of layers | 0.970 (0.970 to 0.970) | 0.900 (0.900 to 0.900) |" in found["detection"]
     assert "| the layer of the nearest sibling | 0.900 (0.900 to 0.900) |" in found["repair"]

@@ -44,7 +44,7 @@ MERGE_METHODS: Registry[RegisteredMethod] = Registry("merge method")
 
 
 def register_merge_method(name: str, *, needs_score: bool = False) -> Callable[[MergeMethod], MergeMethod]:
-    """Add a merge method under a name that `hf_sane.workflows.soup.soup` and `hf-sane soup --method` then accept.
+    """Add a merge method under a name that `hf_sane.soup` and `hf-sane soup --method` then accept.
 
     Args:
         name: Name of the method; must be new.

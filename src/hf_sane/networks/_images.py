@@ -212,7 +212,7 @@ def load_images(
     a source with only one split, also the test split (15%). The digits are split into 1,000 / 297 / 500.
 
     Args:
-        source: `"digits"` (scikit-learn's, 8x8); a folder of image files by class, see [`folder_parts`]; a dataset on
+        source: `"digits"` (scikit-learn's, 8x8); a folder of image files by class; a dataset on
             the Hub, `owner/name`, or a folder of `save_to_disk` or of parquet files; an `.npz` file with
             `train_images` `[n, H, W]` or `[n, H, W, C]`, `train_labels` `[n]` (or `x_train`, `y_train`), and
             optionally the same for `test` and `validation` (or, instead of images, `train_jpeg`, a uint8 blob, with

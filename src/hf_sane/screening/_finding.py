@@ -1,4 +1,4 @@
-"""A fault of a checkpoint, or something worth knowing."""
+"""A fault of a checkpoint, or a note about it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 @dataclass(frozen=True)
 class Finding:
-    """A fault of a checkpoint, or something worth knowing.
+    """A fault of a checkpoint, or a note about it.
 
     Attributes:
         rule: Name of the rule, as in `--fail-on`.

@@ -32,7 +32,7 @@ class Evidence:
     Attributes:
         tensors: Statistics of all tensors.
         spectra: Spectra of the matrices that were read in full; `None` if there are none.
-        surroundings: What is next to the weights.
+        surroundings: Files next to the weights.
     """
 
     tensors: Sequence[TensorStatistics]

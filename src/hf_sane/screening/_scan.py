@@ -54,7 +54,7 @@ class Scan:
     """The result of scanning one checkpoint.
 
     Attributes:
-        source: What was scanned.
+        source: Path or repo id of the checkpoint.
         format: Format of the checkpoint, or the reason why it was not read.
         tensors: Statistics by tensor.
         spectra: Spectra of matrices that were read in full; `None` if there are none.

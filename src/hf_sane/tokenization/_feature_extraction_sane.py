@@ -165,7 +165,7 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
 
         Args:
             source: State dict, module, path (safetensors, folder, weights-only pickle) or Hub repo id. A module of
-                Transformers is encoded as `save_pretrained` would write it, see [`as_saved`].
+                Transformers is encoded as `save_pretrained` would write it.
             revision: Branch, tag or commit of a Hub repo.
 
         Returns:

@@ -177,7 +177,7 @@ def diff(checkpoint: Source, other: Source, **options: Any) -> DiffResult:
 
     Args:
         checkpoint: A module, state dict, path, Hub repo id or LoRA adapter.
-        other: What to compare it with.
+        other: Checkpoint to compare it with.
         **options: Other fields of [`DiffSettings`].
     """
     return run_diff(DiffSettings(checkpoint=checkpoint, other=other, **options))

@@ -144,8 +144,7 @@ def import_zoo(
         **options: Other fields of [`ImportZooSettings`].
 
     Returns:
-        The zoo. Networks that were left out are listed with the reason in `import.json` in its folder, and in the
-        result of [`run_import_zoo`].
+        The zoo. Networks that were left out are listed with the reason in `data/import.json` in its folder.
 
     Raises:
         ValueError: If no source is given, or nothing could be imported.

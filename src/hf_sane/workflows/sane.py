@@ -25,8 +25,7 @@ from hf_sane.workflows.sample import SampleResult, sample
 from hf_sane.workflows.show_zoo import is_zoo, load_zoo
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 
-BUNDLE = Path(__file__).parents[1] / "pretrained" / "small_images"
-"""Folder of the SANE that comes with this package, for colour or greyscale images of 32 pixels."""
+BUNDLE = Path(__file__).parents[1] / "pretrained" / "small_images"  # the SANE that ships with this package
 
 
 @dataclass(frozen=True)
@@ -208,7 +207,7 @@ class SANE:
         """Sample new networks around the best networks of a zoo, or around a list of networks.
 
         Args:
-            anchors: See `hf_sane.workflows.sample.sample`, also for errors.
+            anchors: See `hf_sane.sample`, also for errors.
             **options: Fields of `SampleSettings`, such as `num_samples`, `method` and `images`.
         """
         return sample(anchors, self, **options)

@@ -288,7 +288,7 @@ class ScanResult(Result):
 
 
 def scan(*checkpoints: str | Path | Sequence[str | Path], **options: Any) -> ScanResult:
-    """Scan checkpoints for faults: read their headers, and statistics of a sample of their weights.
+    """Scan checkpoints for faults in their headers and in a sample of their weights.
 
     No code that comes with a checkpoint is run. From safetensors, GGUF and ONNX files on the Hub, only the required
     bytes are downloaded.

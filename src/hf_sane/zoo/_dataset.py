@@ -78,7 +78,7 @@ class ZooSplit:
         return len(self.rows)
 
     def column(self, name: str) -> np.ndarray:
-        """A property of all networks, `[M]`; see `FEATURES` for the names.
+        """A property of all networks, `[M]`: a column of the zoo, such as `"test_accuracy"`.
 
         Raises:
             KeyError: If there is no such column.
@@ -362,9 +362,9 @@ class Zoo:
 
         Raises:
             FileNotFoundError: If the folder holds no zoo, or its parquet files are missing.
-            InvalidFileError: If files are damaged or inconsistent.
+            InvalidFileError: If the zoo is incomplete, or files are damaged or inconsistent, or were removed or
+                changed.
             ValueError: If `config` is unknown, or missing although there are several zoos.
-            InvalidFileError: If the zoo is incomplete, or files were removed or changed.
         """
         place, folder = find_facts(source, revision)
         known = read_facts(folder)

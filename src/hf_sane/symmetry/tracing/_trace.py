@@ -18,18 +18,18 @@ def trace_permutations(model: nn.Module, example_inputs: ExampleInputs) -> Permu
     """Find the permutation symmetries of a model without a description of its architecture.
 
     The model is exported (`torch.export`) and the axes of everything it computes are typed: an axis is a sum
-    (concatenation) of products (reshaping) of atoms. Operations determine which axes must be reordered alike (the
-    channels of a residual stream), which are split or flattened, and which have a fixed order (inputs, outputs, kernel
-    positions, table rows). Axes that remain free are symmetries: channels and neurons, whole heads and groups, and
-    inside each head or group its dimensions where the model allows it. An unknown operation fixes all axes of its
+    (concatenation) of products (reshaping) of atoms. Operations determine which axes must be reordered in the same way
+    (the channels of a residual stream), which are split or flattened, and which have a fixed order (inputs, outputs,
+    kernel positions, table rows). Axes that remain free are symmetries: channels and neurons, whole heads and groups,
+    and inside each head or group its dimensions where the model allows it. An unknown operation fixes all axes of its
     inputs and outputs, and the spec lists it in `fixed`. Finally, the spec is verified by running the model in
     float64.
 
     Only permutations that follow from the structure of the graph are found, not scalings or symmetries of particular
-    weights. In attention with rotary embeddings, the dimensions of queries and keys are fixed. Axes of
-    different tensors may be permuted differently per group only along one dimension of a tensor, so that channels
-    inside the groups of a grouped convolution move alike in all groups where the weight holds groups and channels in
-    two dimensions.
+    weights. In attention with rotary embeddings, the dimensions of queries and keys are fixed. Axes of different
+    tensors may be permuted differently per group only along one dimension of a tensor, so that channels inside the
+    groups of a grouped convolution move together in all groups where the weight holds groups and channels in two
+    dimensions.
 
     Args:
         model: Model on the CPU, in any mode and dtype; it is not changed.
