@@ -113,7 +113,7 @@ class DoctorResult(Result):
 def run_doctor(settings: DoctorSettings) -> DoctorResult:
     """Check that this machine has what the library needs; the exit code is 1 if something does not work.
 
-    Access tokens are never printed; they are only sent to the Hub, to ask whose they are.
+    Access tokens are never printed; they are only sent to the Hub, to determine their owner.
     """
     record = RunRecord.start(arguments=as_arguments(settings))
     checks = [check_versions(), *check_extras(), check_torch(), check_threads(), check_allocator(), *check_disks()]

@@ -142,7 +142,7 @@ def run_explore(settings: ExploreSettings) -> ExploreResult:
 
     Click a network for its properties, layers, spectrum and neighbours; with --sane, sample new networks around those
     that are selected, and save or publish them. Only this machine can open the page, and nothing is loaded from
-    elsewhere.
+    the internet.
     """
     if settings.space is not None:
         with optional_output(settings.space, ExploreResult.JOB) as output:

@@ -200,7 +200,7 @@ def soup(networks: str | Path | Sequence[Source], **options: Any) -> SoupResult:
 
 
 def run_soup(settings: SoupSettings) -> SoupResult:
-    """Average the weights of networks of one architecture; write a model repository whose card lists them."""
+    """Average the weights of networks of one architecture, and write the average as a model folder with a card."""
     settings.register()
     record = RunRecord.start(
         seed=settings.seed,

@@ -60,7 +60,7 @@ def run_demo(settings: DemoSettings) -> DemoResult:
     """Train two small zoos, pre-train SANE, probe it, sample from it, and write a report; offline, on the CPU.
 
     The folder receives `zoos/`, `sane/`, `sampled/`, `probe_table.md`, `sampling_table.md`, two plots, `report.md` and
-    `report.json`. If it holds an interrupted demo with the same settings, that is continued.
+    `report.json`. An interrupted demo in this folder is continued if its settings are the same.
     """
     with resumable_folder(settings.output, DemoResult.JOB) as folder:
         claim_folder(folder, settings)
