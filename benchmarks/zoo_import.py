@@ -68,13 +68,14 @@ def save_own(folder: Path, count: int) -> None:
 
 @contextmanager
 def watching_memory() -> Iterator[dict[str, int]]:
-    """Increase of the anonymous memory of this process during the block, at its maximum, in bytes."""
-    found, ended = {"bytes": 0}, threading.Event()
-    before = _anonymous_bytes()
+    """Maximum during the block, in bytes: resident memory of this process, and increase of its anonymous memory."""
+    found, ended = {"resident": 0, "anonymous": 0}, threading.Event()
+    before = _status_bytes("RssAnon")
 
     def watch() -> None:
         while not ended.wait(EVERY_SECONDS):
-            found["bytes"] = max(found["bytes"], _anonymous_bytes() - before)
+            found["resident"] = max(found["resident"], _status_bytes("VmRSS"))
+            found["anonymous"] = max(found["anonymous"], _status_bytes("RssAnon") - before)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -85,9 +86,9 @@ def watching_memory() -> Iterator[dict[str, int]]:
         watcher.join()
 
 
-def _anonymous_bytes() -> int:
+def _status_bytes(entry: str) -> int:
     with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon:"))
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(f"{entry}:"))
 
 
 def seconds_of(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -140,7 +141,8 @@ def measure(count: int, compared: int, folder: Path) -> dict[str, Any]:
         "seconds": seconds,
         "networks": len(zoo.splits["train"]),
         "weights_per_network": sum(parameter.numel() for parameter in Foreign().parameters()),
-        "peak_anonymous_bytes": memory["bytes"],
+        "peak_resident_bytes": memory["resident"],
+        "peak_anonymous_bytes": memory["anonymous"],
         "seconds_to_open": opening,
         "ratio_to_opening": seconds / opening,
         "seconds_to_load_exporter": exporter,

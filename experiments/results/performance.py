@@ -54,7 +54,10 @@ class Claim:
         link = f"(../../runs/benchmarks/{path.relative_to(folder).as_posix()})"
         if self.left_out in results.get("left_out", {}):
             return f"[left out]{link}"
-        found = [reduce(lambda part, key: part[key], place, results) for place in self.places]
+        try:
+            found = [reduce(lambda part, key: part[key], place, results) for place in self.places]
+        except KeyError:  # added to the benchmark later
+            return "not measured"
         value = max(found) if self.at_most else min(found)
         missed = self.target is not None and (value > self.target if self.at_most else value < self.target)
         return f"[{self._shown(value)}]{link}" + (" **(not reached)**" if missed else "")
@@ -194,7 +197,15 @@ CLAIMS = (
         at_most=True,
     ),
     Claim(
-        "importing these files: peak memory, without pages of mapped files",
+        "importing these files: peak resident memory of the process, including loaded libraries",
+        "zoo_import.json",
+        (("peak_resident_bytes",),),
+        1e9,
+        "GB",
+        at_most=True,
+    ),
+    Claim(
+        "importing these files: peak memory, without libraries and pages of mapped files",
         "zoo_import.json",
         (("peak_anonymous_bytes",),),
         1e9,
@@ -270,8 +281,8 @@ def _peak_of_imports(folder: Path, kinds: list[str]) -> str:
     if not found:
         return ""
     return (
-        f" The whole process of the benchmark of imports peaks at {max(found):.2f} GB of resident memory: this also "
-        "counts the loaded libraries, the comparison that follows, and pages of mapped checkpoints and Arrow files, "
+        f" The whole process of the benchmark of imports peaks at {max(found):.2f} GB of resident memory, in the "
+        "comparison that follows the import: this also counts PyTorch's exporter, and pages of mapped Arrow files, "
         "which the system drops when memory is needed."
     )
 

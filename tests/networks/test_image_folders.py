@@ -240,10 +240,14 @@ def test_an_imagefolder_with_a_table_of_classes(tmp_path):
             ['{"file_name": "0.png", "label": ["cat", "dog"]}'],
             r"got \['cat', 'dog'\]; multiple labels per example and numer",
         ),
+        (
+            ["file_name,label", *(f"{index}.png,{index}" for index in range(20))],
+            "got 20 different labels of 20 examples; multiple labels per example and numeric targets",
+        ),
         (["image,label", "0.png,cat"], "expected one row per image, got .*file_name"),
         (["file_name,label", "30.png,cat"], "row 1: no such image"),
     ],
-    ids=["regression", "empty cell", "columns of labels", "list of labels", "no file_name", "no file"],
+    ids=["regression", "empty cell", "columns of labels", "list of labels", "numbers", "no file_name", "no file"],
 )
 def test_tables_of_something_else_than_classes_are_refused(rows, reason, tmp_path):
     metadata(tmp_path, rows, "metadata.jsonl" if rows[0].startswith("{") else "metadata.csv")

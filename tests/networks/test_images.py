@@ -261,10 +261,10 @@ def test_inconsistent_data_is_refused(changed, message):
         ({"test_images": None}, InvalidFileError, r"expected arrays \['test_images'\]"),
         (
             {"train_labels": np.full(40, 2**40)},
-            InvalidFileError,
+            ValueError,
             "expected class indices from 0 to 65535, got 1099511627776",
         ),
-        ({"train_labels": np.full(40, -1)}, InvalidFileError, "expected class indices from 0 to 65535, got -1"),
+        ({"train_labels": np.full(40, -1)}, ValueError, "expected class indices from 0 to 65535, got -1"),
         (
             {"train_images": np.full((40, 6, 6), np.nan)},
             ValueError,
@@ -280,6 +280,17 @@ def test_inconsistent_data_is_refused(changed, message):
         ({"train_images": np.full((40, 6, 6), "a")}, ValueError, "numeric pixels, got <U1"),
         ({"test_labels": np.zeros(3, dtype=np.int64)}, ValueError, "10 test images but 3 labels"),
         ({"train_labels": np.arange(40)}, ValueError, "got 40 different labels of 40 examples; .*regression"),
+        ({"train_labels": np.eye(40, 5, dtype=int)}, ValueError, r"train: expected one integer .*\(40, 5\); multiple"),
+        (
+            {"train_labels": np.array(["[0, 1]", "[1]"] * 20)},
+            ValueError,
+            r"name of one class per example, got '\[0, 1\]'",
+        ),
+        (
+            {"train_labels": np.array(["0.5", "1.5"] * 20)},
+            ValueError,
+            "expected names of classes, got numbers such as",
+        ),
         ({"test_labels": np.zeros(10)}, ValueError, "expected one integer class index per example, got float64"),
         ({"train_images": np.zeros((40, 6, 6, 2))}, ValueError, "with 1 or 3 channels, got"),
         ({"train_images": np.zeros((0, 6, 6)), "train_labels": np.zeros(0, dtype=int)}, ValueError, "no examples in"),
@@ -293,6 +304,17 @@ def test_inconsistent_data_is_refused(changed, message):
 def test_broken_files_are_refused(tmp_path, changed, error, message):
     with pytest.raises(error, match=message):
         load_images(write_npz(tmp_path, **changed))
+
+
+def test_labels_in_a_column_and_splits_of_competitions(tmp_path):
+    labels = np.arange(40) % 3
+    expected = load_images(write_npz(tmp_path, train_labels=labels, test_labels=np.zeros(10, dtype=int)))
+    found = load_images(write_npz(tmp_path, train_labels=labels[:, None], test_labels=np.zeros((10, 1), dtype=int)))
+    assert torch.equal(found.train_labels, expected.train_labels)
+    images = np.zeros((40, 4, 4), dtype=np.uint8).tolist()
+    train = datasets.Dataset.from_dict({"image": images, "label": labels.tolist()})
+    hidden = datasets.Dataset.from_dict({"image": images, "label": [-1] * 40})  # indices without names
+    assert len(load_images(datasets.DatasetDict(train=train, test=hidden)).test_labels) == 6
 
 
 def test_sources_that_are_none(tmp_path):

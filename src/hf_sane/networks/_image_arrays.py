@@ -44,12 +44,13 @@ def npz_parts(path: Path) -> dict[str, Part]:
     Raises:
         FileNotFoundError: If there is no such file.
         InvalidFileError: If the file is damaged or lacks arrays.
+        ValueError: If it is another file, or the targets are not classes.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no image file {path}; expected {IMAGE_KINDS}")
     if path.suffix.lower() != ".npz":
         raise ValueError(f"expected {IMAGE_KINDS}, got the file {path}; unpack archives, and pass folders of images")
-    parts: dict[str, Part] = {}
+    found: dict[str, tuple[np.ndarray, Fetch]] = {}
     names: tuple[str, ...] = ()
     with (
         reading(path, expected="an .npz file of images and labels", remedy=REMEDY, also=UNREADABLE),
@@ -74,15 +75,16 @@ def npz_parts(path: Path) -> dict[str, Part]:
                 texts = labels.astype(str).tolist()
                 names = names or tuple(sorted(set(texts)))  # of the training split, which comes first
                 labels = named_labels(split, texts, names)
-            labels = check_labels(f"{path} {split}", labels)
-            found = [arrays[keys[name]] for name in needed]
-            fetch, count = _jpeg_fetch(path, *found) if is_jpeg else _array_fetch(*found)
+            images = [arrays[keys[name]] for name in needed]
+            fetch, count = _jpeg_fetch(path, *images) if is_jpeg else _array_fetch(*images)
             if count != len(labels):
                 raise ValueError(
                     f"{path}: {count} {split} images but {len(labels)} labels; expected one label per image"
                 )
-            parts[split] = Part(labels, fetch, names)
-    return parts
+            found[split] = labels, fetch
+    return {
+        split: Part(check_labels(f"{path} {split}", labels), fetch, names) for split, (labels, fetch) in found.items()
+    }
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from hf_sane.networks._image_sources import (
     WHITE,
     Fetch,
     Part,
+    check_labels,
 )
 from hf_sane.records._errors import InvalidFileError, name_some, reading
 
@@ -84,6 +85,7 @@ def folder_parts(root: Path, image_size: int | None = None) -> dict[str, Part]:
             raise ValueError(f"{root}: the {split} split has classes that train lacks: {', '.join(foreign[:LISTED])}")
     convert = _conversion(root, [file for pairs in files.values() for file, _ in pairs], image_size)
     numbers = {name: index for index, name in enumerate(names)}
+    check_labels(str(root), np.array([numbers[label] for _, label in files["train"]], np.int64))
     return {
         split: Part(
             np.array([numbers[label] for _, label in pairs], np.int64),

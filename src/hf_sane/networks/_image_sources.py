@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,7 +44,13 @@ class Part:
 
 
 def check_labels(name: str, labels: np.ndarray) -> np.ndarray:
-    """Check that labels are class indices `[n]`; the `ValueError` says what they are instead."""
+    """Check that labels are class indices `[n]` (in Keras `[n, 1]`); the `ValueError` says what they are instead.
+
+    Returns:
+        Labels `[n]`.
+    """
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"{name}: expected one integer class index per example, got {labels.dtype} {labels.shape}; {UNSUPPORTED}"
@@ -64,9 +71,20 @@ def check_labels(name: str, labels: np.ndarray) -> np.ndarray:
 def named_labels(split: str, texts: Sequence[str], names: Sequence[str]) -> np.ndarray:
     """Class indices `[n]` of labels that are `names`; the `ValueError` lists labels that are not."""
     numbers = {name: number for number, name in enumerate(names)}
+    if lists := [name for name in names if name.lstrip().startswith("[") and name.rstrip().endswith("]")]:
+        raise ValueError(f"{split}: expected the name of one class per example, got {lists[0]!r}; {UNSUPPORTED}")
+    if names and all(map(_is_real, names)):
+        raise ValueError(f"{split}: expected names of classes, got numbers such as {names[0]!r}; {UNSUPPORTED}")
     if foreign := sorted(set(texts) - numbers.keys()):
         raise ValueError(f"the {split} split has classes that train lacks: {', '.join(foreign[:LISTED])}")
     return np.array([numbers[text] for text in texts], dtype=np.int64)
+
+
+def _is_real(text: str) -> bool:
+    """Whether a text is a number that is not whole, as targets of a regression are."""
+    with suppress(ValueError):
+        return not float(text).is_integer()
+    return False
 
 
 def numbered_from_zero(name: str, parts: dict[str, Part]) -> dict[str, Part]:

@@ -99,7 +99,8 @@ def labelled_splits(source: datasets.Dataset | datasets.DatasetDict) -> dict[str
 def _is_unlabelled(dataset: datasets.Dataset) -> bool:
     column = label_column(dataset)
     feature = None if column is None else dataset.features[column]
-    if column is None or not isinstance(feature, datasets.ClassLabel) or not len(dataset):
+    is_index = isinstance(feature, datasets.ClassLabel) or getattr(feature, "dtype", "").startswith("int")
+    if column is None or not is_index or not len(dataset):
         return False
     return bool((np.asarray(dataset.with_format("numpy")[column][:]) == -1).all())
 
