@@ -281,9 +281,9 @@ def _peak_of_imports(folder: Path, kinds: list[str]) -> str:
     if not found:
         return ""
     return (
-        f" The whole process of the benchmark of imports peaks at {max(found):.2f} GB of resident memory, in the "
-        "comparison that follows the import: this also counts PyTorch's exporter, and pages of mapped Arrow files, "
-        "which the system drops when memory is needed."
+        f" The whole process of the benchmark of imports peaks at {max(found):.2f} GB of resident memory, with the "
+        "comparison that follows the import, PyTorch's exporter, and pages of mapped Arrow files, which the system "
+        "drops when memory is needed."
     )
 
 
