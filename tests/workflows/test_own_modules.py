@@ -30,6 +30,7 @@ from hf_sane.networks._modules import find_architecture, load_module, register_a
 from hf_sane.records._run_record import RunRecord
 from hf_sane.workflows.compare import compare_samplers
 from hf_sane.workflows.networks import open_stack
+from hf_sane.workflows.show_zoo import show_zoo
 from hf_sane.workflows.transfer import push
 from hf_sane.zoo._dataset import Zoo
 
@@ -167,6 +168,19 @@ def test_probes_know_its_properties(zoo, sane):
     table = hf_sane.probe(zoo, sane, poolings=["mean"]).table
     assert list(table) == ["test_accuracy"]  # neither epochs nor gaps are known
     assert {"weights", "layer_statistics", "sane_mean"} <= table["test_accuracy"].keys()
+
+
+def test_properties_that_do_not_differ_are_not_probed(own, zoo, sane, tmp_path):
+    assert "imported properties: test_accuracy, learning_rate, parity" in str(show_zoo(zoo))
+    with pytest.raises(
+        ValueError, match=r"expected test networks that differ in learning_rate, got 0.02 for all 2 in"
+    ):
+        hf_sane.probe(zoo, sane, properties="learning_rate")
+    (tmp_path / "rates.csv").write_text("net,lr\n" + "\n".join(f"net{index},0.02" for index in range(COUNT)))
+    settings = {"properties": tmp_path / "rates.csv", "token_dim": 37, "group_by": "network"}
+    same = hf_sane.import_zoo(own / "nets", **settings, output=tmp_path / "zoo")
+    with pytest.raises(ValueError, match=r"known of all networks and differs within every split, got learning_rate,"):
+        hf_sane.probe(same, sane)
 
 
 def test_it_is_sampled_judged_saved_and_fine_tuned(own, zoo, sane, tmp_path):

@@ -473,6 +473,15 @@ def test_bad_lines_are_named_and_the_rest_goes_on(tmp_path):
     assert read_properties(path).notes == ("t.csv: line 6 is not JSON: left out",)
 
 
+@pytest.mark.parametrize(("first", "is_said"), [("x/a,0.5", True), ("x/a.safetensors,test_acc\nx/a,0.5", False)])
+def test_a_table_without_names_of_columns_is_noticed(first, is_said, tmp_path):
+    folder = save(tmp_path / "nets", "x/a.safetensors", "y/b.safetensors")
+    (tmp_path / "runs.csv").write_text(f"{first.replace('x/a,', 'x/a.safetensors,')}\ny/b.safetensors,0.75")
+    notes = import_all(folder, tmp_path / "zoo", properties=[str(tmp_path / "runs.csv")]).zoo.facts.data["properties"]
+    said = "the first line has no names of columns but those of a network (x/a.safetensors), which is left out"
+    assert (said in str(notes)) == is_said
+
+
 def test_a_missing_table_and_one_about_other_networks_are_refused(tmp_path):
     folder = save(tmp_path / "nets", "a.safetensors")
     with pytest.raises(FileNotFoundError, match=r"no.csv: no such file; expected a table of properties"):

@@ -1,6 +1,6 @@
 """Probe a zoo: predict properties of its networks from embeddings and the baselines W and s(W)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NotRequired, TypedDict
@@ -13,6 +13,7 @@ from hf_sane.probing._evaluation import ProbeTable, table_to_dict
 from hf_sane.probing._poolings import POOLINGS
 from hf_sane.probing._transfer import TransferResult, TransferTable, transfer_table
 from hf_sane.probing._zoo_features import ZooFeatures, read_zoo_features
+from hf_sane.records._errors import name_some
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.training._preparation import fit_on_splits
@@ -149,6 +150,7 @@ def run_probe(settings: ProbeSettings) -> ProbeResult:
                 split.column(name)  # rejects properties that a zoo lacks, before anything is computed
         wanted = settings.properties or _known_properties(list(zoos.values()))
         notes = [] if settings.properties else _left_out(list(zoos.values()), wanted)
+        _check_differ(zoos, wanted)
         settings = replace(settings, properties=wanted)
         record.arguments["properties"] = wanted
         sane = open_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
@@ -223,7 +225,29 @@ def _known_properties(zoos: Sequence[Zoo]) -> list[str]:
         ]
         if known:
             return known
+    if differing := [name for name in dict.fromkeys(brought) if any(_is_number(zoo, name) for zoo in zoos)]:
+        raise ValueError(
+            f"expected a property that is known of all networks and differs within every split, got "
+            f"{name_some(differing)}, of which none is and does; import more networks, or name one (--properties)"
+        )
     return list(USUAL)  # whose error says what is missing
+
+
+def _is_number(zoo: Zoo, name: str) -> bool:
+    return any(np.isfinite(_numbers(split, name)).any() for split in zoo.splits.values())
+
+
+def _check_differ(zoos: Mapping[str, Zoo], names: Sequence[str]) -> None:
+    """Raise an error for a property that all test networks share, since predictions of it cannot be scored."""
+    for label, zoo in zoos.items():
+        for name in names:
+            values = _numbers(zoo.splits["test"], name)
+            known = values[np.isfinite(values)]
+            if len(known) and len(set(known.tolist())) == 1:
+                raise ValueError(
+                    f"expected test networks that differ in {name}, got {known[0]:g} for all {len(known)} in {label}; "
+                    "import or build more networks, or choose other properties (--properties)"
+                )
 
 
 def _is_known(split: ZooSplit, name: str) -> bool:

@@ -9,11 +9,12 @@ from typing import Any, ClassVar, Self, TypedDict
 import numpy as np
 
 from hf_sane.analysis._zoo_plots import plot_accuracies
+from hf_sane.records._errors import name_some
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import CheckedSettings, as_arguments, setting
 from hf_sane.workflows.results import Result, Table
 from hf_sane.zoo._dataset import Zoo
-from hf_sane.zoo._facts import FILE_NAME, IMPORTED
+from hf_sane.zoo._facts import FILE_NAME, IMPORTED, PROPERTIES_KEY
 from hf_sane.zoo._writing import JOB
 
 MAX_SHOWN = 10  # architectures and layouts to print
@@ -112,6 +113,8 @@ class ZooResult(Result):
             lines.append(f"  {layout['tokens']:,} {layout['token_layout']} tokens of {layout['token_dim']} weights")
         if (more := max(len(facts["architectures"]), len(facts["layouts"])) - MAX_SHOWN) > 0:
             lines.append(f"  and {more} more (--json lists all)")
+        if columns := self.zoo.facts.data.get(PROPERTIES_KEY, {}).get("columns"):
+            lines.append(f"  imported properties: {name_some(columns, MAX_SHOWN)}")
         return [*lines, f"  {len(facts['excluded'])} runs excluded"]
 
     def tables(self) -> list[Table]:

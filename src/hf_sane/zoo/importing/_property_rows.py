@@ -133,6 +133,17 @@ def _match_table(table: PropertyTable, networks: Sequence[NetworkName], key: str
         *([f"{table.file}: rows that match no network: {len(free)} ({name_some(free)})"] if free else []),
         *([f"{table.file}: networks without a row: {len(missing)} ({name_some(missing)})"] if missing else []),
     ]
+    if any(_is_named(network, best.column) for network in networks if network.name in missing):
+        result.notes.append(
+            f"{table.file}: the first line has no names of columns but those of a network ({shorten(best.column)}), "
+            "which is left out; add a line with names of columns above it"
+        )
+
+
+def _is_named(network: NetworkName, text: str) -> bool:
+    """Whether a text names a network: by its path, file name, stem, folder or run."""
+    path = PurePosixPath(network.name)
+    return text in (network.name, network.run, path.stem, *path.parts)
 
 
 def _without_repeats(table: PropertyTable) -> PropertyTable:
