@@ -11,6 +11,7 @@ from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_s
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.records._errors import InvalidFileError
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization._reading import Checkpoint
 
 
 def encoded(source, **settings):
@@ -277,3 +278,21 @@ def test_settings_of_something_else_are_no_weight_tokenizer(content, tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(content)
     with pytest.raises(InvalidFileError, match="weight tokenizer, got an error: expected settings such as"):
         SANEFeatureExtractor.load(tmp_path)
+
+
+def test_encode_takes_what_a_reader_knows():
+    """Kinds, order and shared tensors of a `Checkpoint`; without a reader they are guessed."""
+    table, other = torch.randn(3, 4), torch.randn(2, 4)
+    tensors = {"z.weight": table, "a.weight": other, "tied.weight": table}
+    guessed = Checkpoint.of(tensors)
+    assert guessed.kinds == dict.fromkeys(tensors, "linear")
+    assert guessed.order == ("z.weight", "a.weight", "tied.weight")
+    extractor = SANEFeatureExtractor(token_dim=4, normalization="none")
+    assert extractor.encode(guessed).layout == extractor.encode(tensors).layout
+    known = Checkpoint(
+        tensors, {"z.weight": "embedding"}, ("tied.weight", "a.weight", "z.weight"), {"tied.weight": "z.weight"}
+    )
+    sequence = extractor.encode(known)
+    assert {layer.name: layer.kind for layer in sequence.layout.layers} == {"a": "linear", "z": "embedding"}
+    assert sequence.layout.aliases == {"tied.weight": "z.weight"}
+    assert list(extractor.decode(sequence.tokens, sequence.layout)) == ["tied.weight", "a.weight", "z.weight"]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
 
 from hf_sane.records._errors import InvalidFileError
 from hf_sane.records._files import PARTIAL
@@ -62,3 +63,21 @@ def test_numbers_that_are_none_are_found_wherever_they_are(where, value):
         if where in places:
             places[where][1] = value
     assert is_finite(accelerator) == (where == "nothing")
+
+
+def test_the_rotation_of_accelerate_is_no_replacement(tmp_path):
+    """It takes an interrupted checkpoint for the newest; once it does not, `save_checkpoint` can go."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    named = ProjectConfiguration(str(tmp_path), automatic_checkpoint_naming=True, total_limit=3)
+    accelerator = Accelerator(cpu=True, project_config=named)
+    model = accelerator.prepare(torch.nn.Linear(2, 2))
+    accelerator.save_state()
+    accelerator.register_save_state_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        accelerator.save_state()
+    with pytest.raises(FileNotFoundError, match="checkpoint_1"):
+        accelerator.load_state()
+    assert model is accelerator._models[0]

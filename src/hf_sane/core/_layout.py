@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from hf_sane.core._chunking import Affine, tensors_from_tokens, tokens_from_tensors
-from hf_sane.core._layer_kinds import LAYER_KINDS, is_batch_norm, possible_kinds, statistics_kind
+from hf_sane.core._layer_kinds import LAYER_KINDS, LayerKind, is_batch_norm, possible_kinds, statistics_kind
 from hf_sane.core._names import canonical_key, root_key
 from hf_sane.core._token_layouts import (
     TOKEN_LAYOUTS,
@@ -72,6 +72,7 @@ class Layout:
         batch_norm: BatchNormStorage = "tokens",
         order: LayerOrder = "names",
         ties: Mapping[str, str] | None = None,
+        kinds: Mapping[str, LayerKind] | None = None,
     ) -> "Layout":
         """Create the layout of a network.
 
@@ -85,6 +86,8 @@ class Layout:
             order: `"names"`, the canonical order (`canonical_key`), which is the same for a file, a state dict in any
                 order and a module; or `"given"`, that of the state dict, if it is known to be that of the network.
             ties: Names of shared tensors that files omit according to their module.
+            kinds: Kinds of layers by the name of their weight, or of their only tensor; the kinds of others are
+                guessed from names and shapes.
 
         Raises:
             ValueError: If a choice is unknown, `token_dim < 1`, or there are no floating-point weights.
@@ -117,7 +120,7 @@ class Layout:
             token_layout=token_layout,
             token_dim=token_dim,
             batch_norm=batch_norm,
-            layers=_group(specs),
+            layers=_group(specs, kinds or {}),
             tensor_names=tuple(state_dict),
             aliases=aliases,
             template={n: state_dict[n].detach().clone() for n in state_dict if n in in_template and n not in aliases},
@@ -398,7 +401,7 @@ def _memory(tensor: Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), 0
 
 
-def _group(specs: Mapping[str, TensorSpec]) -> tuple[LayerSpec, ...]:
+def _group(specs: Mapping[str, TensorSpec], kinds: Mapping[str, LayerKind]) -> tuple[LayerSpec, ...]:
     """Join each bias with its weight; all other tensors form their own layers."""
     biases = {}
     for name, spec in specs.items():
@@ -413,5 +416,6 @@ def _group(specs: Mapping[str, TensorSpec]) -> tuple[LayerSpec, ...]:
         if name in taken:
             continue
         title = name.removesuffix("weight").rstrip("._") if name.endswith("weight") else name
-        layers.append(LayerSpec(title or name, possible_kinds(name, shapes)[0], spec, biases.get(name)))
+        kind = kinds.get(name) or possible_kinds(name, shapes)[0]
+        layers.append(LayerSpec(title or name, kind, spec, biases.get(name)))
     return tuple(layers)

@@ -188,9 +188,10 @@ class SANEFeatureExtractor(FeatureExtractionMixin):
 
     def lay_out(self, weights: Checkpoint | Mapping[str, Tensor]) -> Layout:
         """Layout of a network from [`read_network`], or of (meta) tensors, in the order of [`arranged`]."""
-        known = weights if isinstance(weights, Checkpoint) else Checkpoint(weights)
+        known = weights if isinstance(weights, Checkpoint) else Checkpoint.of(weights)
         layout = Layout.from_state_dict(
             known.outlines,
+            kinds=known.kinds,
             token_dim=self.token_dim,
             token_layout=self.token_layout,
             batch_norm=self.batch_norm,

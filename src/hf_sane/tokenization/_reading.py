@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
 from torch import Tensor, nn
 
@@ -18,27 +19,29 @@ class Checkpoint:
 
     Attributes:
         tensors: Tensors by name, without wrapper prefixes; those of large files are read on access.
+        kinds: Kinds of layers, by the names of their weights or only tensors; others are guessed.
+        order: Names in the order of the source.
         aliases: Names of shared tensors that files omit, mapped to the names that they keep, if a module defines them.
     """
 
     tensors: Mapping[str, Tensor]
+    kinds: Mapping[str, LayerKind]
+    order: tuple[str, ...]
     aliases: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def outlines(self) -> Mapping[str, Tensor]:
-        """Tensors for which only name, shape, dtype and sharing matter."""
-        return self.tensors.outlines if isinstance(self.tensors, LazyCheckpoint) else self.tensors
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], aliases: Mapping[str, str] | None = None) -> Self:
+        """The checkpoint of tensors, with kinds that are guessed from names and shapes."""
+        floating = {n: t for n, t in _outlines(tensors).items() if isinstance(t, Tensor) and t.is_floating_point()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in floating.items() if tensor.numel()}
+        kinds = {name: possible_kinds(name, shapes)[0] for name in shapes}
+        return cls(tensors, kinds, tuple(tensors), aliases or {})
 
     @property
-    def order(self) -> tuple[str, ...]:
-        """Names in the order of the source."""
-        return tuple(self.tensors)
-
-    @property
-    def kinds(self) -> dict[str, tuple[LayerKind, ...]]:
-        """Possible layer kinds of each tensor, guessed from names and shapes, most likely first."""
-        shapes = {name: tuple(tensor.shape) for name, tensor in self.outlines.items()}
-        return {name: possible_kinds(name, shapes) for name in shapes}
+    def outlines(self) -> dict[str, Tensor]:
+        """Tensors for which only name, shape, dtype and sharing matter, in the order of the source."""
+        outlines = _outlines(self.tensors)
+        return {name: outlines[name] for name in self.order}
 
 
 def read_network(source: Source | Checkpoint, *, revision: str | None = None, lazy: bool = False) -> Checkpoint:
@@ -59,7 +62,11 @@ def read_network(source: Source | Checkpoint, *, revision: str | None = None, la
         return source
     source = as_saved(source)
     tensors = open_checkpoint(source, revision=revision) if lazy else load_state_dict(source, revision=revision)
-    return Checkpoint(tensors, _ties(source))
+    return Checkpoint.of(tensors, _ties(source))
+
+
+def _outlines(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return tensors.outlines if isinstance(tensors, LazyCheckpoint) else tensors
 
 
 def _ties(source: Source) -> dict[str, str]:

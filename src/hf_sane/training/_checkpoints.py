@@ -1,7 +1,8 @@
 """Checkpoints of a run: folders that are either complete, with a manifest, or absent.
 
-Accelerate's own rotation (`automatic_checkpoint_naming`, `total_limit`) removes the oldest checkpoint before it writes
-the next one in place, so a process that is killed while writing leaves an incomplete checkpoint that looks complete.
+Accelerate's own rotation (`automatic_checkpoint_naming`, `total_limit`) cannot replace this module, with any limit. It
+writes under the final name, so that `load_state` takes the checkpoint that a killed process was writing for the
+newest, and a new process counts from 0 and removes the complete checkpoints of the killed one first.
 """
 
 import re
