@@ -1,8 +1,6 @@
 """The cross-zoo table, on two tiny zoos."""
 
-import importlib.util
-from pathlib import Path
-
+import accuracy_transfer
 import numpy as np
 import pytest
 from sklearn.metrics import r2_score
@@ -12,24 +10,16 @@ from hf_sane.records._run_record import RunRecord
 from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo.building._build import build_zoo
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "accuracy_transfer.py"
 
-
-@pytest.fixture
-def script():
-    spec = importlib.util.spec_from_file_location("accuracy_transfer", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_every_regressor_on_every_pair_of_zoos(script, tiny_zoo_folder, digits, tmp_path, capsys):
+def test_every_regressor_on_every_pair_of_zoos(tiny_zoo_folder, digits, tmp_path, capsys):
     arguments = hyperparameter_zoo(
         name="other", num_models=8, epochs=2, keep_epochs=[0, 2], progress_bar=False, seed=1
     )
     build_zoo(arguments, digits, tmp_path / "other")
     zoos = [str(tiny_zoo_folder), str(tmp_path / "other")]
-    report = script.main(["--zoo", *zoos, "--boosting-grid", "[[7, 0.1, 3]]", "--output", str(tmp_path / "r.json")])
+    report = accuracy_transfer.main(
+        ["--zoo", *zoos, "--boosting-grid", "[[7, 0.1, 3]]", "--output", str(tmp_path / "r.json")]
+    )
     assert report.keys() == {"mean_of_source", "ridge", "logit_linear", "gradient_boosting"}
     for regressor in ("ridge", "logit_linear", "gradient_boosting"):
         for kind in ("layer_statistics", "weights"):

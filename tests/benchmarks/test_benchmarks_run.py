@@ -1,7 +1,7 @@
 """Every benchmark runs on a small scale and writes a run record; nothing is timed here."""
 
-import importlib.util
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -55,7 +55,7 @@ def test_every_benchmark_is_covered():
 
 
 def test_a_record_has_options_and_seed_but_no_folders(tmp_path, capsys):
-    running = load("running")
+    running = import_module("running")
     parser = running.new_parser("About.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[4, 5])
     parser.add_argument("--images", type=Path)
@@ -69,16 +69,9 @@ def test_a_record_has_options_and_seed_but_no_folders(tmp_path, capsys):
     assert (saved["results"], saved["data"]) == ({"found": 1.5}, {"split": "test"})
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("name", SMALL)
 def test_runs_and_leaves_a_record(name, tmp_path):
-    module = load(name)
+    module = import_module(name)
     output = tmp_path / "record.json"
     module.main([*SMALL[name].split(), "--output", str(output)])
     record = json.loads(output.read_text())
@@ -89,7 +82,7 @@ def test_runs_and_leaves_a_record(name, tmp_path):
 @pytest.mark.parametrize("speedup", [0.2, 2.0])
 def test_bf16_is_measured_only_where_its_products_are_faster(speedup, monkeypatch):
     """Without units for bf16 a step is emulated, and the benchmark would not end."""
-    module = load("pretraining_step")
+    module = import_module("pretraining_step")
     monkeypatch.setattr(module, "bf16_speedup", lambda sizes, repeats: speedup)
     results = module.main(SMALL["pretraining_step"].split())
     assert ("ours_bf16" in results["steps"]) == ("ours_bf16_over_plain" in results["ratios"]) == (speedup > 1)

@@ -1,9 +1,8 @@
 """Policies and networks of ACAS Xu, made up and tiny: the record, and the parts that could be wrong unseen."""
 
-import importlib.util
 from itertools import pairwise
-from pathlib import Path
 
+import beyond_vision
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -11,19 +10,10 @@ from safetensors.torch import save_file
 from hf_sane.core._layout import Layout
 from hf_sane.records._run_record import RunRecord
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "beyond_vision.py"
 ENVIRONMENTS = {
     "CartPole-v1": (4, 2), "Pendulum-v1": (3, 1), "Ant-v3": (5, 3), "Hopper-v3": (6, 2), "LunarLander-v2": (3, 2),
     "BipedalWalker-v3": (6, 3), "AntBulletEnv-v0": (5, 3), "HopperBulletEnv-v0": (4, 3),
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("beyond_vision_benchmark", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def policy(inputs, outputs, *, hidden=4, spread=()):
@@ -66,14 +56,14 @@ def write_acas_xu(folder):
             save_file(tensors, folder / f"ACASXU_run2a_{advisory}_{tau}_batch_2000.safetensors")
 
 
-def test_the_record(script, tmp_path):
+def test_the_record(tmp_path):
     write_policies(tmp_path / "policies")
     write_acas_xu(tmp_path / "acas")
     tiny = (
         "--seeds 0 --folds 2 --steps 2 --batch 2 --window 12 --hidden-size 8 --latent-dim 4 --layers 1 "
         "--permutations 1 --trees 2"
     )
-    report = script.main([
+    report = beyond_vision.main([
         "--policies", str(tmp_path / "policies"), "--acasxu", str(tmp_path / "acas"), *tiny.split(),
         "--output", str(tmp_path / "record.json"),
     ])  # fmt: skip
@@ -84,7 +74,7 @@ def test_the_record(script, tmp_path):
         report["policies"]["tasks"]["algorithm_same_shape"]["groups"] == 7
     )  # Ant is of one shape with and without Bullet
     assert report["policies"]["tasks"]["family_new_environment"]["groups"] == 8
-    sane = {f"sane_{name}" for name in (*script.POOLINGS, "best")}
+    sane = {f"sane_{name}" for name in (*beyond_vision.POOLINGS, "best")}
     both = {"statistics", "statistics_overall", "tokens", *sane}
     assert algorithm["features"].keys() == {"shape", "shape_trees", *both}
     acas = report["acas_xu"]["tasks"]
@@ -97,9 +87,9 @@ def test_the_record(script, tmp_path):
     assert record.data["split"]
 
 
-def test_a_part_of_the_work_prints_what_it_found(script, tmp_path, capsys):
+def test_a_part_of_the_work_prints_what_it_found(tmp_path, capsys):
     write_acas_xu(tmp_path / "acas")
-    report = script.main(["--acasxu", str(tmp_path / "acas"), "--parts", "baselines", "--permutations", "0"])
+    report = beyond_vision.main(["--acasxu", str(tmp_path / "acas"), "--parts", "baselines", "--permutations", "0"])
     assert report["acas_xu"]["reconstruction_r2"] == []
     assert report["acas_xu"]["tasks"]["tau"]["features"].keys() == {
         "weights",
@@ -110,17 +100,17 @@ def test_a_part_of_the_work_prints_what_it_found(script, tmp_path, capsys):
     assert "acas_xu tau_number {'statistics_overall': [" in capsys.readouterr().out
 
 
-def test_nothing_to_do_is_refused(script, capsys):
+def test_nothing_to_do_is_refused(capsys):
     with pytest.raises(SystemExit):
-        script.main([])
+        beyond_vision.main([])
     assert "expected --policies, --acasxu or both, got neither" in capsys.readouterr().err
 
 
-def test_a_folder_of_which_something_cannot_be_read_is_refused(script, tmp_path):
+def test_a_folder_of_which_something_cannot_be_read_is_refused(tmp_path):
     write_acas_xu(tmp_path / "acas")
     (tmp_path / "acas" / "ACASXU_run2a_9_9_batch_2000.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="could not take \\['ACASXU_run2a_9_9_batch_2000.safetensors'\\]"):
-        script.read_population(str(tmp_path / "acas"), tmp_path / "zoo", 51)
+        beyond_vision.read_population(str(tmp_path / "acas"), tmp_path / "zoo", 51)
 
 
 def run(tensors, inputs):
@@ -136,9 +126,9 @@ def run(tensors, inputs):
     return torch.cat(found, dim=1)
 
 
-def test_symmetries_change_no_output_and_move_every_hidden_neuron(script):
+def test_symmetries_change_no_output_and_move_every_hidden_neuron():
     tensors = {name: value.double() for name, value in policy(3, 2, spread=(4, 2)).items()}
-    spec = script.symmetries(Layout.from_state_dict(tensors, token_dim=65))
+    spec = beyond_vision.symmetries(Layout.from_state_dict(tensors, token_dim=65))
     assert set(spec.sizes) == {
         f"mlp_extractor.{net}.{layer}" for net in ("policy_net", "value_net") for layer in (0, 2)
     }
@@ -152,11 +142,11 @@ def test_symmetries_change_no_output_and_move_every_hidden_neuron(script):
     assert not torch.allclose(run(broken, inputs), run(tensors, inputs))
 
 
-def test_symmetries_of_other_shapes(script):
+def test_symmetries_of_other_shapes():
     linear = Layout.from_state_dict({"action_net.weight": torch.ones(2, 3)}, token_dim=65)
-    assert script.symmetries(linear).sizes == {}
+    assert beyond_vision.symmetries(linear).sizes == {}
     vector = Layout.from_state_dict(policy(3, 2, spread=(2,)), token_dim=65)
-    assert script.symmetries(vector).axes["log_std"] == (None,)
+    assert beyond_vision.symmetries(vector).axes["log_std"] == (None,)
 
 
 @pytest.mark.parametrize(
@@ -166,25 +156,25 @@ def test_symmetries_of_other_shapes(script):
         ("BipedalWalker-v3", "Box2D"), ("Walker2DBulletEnv-v0", "PyBullet"), ("Walker2d-v3", "MuJoCo"),
     ],
 )  # fmt: skip
-def test_families(script, environment, suite):
-    assert script.family(environment) == suite
+def test_families(environment, suite):
+    assert beyond_vision.family(environment) == suite
 
 
-def test_folds_keep_groups_together_and_are_of_one_size(script):
+def test_folds_keep_groups_together_and_are_of_one_size():
     groups = [f"g{index // 3}" for index in range(30)] + ["h"] * 2
-    folds = script.deal(groups, 4, seed=0)
+    folds = beyond_vision.deal(groups, 4, seed=0)
     assert {len({fold for fold, group in zip(folds, groups, strict=True) if group == name}) for name in groups} == {1}
     counts = [folds.count(fold) for fold in range(4)]
     assert max(counts) - min(counts) <= 3
-    assert folds == script.deal(groups, 4, seed=0)
-    assert folds != script.deal(groups, 4, seed=1)
+    assert folds == beyond_vision.deal(groups, 4, seed=0)
+    assert folds != beyond_vision.deal(groups, 4, seed=1)
 
 
-def test_features_stand_under_the_names_of_their_layers(script, tmp_path):
+def test_features_stand_under_the_names_of_their_layers(tmp_path):
     write_policies(tmp_path / "policies")
-    population, _ = script.policies(str(tmp_path / "policies"), tmp_path / "zoo", 12)
+    population, _ = beyond_vision.policies(str(tmp_path / "policies"), tmp_path / "zoo", 12)
     names = list(dict.fromkeys(layer.name for layout, _ in population.parts for layer in layout.layers))
-    found = script.baselines(population)["statistics"].view(len(population.networks), len(names), 7)
+    found = beyond_vision.baselines(population)["statistics"].view(len(population.networks), len(names), 7)
     for index, run_id in enumerate(population.networks.run_ids):
         state = population.networks.state_dict(index)
         for place, name in enumerate(names):
@@ -195,12 +185,12 @@ def test_features_stand_under_the_names_of_their_layers(script, tmp_path):
             assert found[index, place, 0].item() == pytest.approx(torch.cat(values).mean().item(), abs=1e-6)
 
 
-def test_the_tokenizer_knows_layers_by_name_only_where_all_networks_have_them(script, tmp_path):
+def test_the_tokenizer_knows_layers_by_name_only_where_all_networks_have_them(tmp_path):
     write_policies(tmp_path / "policies")
     write_acas_xu(tmp_path / "acas")
-    mixed, _ = script.policies(str(tmp_path / "policies"), tmp_path / "zoo", 12)
-    equal, _ = script.acas_xu(str(tmp_path / "acas"), tmp_path / "other", 12)
-    assert all(key.startswith("*") for key in script.tokenizer(mixed.networks).statistics["means"])
+    mixed, _ = beyond_vision.policies(str(tmp_path / "policies"), tmp_path / "zoo", 12)
+    equal, _ = beyond_vision.acas_xu(str(tmp_path / "acas"), tmp_path / "other", 12)
+    assert all(key.startswith("*") for key in beyond_vision.tokenizer(mixed.networks).statistics["means"])
     assert {"layers.0:6", "layers.1:5", "layers.2:5", "*", "*:linear"} == set(
-        script.tokenizer(equal.networks).statistics["stds"]
+        beyond_vision.tokenizer(equal.networks).statistics["stds"]
     )

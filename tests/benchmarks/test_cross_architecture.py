@@ -1,10 +1,8 @@
 """Sampling into an architecture that SANE never saw: the whole benchmark on a small scale."""
 
-import importlib.util
 import json
-from pathlib import Path
 
-import pytest
+import cross_architecture
 import torch
 from zoo_recipes import seed_zoo
 
@@ -13,18 +11,8 @@ from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo.building._build import build_zoo
 
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "cross_architecture.py"
 
-
-@pytest.fixture
-def benchmark():
-    spec = importlib.util.spec_from_file_location("benchmark_cross_architecture", BENCHMARK)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_prompts_of_another_architecture_become_networks(benchmark, tiny_zoo, digits, tmp_path):
+def test_prompts_of_another_architecture_become_networks(tiny_zoo, digits, tmp_path):
     split = tiny_zoo.splits["train"]
     extractor = SANEFeatureExtractor(73).fit([(split.layout(0), split.stacked_tokens())])
     torch.manual_seed(0)
@@ -47,7 +35,7 @@ def test_prompts_of_another_architecture_become_networks(benchmark, tiny_zoo, di
     output = tmp_path / "record.json"
     sizes = ["--seeds", "0", "1", "--epochs", "1", "--num-candidates", "4", "--num-samples", "2", "--num-prompts", "3"]
     places = ["--sane", str(tmp_path / "sane"), "--prompts", str(tmp_path / "prompts"), "--output", str(output)]
-    benchmark.main([*places, *sizes])
+    cross_architecture.main([*places, *sizes])
     results = json.loads(output.read_text())["results"]
     assert {"anchors", "sane_subsampled", "scratch", "anchor_noise"} < results["methods"].keys()
     row = results["methods"]["sane_subsampled"]

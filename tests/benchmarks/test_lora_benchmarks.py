@@ -1,7 +1,7 @@
 """The LoRA benchmarks on a tiny zoo and an untrained network choose, resume and write a record."""
 
-import importlib.util
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,13 +14,6 @@ from hf_sane.records._run_record import RunRecord
 from hf_sane.training._preparation import fit_extractor
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def save_sane_folder(folder, zoo, width):
@@ -47,7 +40,7 @@ def test_adapting_sane(tmp_path, tiny_zoo, tiny_zoo_folder, capsys):
     ]
     flags += ["--work", tmp_path / "work", "--steps", "1", "--batch-size", "2", "--output", tmp_path / "record.json"]
     flags += ["--full-rates", "1e-3", "--lora-rates", "1e-2"]
-    benchmark = load("adapt_sane")
+    benchmark = import_module("adapt_sane")
     first = benchmark.main(list(map(str, flags)))
     assert "of the gain with" in capsys.readouterr().out
     results = json.loads((tmp_path / "record.json").read_text())["results"]
@@ -66,14 +59,14 @@ def test_adapting_sane(tmp_path, tiny_zoo, tiny_zoo_folder, capsys):
 
 def test_a_sane_too_narrow_for_five_percent(tmp_path, tiny_zoo):
     sane = save_sane_folder(tmp_path / "sane", tiny_zoo, 8)
-    benchmark = load("adapt_sane")
+    benchmark = import_module("adapt_sane")
     experiment = benchmark.Experiment(str(sane), tiny_zoo, tiny_zoo, tmp_path, 1, 2, 0.0, 4)
     with pytest.raises(ValueError, match="rank 1 in all maps takes more than 5% of the parameters; use a wider SANE"):
         experiment.adapter("all maps")
 
 
 def test_adapting_sampled_networks(tmp_path):
-    benchmark = load("lora_finetuning")
+    benchmark = import_module("lora_finetuning")
     flags = (
         "--train-limit 64 --validation-limit 30 --test-limit 30 --steps 2 --report-at 0 --ranks 1 --rates 1e-3 1e-2"
     )

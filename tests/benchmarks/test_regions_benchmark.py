@@ -1,10 +1,9 @@
 """The record of regions, on tiny zoos and made-up adapters."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
+import regions
 import torch
 from safetensors.torch import save_file
 from sklearn.linear_model import Ridge
@@ -17,16 +16,6 @@ from hf_sane.records._run_record import RunRecord
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo.building._build import build_zoo
 from hf_sane.zoo.building._settings import ZooSettings
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "regions.py"
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("regions_benchmark", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +43,7 @@ def write_adapters(folder):
     save_file(dict(zip([*numbered, "text_encoder:0:up"], more, strict=True)), folder / "numbered.safetensors")
 
 
-def test_the_record(script, zoos, tmp_path):
+def test_the_record(zoos, tmp_path):
     states = [StackedNetworks.initialize(cnn_digits(), [seed]).state_dict(0) for seed in (0, 1)]
     SANEFeatureExtractor(token_dim=73).fit(states).save_pretrained(tmp_path / "sane")
     config = {"hidden_size": 16, "latent_dim": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -72,7 +61,7 @@ def test_the_record(script, zoos, tmp_path):
         "--points",
         "3",
     ]
-    report = script.main([
+    report = regions.main([
         "--zoo", *zoos, "--tasks", json.dumps({"plain": "one", "other": "two"}), "--sane", str(tmp_path / "sane"),
         "--adapters", str(tmp_path), *small,
         "--picture", str(tmp_path / "map.png"), "--output", str(tmp_path / "r.json"),
@@ -87,9 +76,9 @@ def test_the_record(script, zoos, tmp_path):
     assert RunRecord.load(tmp_path / "r.json").results["spaces"].keys() == report["spaces"].keys()
 
 
-def test_a_refitted_layer_against_scikit_learn(script, digits):
+def test_a_refitted_layer_against_scikit_learn(digits):
     networks = StackedNetworks.initialize(cnn_digits(), [0, 1])
-    found = script.refitted_accuracy(networks, digits)
+    found = regions.refitted_accuracy(networks, digits)
     for index, accuracy in enumerate(found.tolist()):
         model = networks.model(index)
         width = model.classifier.in_features
@@ -97,7 +86,7 @@ def test_a_refitted_layer_against_scikit_learn(script, digits):
         with torch.no_grad():
             train, test = (model(digits.split(name)[0]).logits.double() for name in ("train", "test"))
         centred = train - train.mean(dim=0)
-        penalty = script.RIDGE * centred.square().mean().item() * len(train)
+        penalty = regions.RIDGE * centred.square().mean().item() * len(train)
         assert width == train.shape[1]
         wanted = torch.nn.functional.one_hot(digits.train_labels, 10).double()
         predicted = Ridge(alpha=penalty, solver="cholesky").fit(train, wanted).predict(test).argmax(1)

@@ -1,24 +1,14 @@
 """The round-trip benchmark on two small checkpoints, on an empty folder and on a loss."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
+import round_trip
 import torch
 from safetensors.torch import save_file
 
 from hf_sane.architectures.presets import build_model, cnn_digits
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    path = Path(__file__).parents[2] / "benchmarks" / "round_trip.py"
-    spec = importlib.util.spec_from_file_location("benchmark_round_trip", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -31,8 +21,8 @@ def folder(tmp_path):
     return tmp_path / "nets"
 
 
-def test_every_checkpoint_is_counted(benchmark, folder, tmp_path):
-    benchmark.main(["--checkpoints", str(folder), "--output", str(tmp_path / "record.json")])
+def test_every_checkpoint_is_counted(folder, tmp_path):
+    round_trip.main(["--checkpoints", str(folder), "--output", str(tmp_path / "record.json")])
     results = json.loads((tmp_path / "record.json").read_text())["results"]
     assert results["total"]["files"] == 2
     assert results["total"]["failures"] == 0
@@ -41,7 +31,7 @@ def test_every_checkpoint_is_counted(benchmark, folder, tmp_path):
     }  # fmt: skip
 
 
-def test_a_lost_bit_is_found(benchmark, folder, monkeypatch):
+def test_a_lost_bit_is_found(folder, monkeypatch):
     decode = SANEFeatureExtractor.decode
 
     def lossy(self, tokens, layout):
@@ -51,12 +41,12 @@ def test_a_lost_bit_is_found(benchmark, folder, monkeypatch):
         }
 
     monkeypatch.setattr(SANEFeatureExtractor, "decode", lossy)
-    report = benchmark.main(["--checkpoints", str(folder)])
+    report = round_trip.main(["--checkpoints", str(folder)])
     assert report["total"]["failures"] == 1
     assert report["groups"]["two"]["failures"] == {"b.pth": ["rowwise: w.bias", "dense: w.bias"]}
-    assert not benchmark.same_bits(torch.tensor(0.0), torch.tensor(-0.0))
+    assert not round_trip.same_bits(torch.tensor(0.0), torch.tensor(-0.0))
 
 
-def test_an_empty_folder_is_refused(benchmark, tmp_path):
+def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected safetensors files or pickles below"):
-        benchmark.main(["--checkpoints", str(tmp_path)])
+        round_trip.main(["--checkpoints", str(tmp_path)])

@@ -1,25 +1,14 @@
 """The comparison of soups, sampling and ensembles, on the tiny zoo."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
+import soup_vs_sampling
 
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.records._run_record import RunRecord
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "soup_vs_sampling.py"
 ONE_NETWORK = {"greedy_soup", "ingredient_plus_noise", "sane_mean_latent", "sane_sampled", "uniform_soup"}
-
-
-@pytest.fixture
-def script():
-    spec = importlib.util.spec_from_file_location("soup_vs_sampling", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -33,9 +22,9 @@ def arguments(tiny_zoo, tiny_zoo_folder, tmp_path):
     return ["--zoo", str(tiny_zoo_folder), "--sane", str(tmp_path / "sane"), "--images", "digits"]
 
 
-def test_one_table_at_equal_numbers_of_ingredients(script, arguments, tmp_path):
+def test_one_table_at_equal_numbers_of_ingredients(arguments, tmp_path):
     small = ["--ingredients", "2", "--draws", "2", "--candidates", "4", "--epochs", "1"]
-    report = script.main([*arguments, *small, "--output", str(tmp_path / "record.json")])
+    report = soup_vs_sampling.main([*arguments, *small, "--output", str(tmp_path / "record.json")])
     for population in ("independent", "fine_tuned"):
         rows = report[population]["2_ingredients"]
         assert rows.keys() > ONE_NETWORK | {"ensemble", "mean_ingredient", "best_ingredient"}
@@ -44,6 +33,6 @@ def test_one_table_at_equal_numbers_of_ingredients(script, arguments, tmp_path):
     assert RunRecord.load(tmp_path / "record.json").results == report
 
 
-def test_more_ingredients_than_anchors_are_refused(script, arguments):
+def test_more_ingredients_than_anchors_are_refused(arguments):
     with pytest.raises(ValueError, match="the zoo has 2 anchors, fewer than 5 ingredients"):
-        script.main([*arguments, "--ingredients", "2", "5"])
+        soup_vs_sampling.main([*arguments, "--ingredients", "2", "5"])

@@ -1,19 +1,9 @@
 """The page on families says what its records say; codes, search and prediction do what their names say."""
 
-import importlib
-import json
-
+import children_prompts
 import pytest
 import torch
-
-from hf_sane.networks._images import load_images
-from hf_sane.zoo.building._build import build_zoo
-from hf_sane.zoo.building._settings import ZooSettings
-
-
-@pytest.fixture(autouse=True)
-def experiments(monkeypatch, request):
-    monkeypatch.syspath_prepend(str(request.config.rootpath / "experiments"))
+from results import children
 
 
 def prompt_results(**accuracy):
@@ -24,7 +14,7 @@ def prompt_results(**accuracy):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(write_record):
     """Four networks of two combinations; SANE is best with one image per class, the nearest child otherwise."""
     structure = {"directions": [1, 4, 16, 20], "explained": [0.1, 0.2, 0.5, 0.6], "chance": [0.0, 0.1, 0.2, 0.3]}
     point = {"bits_per_weight": 0.5, "latents_per_weight": 0.125, "bits_per_latent": 4}
@@ -48,24 +38,13 @@ def folder(tmp_path):
             ),
         },
     }
-    record = {
-        "command": "python experiments/paper_children.py",
-        "seed": 0,
-        "seconds": 120,
-        "commit": "0123456789abcdef",
-        "hardware": {"cpu": "a processor"},
-        "arguments": {"seeds": 30},
-        "data": {"networks": {"train": 100, "judged_test": 4}},
-        "results": results,
-    }
-    path = tmp_path / "runs" / "paper" / "children" / "usps_0.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(record))
-    return tmp_path
+    return write_record(
+        "children/usps_0", results, arguments={"seeds": 30}, data={"networks": {"train": 100, "judged_test": 4}}
+    )
 
 
 def test_the_page_names_the_winners_and_the_paired_differences(folder):
-    found = importlib.import_module("results.children").blocks(folder)
+    found = children.blocks(folder)
     assert (
         "Of 3 cells (kind of prompt and data set), a method with SANE is best in 1, one with the linear"
         in (found["verdict"])
@@ -87,60 +66,43 @@ def test_the_page_names_the_winners_and_the_paired_differences(folder):
 
 
 def test_without_records_there_is_nothing_to_say(tmp_path):
-    assert set(importlib.import_module("results.children").blocks(tmp_path).values()) == {""}
-
-
-@pytest.fixture(scope="module")
-def family(tmp_path_factory):
-    data = load_images("digits", train_limit=320, validation_limit=100, test_limit=100)
-    shape = {"conv_channels": [2, 3], "kernel_sizes": [3, 3], "pool_sizes": [2, 1], "hidden_sizes": [4]}
-    settings = ZooSettings(
-        architecture_settings=shape,
-        num_models=2,
-        epochs=4,
-        keep_epochs=[4],
-        children=16,
-        child_epochs=1,
-        learning_rate=[1e-2],
-        progress_bar=False,
-    )
-    return build_zoo(settings, data, tmp_path_factory.mktemp("family")), data
+    assert set(children.blocks(tmp_path).values()) == {""}
 
 
 def test_codes_and_predictions_of_changes(family):
-    prompts = importlib.import_module("children_prompts")
     zoo, data = family
-    found = prompts.Family.open(zoo)
+    found = children_prompts.Family.open(zoo)
     train = found.splits["train"]
     networks = found.networks(train.ancestor, train.changes)
-    examples = prompts.draw_examples(data, "test", train.shifts, count=200, seed=3)
-    stored = prompts.children_of(zoo.splits["train"]).column("test_accuracy")
+    examples = children_prompts.draw_examples(data, "test", train.shifts, count=200, seed=3)
+    stored = children_prompts.children_of(zoo.splits["train"]).column("test_accuracy")
     torch.testing.assert_close(examples.accuracy(networks), torch.from_numpy(stored.copy()), atol=0.12, rtol=0)
-    code = prompts.WholeCode.fit(train, 2, len(train))  # more directions than children: nothing is lost
+    code = children_prompts.WholeCode.fit(train, 2, len(train))  # more directions than children: nothing is lost
     latents = code.encode(train.changes, train.ancestor)
     torch.testing.assert_close(code.decode(latents, train.ancestor), train.changes, atol=1e-4, rtol=1e-3)
-    known = prompts.Prompts.draw(found, data, per_class=1)
+    known = children_prompts.Prompts.draw(found, data, per_class=1)
     own = [block[: len(train)] for block in known.blocks]  # the first prompt of each training child
     predicted = known.predict(own, train.ancestor, train.changes, width=0.2, ridge=1e-4)
     assert (predicted - train.changes).square().mean() < 0.3 * train.changes.square().mean()
     torch.testing.assert_close(known.nearest(own, train.ancestor), train.changes)
     assert sum(map(len, found.splits.values())) == 16
-    changed = prompts.zoo_of_changes(zoo, found)
+    changed = children_prompts.zoo_of_changes(zoo, found)
     torch.testing.assert_close(changed.splits["train"].stacked_tokens(), train.changes)
 
 
 def test_search_lowers_the_loss_of_every_network_and_relatives_fit(family):
-    prompts = importlib.import_module("children_prompts")
     zoo, data = family
-    found = prompts.Family.open(zoo)
+    found = children_prompts.Family.open(zoo)
     held_out, train = found.splits["test"], found.splits["train"]
-    examples = prompts.draw_examples(data, "validation", held_out.shifts, per_class=2, seed=5)
+    examples = children_prompts.draw_examples(data, "validation", held_out.shifts, per_class=2, seed=5)
     for row, shift in enumerate(held_out.shifts):
         assert set(examples.labels[row][examples.weights[row] > 0].tolist()) == set(shift.classes or range(10))
     start = torch.zeros_like(held_out.changes)
     before = examples.losses(found.networks(held_out.ancestor, start))
-    for code, rate in ((prompts.Weights(), 1e-2), (prompts.WholeCode.fit(train, 2, 4), 0.1)):
-        (changes,) = prompts.search(found, code, held_out.ancestor, start, examples, rate=rate, scale=1.0, steps=(10,))
+    for code, rate in ((children_prompts.Weights(), 1e-2), (children_prompts.WholeCode.fit(train, 2, 4), 0.1)):
+        (changes,) = children_prompts.search(
+            found, code, held_out.ancestor, start, examples, rate=rate, scale=1.0, steps=(10,)
+        )
         assert (examples.losses(found.networks(held_out.ancestor, changes)) < before).all()
-    relatives = prompts.best_relatives(found, held_out.ancestor, examples)
+    relatives = children_prompts.best_relatives(found, held_out.ancestor, examples)
     assert (examples.losses(found.networks(held_out.ancestor, relatives[1])) <= before + 1e-5).all()

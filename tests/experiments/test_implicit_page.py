@@ -1,17 +1,12 @@
 """The page on implicit networks says what its records say; symmetries keep functions, and probes learn."""
 
-import importlib
-import json
-
+import field_probes
+import field_symmetries
 import pytest
 import torch
+from results import implicit
 
 from hf_sane.networks._fields import SIREN, field_images, pixel_positions, starting_fields
-
-
-@pytest.fixture(autouse=True)
-def experiments(monkeypatch, request):
-    monkeypatch.syspath_prepend(str(request.config.rootpath / "experiments"))
 
 
 def probe(*test):
@@ -23,7 +18,7 @@ def best(accuracy, gap):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(write_record):
     """SANE's latents reach .95, weights .96: above the goal of .914, below the aim of .966."""
     results = {
         "grouping": "kind",
@@ -35,23 +30,11 @@ def folder(tmp_path):
         "psnr": {"test": [30.0, 35.5, 40.0]},
         "sane_r2": 0.75,
     }
-    record = {
-        "command": "python experiments/paper_implicit.py",
-        "seed": 0,
-        "seconds": 120,
-        "commit": "0123456789abcdef",
-        "hardware": {"cpu": "a processor"},
-        "data": {"train": 20000, "validation": 1500, "test": 3000},
-        "results": results,
-    }
-    path = tmp_path / "runs" / "paper" / "implicit" / "shared_0.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(record))
-    return tmp_path
+    return write_record("implicit/shared_0", results, data={"train": 20000, "validation": 1500, "test": 3000})
 
 
 def test_the_page_says_which_goals_were_reached_beside_the_published_numbers(folder):
-    found = importlib.import_module("results.implicit").blocks(folder)
+    found = implicit.blocks(folder)
     assert "**same initialisation: 0.950** with SANE's latents and a perceptron" in found["verdict"]
     assert "goal of 0.914 is reached and the aim of 0.966 is not reached" in found["verdict"]
     assert "-0.010 (-0.020 to +0.000) against weights (W) (0.960)" in found["verdict"]
@@ -63,41 +46,39 @@ def test_the_page_says_which_goals_were_reached_beside_the_published_numbers(fol
 
 
 def test_without_records_there_is_nothing_to_say(tmp_path):
-    found = importlib.import_module("results.implicit").blocks(tmp_path)
+    found = implicit.blocks(tmp_path)
     assert found.pop("verdict").startswith("**There are no results yet.**")
     assert set(found.values()) == {""}
 
 
 def test_order_and_signs_of_units_keep_the_function_and_are_found_again():
-    symmetries = importlib.import_module("field_symmetries")
     fields = starting_fields(lambda: SIREN((6, 5)), [0, 1, 2])
     generator = torch.Generator().manual_seed(0)
     mixed = fields
     for layer, width in enumerate((6, 5)):
         order = torch.stack([torch.randperm(width, generator=generator) for _ in range(3)])
         signs = torch.randint(0, 2, (3, width), generator=generator) * 2.0 - 1
-        mixed = symmetries.rearranged(mixed, layer, order, signs)
+        mixed = field_symmetries.rearranged(mixed, layer, order, signs)
     positions = pixel_positions(4, 4)
     torch.testing.assert_close(field_images(mixed, positions), field_images(fields, positions), atol=1e-5, rtol=1e-4)
     assert not torch.allclose(mixed["hidden.0.weight"], fields["hidden.0.weight"])
     for name in fields:
-        torch.testing.assert_close(symmetries.canonical(mixed)[name], symmetries.canonical(fields)[name])
-        torch.testing.assert_close(symmetries.aligned(mixed, fields)[name], fields[name])
+        torch.testing.assert_close(field_symmetries.canonical(mixed)[name], field_symmetries.canonical(fields)[name])
+        torch.testing.assert_close(field_symmetries.aligned(mixed, fields)[name], fields[name])
 
 
 @pytest.mark.parametrize("name", ["ridge", "boosted_trees", "mlp", "token_transformer"])
 def test_probes_learn_what_is_there_and_are_chosen_on_validation_networks(name, monkeypatch):
-    probes = importlib.import_module("field_probes")
-    monkeypatch.setitem(probes.TREES, "max_iter", 4)
-    monkeypatch.setattr(probes, "BATCH", 20)
+    monkeypatch.setitem(field_probes.TREES, "max_iter", 4)
+    monkeypatch.setattr(field_probes, "BATCH", 20)
     generator = torch.Generator().manual_seed(1)
     labels = {part: torch.arange(120) % 3 for part in ("train", "validation", "test")}
     tokens = {part: torch.randn(120, 4, 3, generator=generator) for part in labels}
     for part, own in tokens.items():
         own[:, 2] += 4 * torch.nn.functional.one_hot(labels[part], 3)
-    features = probes.Features(tokens, labels)
+    features = field_probes.Features(tokens, labels)
     settings = {"epochs": 4} if name in ("mlp", "token_transformer") else {}
-    found = getattr(probes, name)(features, **settings)
+    found = getattr(field_probes, name)(features, **settings)
     assert found.test > 0.8
     assert found.validation > 0.8
     assert found.correct.shape == (120,)

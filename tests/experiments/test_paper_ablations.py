@@ -1,10 +1,12 @@
-import importlib
 import json
 import shutil
 from pathlib import Path
 
+import ablation_variants
+import paper_ablations
 import pytest
 import torch
+from results import ablations
 
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.training._settings import PretrainSettings
@@ -41,20 +43,13 @@ SHOWN = {  # of each study
 
 
 @pytest.fixture(scope="module")
-def script():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "experiments"))
-        yield importlib.import_module("paper_ablations")
-
-
-@pytest.fixture(scope="module")
-def few(script):
+def few():
     """The script with one variant of each study, and a scale that the tests' zoo has."""
-    shown = {study: {name: script.STUDIES[study][name]} for study, name in SHOWN.items()}
-    shown["scale"] = {"scale_100": script.Variant("6 runs", zoos=("hyper",), runs=6)}
+    shown = {study: {name: paper_ablations.STUDIES[study][name]} for study, name in SHOWN.items()}
+    shown["scale"] = {"scale_100": paper_ablations.Variant("6 runs", zoos=("hyper",), runs=6)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(script, "STUDIES", shown)
-        yield script
+        patch.setattr(paper_ablations, "STUDIES", shown)
+        yield paper_ablations
 
 
 def flags(folder, *more, **sizes):
@@ -120,29 +115,28 @@ def test_what_is_finished_is_kept(few, done, tmp_path, capsys):
         few.main(flags(folder, "--studies", "latent", "--seeds", "0", num_candidates=6))
 
 
-def test_too_few_runs_are_refused(script, done):
+def test_too_few_runs_are_refused(done):
     split = Zoo.load(done / "zoos", "hyper").splits["train"]
-    assert len(set(script.first_runs(split, 5).run_ids)) == 5
+    assert len(set(paper_ablations.first_runs(split, 5).run_ids)) == 5
     with pytest.raises(ValueError, match=r"expected at least 100 training runs, got \d+; build more \(--hyper-runs\)"):
-        script.first_runs(split, 100)
+        paper_ablations.first_runs(split, 100)
 
 
-def test_without_alignment_networks_are_as_trained(script, done):
+def test_without_alignment_networks_are_as_trained(done):
     zoo = Zoo.load(done / "zoos", "seed")
-    plain = script.without_alignment(zoo).splits["test"]
+    plain = paper_ablations.without_alignment(zoo).splits["test"]
     assert torch.equal(aligned_tokens(plain), plain.stacked_tokens())
     assert not torch.equal(aligned_tokens(zoo.splits["test"]), plain.stacked_tokens())
 
 
-def test_windows_are_shares_or_tokens(script):
-    assert [script.tokens_of(share, 52) for share in (1.0, 0.5, 0.25, 64)] == [52, 26, 13, 64]
+def test_windows_are_shares_or_tokens():
+    assert [paper_ablations.tokens_of(share, 52) for share in (1.0, 0.5, 0.25, 64)] == [52, 26, 13, 64]
 
 
-def test_all_variants_have_settings_that_exist(script):
-    module = importlib.import_module("ablation_variants")
-    assert set(module.STUDIES) == set(SHOWN)
-    variants = {name: variant for study in module.STUDIES.values() for name, variant in study.items()}
-    assert len(variants) == sum(map(len, module.STUDIES.values()))  # names are folders: each only once
+def test_all_variants_have_settings_that_exist():
+    assert set(ablation_variants.STUDIES) == set(SHOWN)
+    variants = {name: variant for study in ablation_variants.STUDIES.values() for name, variant in study.items()}
+    assert len(variants) == sum(map(len, ablation_variants.STUDIES.values()))  # names are folders: each only once
     for variant in variants.values():
         SANEConfig(**variant.model)
         PretrainSettings(zoo=["any"], output="any", **variant.training)
@@ -150,18 +144,10 @@ def test_all_variants_have_settings_that_exist(script):
         assert variant.condition in (None, "reset", "keep")
 
 
-@pytest.fixture
-def page(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
-    from results import ablations
-
-    return ablations
-
-
-def test_page_shows_every_study(page, done):
-    blocks = page.blocks(done)
-    assert set(blocks) == {"setting", *page.STUDIES, "pooling", "scale", "batchnorm"}
-    for study in page.STUDIES:
+def test_page_shows_every_study(done):
+    blocks = ablations.blocks(done)
+    assert set(blocks) == {"setting", *ablations.STUDIES, "pooling", "scale", "batchnorm"}
+    for study in ablations.STUDIES:
         assert blocks[study].splitlines()[2].startswith("| **base** | ")
         assert f"[{study}.json](../../runs/paper/ablations/{study}.json)" in blocks[study]
     assert "latents per weight" in blocks["tokens"]
@@ -170,16 +156,16 @@ def test_page_shows_every_study(page, done):
     assert "| s(W) |" in blocks["scale"]
 
 
-def test_arrows_need_every_seed_outside_the_prediction_interval(page):
+def test_arrows_need_every_seed_outside_the_prediction_interval():
     base = {"seeds": {str(i): {"r2": value} for i, value in enumerate((0.5, 0.52, 0.48))}}
     margin = 4.303 * 0.02 * (4 / 3) ** 0.5  # Student's t with two degrees of freedom
     inside, above, below = 0.5 + 0.99 * margin, 0.5 + 1.01 * margin, 0.5 - 1.01 * margin
     for found, arrow in (((above, 0.7), " ↑"), ((inside, 0.7), ""), ((below, 0.3), " ↓"), ((below, above), "")):
         row = {"seeds": {str(i): {"r2": value} for i, value in enumerate(found)}}
-        assert page.compared(row, base, ["r2"]) == f"{sum(found) / 2:.3f}{arrow}"
+        assert ablations.compared(row, base, ["r2"]) == f"{sum(found) / 2:.3f}{arrow}"
 
 
-def test_a_study_without_a_record_has_no_block(page, done, tmp_path):
+def test_a_study_without_a_record_has_no_block(done, tmp_path):
     shutil.copytree(done / "runs", tmp_path / "runs")
     (tmp_path / "runs" / "paper" / "ablations" / "scale.json").unlink()
-    assert set(page.blocks(done)) - set(page.blocks(tmp_path)) == {"scale"}
+    assert set(ablations.blocks(done)) - set(ablations.blocks(tmp_path)) == {"scale"}

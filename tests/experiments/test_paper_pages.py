@@ -1,17 +1,11 @@
 """The page of paper-scale results says what its records say: on invented records whose answer is known."""
 
-import importlib
 import json
 
 import pytest
+from results import paper
 
 SEEDS = (0, 1)
-
-
-@pytest.fixture
-def paper(monkeypatch, request):
-    monkeypatch.syspath_prepend(str(request.config.rootpath / "experiments"))
-    return importlib.import_module("results.paper")
 
 
 def record(seed, results):
@@ -101,7 +95,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_zoos_and_reconstruction(paper, folder):
+def test_zoos_and_reconstruction(folder):
     blocks = paper.blocks(folder)
     assert "| cnn_s | 7/2/1 | 3 | 8 | 0.900 | 2 |" in blocks["zoos"]
     assert "on 2 CPU cores, shared" in blocks["zoos"]
@@ -109,7 +103,7 @@ def test_zoos_and_reconstruction(paper, folder):
     assert "| USPS, CNN-s: usps_seed | 0.900 ± 0.000 | 0.900 | 0.800 ± 0.000 | 2 |" in blocks["reconstruction"]
 
 
-def test_probing_counts_the_cells_that_are_won(paper, folder):
+def test_probing_counts_the_cells_that_are_won(folder):
     block = paper.blocks(folder)["probing"]
     assert "| usps_seed: accuracy | 0.100 | 0.700 | 0.400 | 0.800 | 0.300 ± 0.000 | **0.910 ± 0.014** |" in block
     assert "| usps_seed: epoch | 0.100 | 0.700 | 0.400 | **0.800** | 0.300 ± 0.000 | 0.610 ± 0.014 |" in block
@@ -125,7 +119,7 @@ def test_probing_counts_the_cells_that_are_won(paper, folder):
     assert "| usps_seed: gap | 0.150 | **0.500** | 0.300 | 0.500 | 0.250 ± 0.000 | 0.480 ± 0.007 |" in block
 
 
-def test_probing_counts_the_cells_that_spectra_win(paper, folder):
+def test_probing_counts_the_cells_that_spectra_win(folder):
     for seed in SEEDS:
         path = folder / "runs" / "paper" / f"usps_{seed}.json"
         known = json.loads(path.read_text())
@@ -136,7 +130,7 @@ def test_probing_counts_the_cells_that_spectra_win(paper, folder):
     assert "all of W, s(W) and spectra in 1 cells for R2" in block
 
 
-def test_sampling_says_whether_the_goals_are_reached(paper, folder):
+def test_sampling_says_whether_the_goals_are_reached(folder):
     block = paper.blocks(folder)["sampling"]
     assert "| SANE, BOOT | 0.830 ± 0.014 | 0.930 ± 0.014 | 1.00 ± 0.00 | 2.00 ± 0.00 | - |" in block
     assert "Epoch 0: SANE, BOOT 0.830, above the best other new network (anchor + noise, selected, 0.650)" in block
@@ -144,13 +138,13 @@ def test_sampling_says_whether_the_goals_are_reached(paper, folder):
     assert "[usps_1.json](../../runs/paper/usps_1.json)" in block
 
 
-def test_the_rounds_of_bootstrapping_are_shown(paper, folder):
+def test_the_rounds_of_bootstrapping_are_shown(folder):
     assert (
         "Validation accuracy after each round of BOOT, first seed: 0.500, 0.612. " in paper.blocks(folder)["sampling"]
     )
 
 
-def test_bandwidths_that_differ_between_seeds_are_all_named(paper, folder):
+def test_bandwidths_that_differ_between_seeds_are_all_named(folder):
     assert "bandwidth 0.2, 2 seeds" in paper.blocks(folder)["sampling"]
     path = folder / "runs" / "paper" / "usps_1.json"
     known = json.loads(path.read_text())
@@ -159,7 +153,7 @@ def test_bandwidths_that_differ_between_seeds_are_all_named(paper, folder):
     assert "bandwidth 0.2, 0.3, 2 seeds" in paper.blocks(folder)["sampling"]
 
 
-def test_epochs_that_fewer_seeds_reached_are_named(paper, folder):
+def test_epochs_that_fewer_seeds_reached_are_named(folder):
     assert ", 2 seeds. Validation" in paper.blocks(folder)["sampling"]
     path = folder / "runs" / "paper" / "usps_1.json"
     known = json.loads(path.read_text())
@@ -172,7 +166,7 @@ def test_epochs_that_fewer_seeds_reached_are_named(paper, folder):
     assert ", 1 seed. Validation" in paper.blocks(folder)["sampling"]
 
 
-def test_goals_that_are_missed_are_called_so(paper, folder):
+def test_goals_that_are_missed_are_called_so(folder):
     far = paper.load_runs(folder / "runs" / "paper" / "transfer", "mnist_to_usps")
     assert "BOOT does not reach the anchors (-0.200)" in paper.goals(far)
     for methods in paper.sampled(far):
@@ -180,7 +174,7 @@ def test_goals_that_are_missed_are_called_so(paper, folder):
     assert "epoch 1: SANE, SUB 0.800, not above the best other new network (scratch, 0.960)" in paper.goals(far)
 
 
-def test_the_tradeoff_says_where_anchors_are_reached(paper, folder):
+def test_the_tradeoff_says_where_anchors_are_reached(folder):
     block = paper.blocks(folder)["tradeoff"]
     cells = "0.20 ± 0.00 | 0.700 ± 0.000 | 0.810 ± 0.028 | 0.600 ± 0.000 | 0.20 ± 0.00 | 0.800 ± 0.000"
     assert f"| USPS, CNN-s: 0.1 | {cells} |" in block
@@ -194,14 +188,14 @@ def test_the_tradeoff_says_where_anchors_are_reached(paper, folder):
     assert "USPS, CNN-s at none of these bandwidths." in paper.blocks(folder)["tradeoff"]
 
 
-def test_transfer_groups_studies_by_target(paper, folder):
+def test_transfer_groups_studies_by_target(folder):
     block = paper.blocks(folder)["transfer"]
     assert "### MNIST to USPS: anchors of MNIST" in block
     assert "| 3 anchors: SANE, SUB | 0.700 ± 0.000 | 0.800 ± 0.000 |" in block
     assert "Fashion" not in block
 
 
-def test_without_records_there_is_nothing_to_say(paper, tmp_path):
+def test_without_records_there_is_nothing_to_say(tmp_path):
     assert paper.blocks(tmp_path)["sampling"] == ""
     assert paper.blocks(tmp_path)["transfer"] == ""
     assert paper.blocks(tmp_path)["tradeoff"] == ""

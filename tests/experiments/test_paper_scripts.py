@@ -1,9 +1,12 @@
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
+import paper_models
+import paper_tables
+import paper_tradeoff
+import paper_transfer
+import paper_zoos
 import pytest
 from sklearn.datasets import load_digits
 from transformers import AutoModelForImageClassification
@@ -14,19 +17,6 @@ from hf_sane.sampling._export import Provenance
 from hf_sane.zoo._dataset import Zoo
 
 ROOT = Path(__file__).parents[2]
-
-
-def load_script(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def script():
-    return load_script("paper_zoos")
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +33,11 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def folder(script, images, tmp_path_factory):
+def folder(images, tmp_path_factory):
     """Two small zoos and their records."""
     path = tmp_path_factory.mktemp("paper")
     options = ["--images", str(images), "--output", str(path / "zoos"), "--records", str(path / "records")]
-    script.main([*options, "--zoo", "usps_seed", "usps_hyper", "--num-models", "16", "--epochs", "1"])
+    paper_zoos.main([*options, "--zoo", "usps_seed", "usps_hyper", "--num-models", "16", "--epochs", "1"])
     return path
 
 
@@ -59,17 +49,19 @@ def test_zoos_and_their_records(folder):
     assert record["results"]["splits"]["test"]["runs"] == 2
 
 
-def test_the_mixed_zoo_joins_those_of_both_cnns(script, images, folder, tmp_path, monkeypatch, capsys):
+def test_the_mixed_zoo_joins_those_of_both_cnns(images, folder, tmp_path, monkeypatch, capsys):
     options = ["--images", str(images), "--output", str(folder / "zoos"), "--records", str(tmp_path)]
     with pytest.raises(FileNotFoundError, match="mixed needs the zoos mnist_seed, .*; .* lacks mnist_seed, "):
-        script.main([*options, "--zoo", "mixed"])
-    known = script.recipes()
+        paper_zoos.main([*options, "--zoo", "mixed"])
+    known = paper_zoos.recipes()
     large = {"images": "usps16.npz", "image_size": 32, "architecture": "cnn_l", "group_size": 16}
     small = {name: known[name] for name in ("usps_seed", "usps_hyper")}
-    monkeypatch.setattr(script, "recipes", lambda: {**small, "cifar10_seed": ("seed", {**script.COMMON, **large})})
-    script.main([*options, "--zoo", "cifar10_seed", "mixed", "--num-models", "8", "--epochs", "1"])
+    monkeypatch.setattr(
+        paper_zoos, "recipes", lambda: {**small, "cifar10_seed": ("seed", {**paper_zoos.COMMON, **large})}
+    )
+    paper_zoos.main([*options, "--zoo", "cifar10_seed", "mixed", "--num-models", "8", "--epochs", "1"])
     capsys.readouterr()
-    script.main([*options, "--zoo", "mixed"])  # what is there stays
+    paper_zoos.main([*options, "--zoo", "mixed"])  # what is there stays
     assert "mixed            train         30 runs" in capsys.readouterr().out
     zoo = Zoo.load(folder / "zoos", config="mixed")
     assert len(zoo.facts.layouts) == 2
@@ -80,8 +72,8 @@ def test_the_mixed_zoo_joins_those_of_both_cnns(script, images, folder, tmp_path
     assert record["splits"]["train"]["runs"] == 30
 
 
-def test_the_zoos_of_the_tables(script):
-    zoos = script.recipes()
+def test_the_zoos_of_the_tables():
+    zoos = paper_zoos.recipes()
     large = [name for name, (_, settings) in zoos.items() if settings["num_models"] >= 500 and settings["epochs"] >= 8]
     assert large == ["mnist_seed", "mnist_hyper"]
     assert {settings["architecture"] for _, settings in zoos.values()} == {"cnn_s", "cnn_l", "cifar_resnet"}
@@ -100,7 +92,7 @@ def places(folder, images, tmp_path_factory):
     """Where the family of USPS was pre-trained, probed and sampled."""
     path = tmp_path_factory.mktemp("tables")
     found = {"--zoo": folder / "zoos", "--images": images, "--work": path / "sane", "--records": path}
-    load_script("paper_tables").main([*flags(found), *SMALL, "--families", "usps", "--epochs", "1"])
+    paper_tables.main([*flags(found), *SMALL, "--families", "usps", "--epochs", "1"])
     return found
 
 
@@ -126,7 +118,7 @@ def test_tables_go_on_where_they_stopped(places, capsys):
     kept = {part: results[part] for part in ("probe", "spectra")}
     ordered, methods = results.pop("ranks"), results.pop("sampling")["methods"]
     path.write_text(json.dumps(record))
-    load_script("paper_tables").main([*flags(places), *SMALL, "--families", "usps", "--epochs", "1"])
+    paper_tables.main([*flags(places), *SMALL, "--families", "usps", "--epochs", "1"])
     assert "usps seed 0" in capsys.readouterr().out
     assert model.stat().st_mtime_ns == written  # neither pre-trains nor probes again
     again = json.loads(path.read_text())["results"]
@@ -136,15 +128,15 @@ def test_tables_go_on_where_they_stopped(places, capsys):
 
 
 def test_transfer_takes_the_autoencoder_of_the_tables(places, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "paper_tables", load_script("paper_tables"))
-    transfer = load_script("paper_transfer")
-    monkeypatch.setitem(transfer.STUDIES, "usps_few_1", transfer.Study("usps", "usps_seed", "usps_seed", 1, 1))
-    monkeypatch.setitem(transfer.STUDIES, "usps_to_usps", transfer.Study("usps", "usps_seed", "usps_seed"))
+    monkeypatch.setitem(
+        paper_transfer.STUDIES, "usps_few_1", paper_transfer.Study("usps", "usps_seed", "usps_seed", 1, 1)
+    )
+    monkeypatch.setitem(paper_transfer.STUDIES, "usps_to_usps", paper_transfer.Study("usps", "usps_seed", "usps_seed"))
     chosen = ["--studies", "usps_few_1", "usps_to_usps"]
     here = {**places, "--records": tmp_path}
     with pytest.raises(FileNotFoundError, match="expected an autoencoder in .*usps_0.model; run paper_tables"):
-        transfer.main([*flags({**here, "--work": tmp_path}), *SMALL, *chosen])
-    transfer.main([*flags(here), *SMALL, *chosen])
+        paper_transfer.main([*flags({**here, "--work": tmp_path}), *SMALL, *chosen])
+    paper_transfer.main([*flags(here), *SMALL, *chosen])
     assert "usps_few_1 seed 0, after one epoch: sane_subsampled" in capsys.readouterr().out
     one = json.loads((tmp_path / "usps_few_1_0.json").read_text())["results"]
     assert len(one["anchors"]) == 1
@@ -154,59 +146,55 @@ def test_transfer_takes_the_autoencoder_of_the_tables(places, tmp_path, capsys, 
     assert many["bandwidth_unit"] == "anchor_std"
     assert "soup" in many["methods"]
     written = (tmp_path / "usps_to_usps_0.json").stat().st_mtime_ns
-    transfer.main([*flags(here), *SMALL, *chosen])  # what is there stays
+    paper_transfer.main([*flags(here), *SMALL, *chosen])  # what is there stays
     assert (tmp_path / "usps_to_usps_0.json").stat().st_mtime_ns == written
 
 
 def test_networks_with_batch_norm_are_conditioned_on_training_images(places, images):
-    tables = load_script("paper_tables")
-    data = tables.load_zoo_images(tables.read_facts(places["--zoo"])["usps_seed"], path=images / "usps16.npz")
-    plain, conditioned = (tables.judge_of(data, condition=condition) for condition in (False, True))
+    data = paper_tables.load_zoo_images(
+        paper_tables.read_facts(places["--zoo"])["usps_seed"], path=images / "usps16.npz"
+    )
+    plain, conditioned = (paper_tables.judge_of(data, condition=condition) for condition in (False, True))
     assert plain.conditioning_images is None
     assert conditioned.conditioning_images is data.train_images
-    assert conditioned.num_batches == tables.CONDITIONING_BATCHES
+    assert conditioned.num_batches == paper_tables.CONDITIONING_BATCHES
     assert all(judge.measure.keywords["images"] is data.validation_images for judge in (plain, conditioned))
-    assert [name for name, family in tables.FAMILIES.items() if family.condition] == ["resnet20"]
+    assert [name for name, family in paper_tables.FAMILIES.items() if family.condition] == ["resnet20"]
 
 
 def test_the_tradeoff_of_accuracy_and_distance(places, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "paper_tables", load_script("paper_tables"))
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))  # it draws what results/ tells in words
-    script = load_script("paper_tradeoff")
-    monkeypatch.setattr(script, "BANDWIDTHS", (0.05, 0.6))
+    monkeypatch.setattr(paper_tradeoff, "BANDWIDTHS", (0.05, 0.6))
     chosen = ["--families", "usps", "--seeds", "0", "--num-candidates", "4", "--num-samples", "2"]
     options = [*flags({**places, "--records": tmp_path}), *chosen, "--plot", str(tmp_path / "plot.png")]
-    script.main(options)
+    paper_tradeoff.main(options)
     path = tmp_path / "usps_0.json"
     results = json.loads(path.read_text())["results"]
     near, far = (results["bandwidths"][key] for key in ("0.05", "0.6"))
-    for name in script.METHODS:
+    for name in paper_tradeoff.METHODS:
         assert near[name]["nearest_training_distance"] < far[name]["nearest_training_distance"]
         assert len(far[name]["test_accuracy"]) == 2
     assert results["references"]["anchors"]["nearest_training_distance"] == pytest.approx(0, abs=1e-5)
     before = json.loads((places["--records"] / "usps_0.json").read_text())["results"]["sampling"]["methods"]
     assert results["references"]["anchors"]["test_accuracy"] == pytest.approx(before["anchors"]["accuracy"]["0"])
-    distances, means, spreads = script.curve([results, results], "sane_subsampled")
+    distances, means, spreads = paper_tradeoff.curve([results, results], "sane_subsampled")
     assert distances[1] == pytest.approx(far["sane_subsampled"]["nearest_training_distance"])
     assert means[0] == pytest.approx(np.mean(near["sane_subsampled"]["test_accuracy"]))
     assert spreads == [0, 0]
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     written = path.stat().st_mtime_ns
-    script.main(options)  # what is there stays
+    paper_tradeoff.main(options)  # what is there stays
     assert path.stat().st_mtime_ns == written
 
 
-def test_models_are_those_of_the_best_seed(places, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "paper_tables", load_script("paper_tables"))
-    models = load_script("paper_models")
+def test_models_are_those_of_the_best_seed(places, tmp_path):
     options = flags({**places, "--output": tmp_path})
-    models.main([*options, "--families", "usps"])
+    paper_models.main([*options, "--families", "usps"])
     saved = tmp_path / "sane-usps"
     assert SANEModel.from_pretrained(saved).config.token_dim == 67
     results = json.loads((saved / "run.json").read_text())["results"]
     assert {"reconstruction_r2", "probe R2, usps_hyper"} < results.keys()
     assert "reconstruction of test networks" in (saved / "README.md").read_text()
-    for page, text in models.render_cards(tmp_path).items():
+    for page, text in paper_models.render_cards(tmp_path).items():
         assert page.read_text(encoding="utf-8") == text
     network = AutoModelForImageClassification.from_pretrained(tmp_path / "sampled-usps")
     assert network.num_parameters() == 2464
@@ -218,7 +206,7 @@ def test_models_are_those_of_the_best_seed(places, tmp_path, monkeypatch):
     assert check_finished(saved) is not None
     (saved / "README.md").write_text("edited")
     with pytest.raises(FileExistsError, match=r"sane-usps .* added or changed since \(README\.md\)"):
-        models.main([*options, "--families", "usps"])
+        paper_models.main([*options, "--families", "usps"])
     assert (saved / "README.md").read_text() == "edited"
     record = json.loads((places["--records"] / "usps_0.json").read_text())
     del record["results"]["sampling"]
@@ -227,19 +215,17 @@ def test_models_are_those_of_the_best_seed(places, tmp_path, monkeypatch):
     with pytest.raises(
         ValueError, match=r"usps_0.json has no bandwidth yet; run .* --families usps --seeds 0 to its end"
     ):
-        models.main([*places, "--families", "usps"])
+        paper_models.main([*places, "--families", "usps"])
     assert not (tmp_path / "again").exists()
     with pytest.raises(FileNotFoundError, match="no autoencoder of the family mnist .* --families mnist first"):
-        models.main([*options, "--families", "mnist"])
+        paper_models.main([*options, "--families", "mnist"])
 
 
-def test_every_family_has_its_zoos(script):
-    tables = load_script("paper_tables")
-    zoos = script.recipes()
-    for family in tables.FAMILIES.values():
+def test_every_family_has_its_zoos():
+    zoos = paper_zoos.recipes()
+    for family in paper_tables.FAMILIES.values():
         assert {family.sampled, *family.probed} <= zoos.keys()
         assert zoos[family.sampled][1]["images"] == family.images
-    sys.modules["paper_tables"] = tables
-    for study in load_script("paper_transfer").STUDIES.values():
-        assert study.source in tables.FAMILIES
-        assert {study.anchors, study.target} <= {family.sampled for family in tables.FAMILIES.values()}
+    for study in paper_transfer.STUDIES.values():
+        assert study.source in paper_tables.FAMILIES
+        assert {study.anchors, study.target} <= {family.sampled for family in paper_tables.FAMILIES.values()}

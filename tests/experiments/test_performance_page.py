@@ -1,22 +1,15 @@
 """docs/results/performance.md: one column per kind of processor; missed and unmeasured targets are named."""
 
-import importlib
 import json
 import shutil
 from pathlib import Path
 
-import pytest
+from results import performance
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def performance(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
-    return importlib.import_module("results.performance")
-
-
-def test_a_second_kind_of_processor_has_a_column_of_its_own(performance, tmp_path):
+def test_a_second_kind_of_processor_has_a_column_of_its_own(tmp_path):
     other = tmp_path / "benchmarks" / "avx2"
     other.mkdir(parents=True)
     for record in (ROOT / "runs" / "benchmarks").glob("*.json"):

@@ -1,15 +1,7 @@
 """The page on rates says what its records say: on an invented record whose answer is known."""
 
-import importlib
-import json
-
 import pytest
-
-
-@pytest.fixture
-def page(monkeypatch, request):
-    monkeypatch.syspath_prepend(str(request.config.rootpath / "experiments"))
-    return importlib.import_module("results.rates")
+from results import rates as page
 
 
 def point(latents, bits, accuracy, agreement):
@@ -23,7 +15,7 @@ def point(latents, bits, accuracy, agreement):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(write_record):
     """Two networks of accuracy .8: at half a latent per weight SANE keeps all, the linear code half, of 8 bits."""
     codes = {
         "sane": [point(0.5, 8, 0.8, 0.9), point(0.5, 4, 0.6, 0.7)],
@@ -36,15 +28,12 @@ def folder(tmp_path):
         "original_accuracy": [0.8, 0.8],
         "chance": 0.1,
     }
-    record = {"arguments": {"hidden_size": 64, "epochs": 3}, "results": results}
-    record["data"] = {"networks": {"train": 1200, "validation": 2, "test": 2}}
-    path = tmp_path / "runs" / "paper" / "rates" / "usps_seed_0.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(record))
-    return tmp_path
+    networks = {"train": 1200, "validation": 2, "test": 2}
+    arguments = {"hidden_size": 64, "epochs": 3}
+    return write_record("rates/usps_seed_0", results, arguments=arguments, data={"networks": networks})
 
 
-def test_every_rate_and_area_of_a_record(page, folder):
+def test_every_rate_and_area_of_a_record(folder):
     found = page.blocks(folder)
     assert "| 1/2 | 5 | 8 | 1.000 | 0.900 | 0.500 | 0.500 | per layer |" in found["rates"]
     assert "| 1/2 | 5 | 4 | 0.750 | 0.700 | 0.500 | 0.450 | per layer |" in found["rates"]
@@ -56,5 +45,5 @@ def test_every_rate_and_area_of_a_record(page, folder):
     assert "the intervals of SANE and the linear code do not overlap" in found["verdict"]
 
 
-def test_without_records_there_is_nothing_to_say(page, tmp_path):
+def test_without_records_there_is_nothing_to_say(tmp_path):
     assert set(page.blocks(tmp_path).values()) == {""}

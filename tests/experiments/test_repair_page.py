@@ -1,20 +1,14 @@
 """The page on repairs says what its records say; faults are what they are called, and repairs undo them."""
 
-import importlib
-import json
-
+import children_prompts
 import pytest
+import sabotage
 import torch
-from test_children_page import family  # noqa: F401, a fixture
-
-
-@pytest.fixture(autouse=True)
-def experiments(monkeypatch, request):
-    monkeypatch.syspath_prepend(str(request.config.rootpath / "experiments"))
+from results import repair
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(write_record):
     """SANE detects as well as the distance to the ancestor, and repairs less well than the nearest sibling."""
     detectors = ("sane8", "sane1", "linear8", "linear1", "whole64", "ancestor", "average", "norms", "spectra")
     detection = {name: {"auc": 0.97, "localized": 0.9} for name in detectors}
@@ -36,23 +30,12 @@ def folder(tmp_path):
             for fault in ("zeroed", "flipped", "scaled", "rank_1")
         },
     }
-    record = {
-        "command": "python experiments/paper_repair.py",
-        "seed": 0,
-        "seconds": 60,
-        "commit": "0123456789abcdef",
-        "hardware": {"cpu": "a processor"},
-        "results": results,
-    }
-    path = tmp_path / "runs" / "paper" / "repair" / "usps_0.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(record))
-    path.with_name("usps_1.json").write_text(json.dumps({**record, "seed": 1}))
-    return tmp_path
+    write_record("repair/usps_1", results, seed=1)
+    return write_record("repair/usps_0", results)
 
 
 def test_the_page_says_which_goals_were_reached(folder):
-    found = importlib.import_module("results.repair").blocks(folder)
+    found = repair.blocks(folder)
     assert "AUC 0.970 with SANE, 8 latents per token (goal reached)" in found["verdict"]
     assert "0.750 of the lost accuracy with SANE, 8 latents per token, projection from the average" in found["verdict"]
     assert "(goal not reached), 0.900 with the layer of the nearest sibling" in found["verdict"]
@@ -69,18 +52,17 @@ def test_the_page_says_which_goals_were_reached(folder):
 
 
 def test_without_records_there_is_nothing_to_say(tmp_path):
-    assert set(importlib.import_module("results.repair").blocks(tmp_path).values()) == {""}
+    assert set(repair.blocks(tmp_path).values()) == {""}
 
 
-def test_faults_hit_one_layer_and_detectors_and_repairs_find_and_undo_them(family):  # noqa: F811
-    prompts, tools = importlib.import_module("children_prompts"), importlib.import_module("sabotage")
-    found = prompts.Family.open(family[0])
+def test_faults_hit_one_layer_and_detectors_and_repairs_find_and_undo_them(family):
+    found = children_prompts.Family.open(family[0])
     layout, train = found.layout, found.splits["train"]
-    faults = tools.draw_sabotages(8, len(layout.layers), seed=1)
-    assert [one.fault for one in faults[:4]] == list(tools.FAULTS)
+    faults = sabotage.draw_sabotages(8, len(layout.layers), seed=1)
+    assert [one.fault for one in faults[:4]] == list(sabotage.FAULTS)
     rows = torch.arange(8) % len(train)
     tokens = found.ancestors[train.ancestor[rows]] + train.changes[rows]
-    broken = tools.sabotage(tokens, layout, faults, seed=1)
+    broken = sabotage.sabotage(tokens, layout, faults, seed=1)
     for i, fault in enumerate(faults):
         part = layout.token_slices[fault.layer]
         changed = (broken[i] != tokens[i]).any(dim=1)
@@ -92,18 +74,18 @@ def test_faults_hit_one_layer_and_detectors_and_repairs_find_and_undo_them(famil
             assert torch.equal(broken[i, part], -tokens[i, part])
         if fault.fault == "zeroed" and fault.share == 1:
             assert not broken[i, part].any()
-    ancestor = tools.nearest_ancestor(found, broken)
+    ancestor = sabotage.nearest_ancestor(found, broken)
     assert torch.equal(ancestor, train.ancestor[rows])
     changes = broken - found.ancestors[ancestor]
-    codes = {"whole4": prompts.WholeCode.fit(train, 2, 4)}
+    codes = {"whole4": children_prompts.WholeCode.fit(train, 2, 4)}
     layers = torch.tensor([fault.layer for fault in faults])
-    for name, score in tools.layer_scores(found, codes).items():
-        suspicion = tools.Detector.fit(score, train, two_sided=name == "norms")(changes, ancestor)
+    for name, score in sabotage.layer_scores(found, codes).items():
+        suspicion = sabotage.Detector.fit(score, train, two_sided=name == "norms")(changes, ancestor)
         assert suspicion.shape == (8, len(layout.layers))
         if name == "ancestor":
             assert (suspicion.argmax(dim=1) == layers).sum() >= 6
-    assert tools.SpectrumDetector(found)(changes, ancestor).shape == (8, len(layout.layers))
-    repairs = tools.LayerRepairs(found, codes).all()
+    assert sabotage.SpectrumDetector(found)(changes, ancestor).shape == (8, len(layout.layers))
+    repairs = sabotage.LayerRepairs(found, codes).all()
     hurt = (changes - train.changes[rows]).square().flatten(1).sum(dim=1)
     for name in ("ancestor", "average", "nearest", "linear_conditional", "whole4_filled"):
         mended = repairs[name](changes, ancestor, layers)
@@ -111,4 +93,4 @@ def test_faults_hit_one_layer_and_detectors_and_repairs_find_and_undo_them(famil
         assert (left < hurt).sum() >= 7, name
     nearest = repairs["nearest"](changes, ancestor, layers)
     torch.testing.assert_close(nearest, train.changes[rows])  # they are training children themselves
-    assert tools.area_under_curve(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0])) == 0.875
+    assert sabotage.area_under_curve(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0])) == 0.875

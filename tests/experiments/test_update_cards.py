@@ -1,11 +1,11 @@
 """The cards in model_cards/ say what the demo's run record says, and the code on each of them runs."""
 
-import importlib.util
 import re
 import shutil
 from pathlib import Path
 
 import pytest
+import update_cards
 from transformers import AutoConfig, AutoModelForImageClassification
 
 from hf_sane.models.configuration_sane import SANEConfig
@@ -16,15 +16,6 @@ from hf_sane.zoo._facts import read_facts
 
 ROOT = Path(__file__).parents[2]
 CARDS = sorted((ROOT / "model_cards").rglob("README.md"))
-
-
-@pytest.fixture
-def script(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
-    spec = importlib.util.spec_from_file_location("update_cards", ROOT / "experiments" / "update_cards.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def artefact(card, folder, tiny_zoo):
@@ -39,46 +30,46 @@ def artefact(card, folder, tiny_zoo):
         AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
 
 
-def test_cards_say_what_the_record_says(script):
-    assert script.main(["--check"]) == 0
+def test_cards_say_what_the_record_says():
+    assert update_cards.main(["--check"]) == 0
 
 
-def test_an_outdated_card_is_found_and_written(script, tmp_path, monkeypatch, capsys):
+def test_an_outdated_card_is_found_and_written(tmp_path, monkeypatch, capsys):
     (tmp_path / "runs").symlink_to(ROOT / "runs")
     shutil.copytree(ROOT / "model_cards", tmp_path / "model_cards")
     page = tmp_path / "model_cards/sane/README.md"
     before = page.read_text()
     page.write_text(before.replace("| reconstruction r2 |", "| reconstruction r2 (invented) |"))
-    monkeypatch.setattr(script, "ROOT", tmp_path)
-    assert script.main(["--check"]) == 1
+    monkeypatch.setattr(update_cards, "ROOT", tmp_path)
+    assert update_cards.main(["--check"]) == 1
     assert "out of date: model_cards/sane/README.md" in capsys.readouterr().out
     (tmp_path / "model_cards/paper_zoos/zoo.json").write_text("{}")
     cards = ROOT / "model_cards"
-    assert script.main(["--demo", str(cards), "--zoo", str(cards / "paper_zoos")]) == 0
+    assert update_cards.main(["--demo", str(cards), "--zoo", str(cards / "paper_zoos")]) == 0
     assert page.read_text() == before
 
 
-def test_manifests_of_committed_models_are_made_anew(script, tmp_path, monkeypatch, capsys):
+def test_manifests_of_committed_models_are_made_anew(tmp_path, monkeypatch, capsys):
     for name in ("runs", "model_cards"):
         (tmp_path / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / "pretrained", tmp_path / "pretrained")
-    monkeypatch.setattr(script, "ROOT", tmp_path)
-    assert script.main(["--check"]) == 0
+    monkeypatch.setattr(update_cards, "ROOT", tmp_path)
+    assert update_cards.main(["--check"]) == 0
     tokenizer = tmp_path / "pretrained/sane-usps/preprocessor_config.json"
     tokenizer.write_text(tokenizer.read_text() + "\n")
     with pytest.raises(InvalidFileError, match="preprocessor_config"):
         check_finished(tokenizer.parent)
-    assert script.main(["--check"]) == 1
-    assert script.main([]) == 0
+    assert update_cards.main(["--check"]) == 1
+    assert update_cards.main([]) == 0
     assert "wrote: pretrained/sane-usps/hf_sane_manifest.json" in capsys.readouterr().out
     check_finished(tokenizer.parent)
 
 
-def test_models_of_the_results_are_taken_and_rendered(script, tmp_path, monkeypatch, capsys):
+def test_models_of_the_results_are_taken_and_rendered(tmp_path, monkeypatch, capsys):
     (tmp_path / "runs").symlink_to(ROOT / "runs")
     shutil.copytree(ROOT / "model_cards", tmp_path / "model_cards", ignore=shutil.ignore_patterns("paper_models"))
-    monkeypatch.setattr(script, "ROOT", tmp_path)
-    assert script.main(["--models", str(ROOT / "pretrained")]) == 0
+    monkeypatch.setattr(update_cards, "ROOT", tmp_path)
+    assert update_cards.main(["--models", str(ROOT / "pretrained")]) == 0
     printed = capsys.readouterr().out
     for name in ("sane-usps", "sampled-usps"):
         assert f"wrote: model_cards/paper_models/{name}/README.md" in printed
