@@ -15,10 +15,10 @@ of images. A data set takes about 5 minutes of one CPU core; zoos and autoencode
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
+from autoencoders import RECONSTRUCTION, RECONSTRUCTION_MODEL, train_sane
 from children_prompts import (
     Children,
     Code,
@@ -32,19 +32,17 @@ from children_prompts import (
     references,
     zoo_of_changes,
 )
+from families import families_parser, run_families
 from paper_rates import GROUPINGS, LATENT_BITS
 from paper_zoos import GREY
 from rates import RatePoint, latent_groups, rate_points, rounded_weights
-from script_options import ScriptParser
 from torch import Tensor
 
 from hf_sane.analysis._structure import SharedStructure, shared_structure
 from hf_sane.networks._images import load_images
-from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
 from hf_sane.records._run_record import RunRecord
 from hf_sane.sampling import NetworkCodec
-from hf_sane.workflows.pretrain import pretrain
 from hf_sane.workflows.zoo_structure import zoo_structure
 from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo.building._build import build_zoo
@@ -143,27 +141,9 @@ def train_codes(name: str, zoo: Zoo, family: Family, options: argparse.Namespace
     changes, layout = zoo_of_changes(zoo, family), family.layout
     codecs = {}
     for latent_dim in TOKEN_LATENTS:
-        sane = pretrain(
-            changes,
-            output=options.work / f"{name}_{latent_dim}_{options.seed}",
-            model={
-                "hidden_size": options.hidden_size,
-                "num_hidden_layers": 2,
-                "latent_dim": latent_dim,
-                "window_size": layout.num_tokens,
-                "max_positions": layout.max_positions,
-                "contrast_weight": 0.0,
-            },
-            views=["original"],
-            noise=0.0,
-            epochs=options.epochs,
-            batch_size=32,
-            eval_every_epochs=0,
-            log_with="none",
-            progress_bar=False,
-            resume=True,
-            seed=options.seed,
-        )
+        folder = options.work / f"{name}_{latent_dim}_{options.seed}"
+        settings = {"batch_size": 32, "model": RECONSTRUCTION_MODEL, **RECONSTRUCTION}
+        sane = train_sane(changes, layout, latent_dim, folder, options, **settings)
         codecs[latent_dim] = NetworkCodec(sane.model, sane.extractor, layout, family.config)
     return codecs
 
@@ -273,20 +253,9 @@ def run_family(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, then one data set after the other."""
-    parser = ScriptParser(__doc__)
-    parser.add_argument("--images", type=Path, required=True, help="folder with the .npz files")
-    parser.add_argument("--work", type=Path, required=True, help="folder of zoos and autoencoders")
-    parser.add_argument("--records", type=Path, required=True, help="folder of the run records")
-    parser.add_argument("--families", nargs="*", default=list(GREY), choices=list(GREY), metavar="DATA")
-    parser.add_argument("--children", type=int, default=600)
+    parser = families_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=32, help="independent networks, for comparison")
-    parser.add_argument("--epochs", type=int, default=30, help="passes of each SANE over the training children")
-    parser.add_argument("--hidden-size", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(argv)
-    tune_allocator()
-    for name in options.families:
-        run_family(name, options)
+    run_families(run_family, parser, argv)
 
 
 if __name__ == "__main__":

@@ -21,13 +21,13 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from autoencoders import RECONSTRUCTION, RECONSTRUCTION_MODEL, train_sane
 from datasets.table import InMemoryTable
 from field_probes import Features, Found, boosted_trees, mlp, ridge, token_transformer
 from field_symmetries import aligned, canonical
 from script_options import ScriptParser
 from torch import Tensor
 
-from hf_sane.core._layout import Layout
 from hf_sane.networks._fields import SIREN, field_images, pixel_positions, siren_architecture, starting_fields
 from hf_sane.probing._baselines import flattened_weights, layer_statistics
 from hf_sane.probing._spectra import weight_profile
@@ -35,7 +35,6 @@ from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
 from hf_sane.records._run_record import RunRecord
 from hf_sane.sampling._generation import NetworkCodec
-from hf_sane.workflows.pretrain import pretrain
 from hf_sane.workflows.sane import SANE
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 from hf_sane.zoo._records import ModelRecord, record_table
@@ -105,32 +104,6 @@ def zoo_of_tokens(zoo: Zoo, tokens: Mapping[str, Tensor]) -> Zoo:
 
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
-
-
-def train_sane(zoo: Zoo, layout: Layout, start: str, options: argparse.Namespace) -> SANE:
-    """A SANE of whole networks, trained without labels; a finished run is reused."""
-    return pretrain(
-        zoo,
-        output=options.work / f"sane_{start}_{options.latents}_{options.epochs}_{options.seed}",
-        model={
-            "hidden_size": options.hidden_size,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "latent_dim": options.latents,
-            "window_size": layout.num_tokens,
-            "max_positions": layout.max_positions,
-            "contrast_weight": 0.0,
-        },
-        views=["original"],
-        noise=0.0,
-        epochs=options.epochs,
-        batch_size=64,
-        eval_every_epochs=0,
-        log_with="none",
-        progress_bar=False,
-        resume=True,
-        seed=options.seed,
-    )
 
 
 def features_of(
@@ -223,7 +196,10 @@ def run_start(start: str, options: argparse.Namespace) -> dict[str, Any]:
     zoo = open_fields(options, start)
     layout = zoo.splits["train"].layout(0)
     forms = comparable(zoo, start)
-    sane = train_sane(zoo_of_tokens(zoo, forms["weights"]), layout, start, options)
+    folder = options.work / f"sane_{start}_{options.latents}_{options.epochs}_{options.seed}"
+    model = {"num_attention_heads": 4, **RECONSTRUCTION_MODEL}
+    networks = zoo_of_tokens(zoo, forms["weights"])
+    sane = train_sane(networks, layout, options.latents, folder, options, batch_size=64, model=model, **RECONSTRUCTION)
     features, facts = features_of(zoo, forms, sane, tuple(options.sides))
     results, correct = measure(features, options)
     psnr = {name: split.column("psnr") for name, split in zoo.splits.items()}

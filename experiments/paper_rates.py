@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from autoencoders import train_sane
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from paper_zoos import GREY
@@ -29,8 +30,6 @@ from hf_sane.records._file_kinds import PICTURE
 from hf_sane.records._outputs import check_may_replace
 from hf_sane.records._run_record import RunRecord
 from hf_sane.sampling import NetworkCodec
-from hf_sane.workflows.pretrain import pretrain
-from hf_sane.workflows.sane import SANE
 from hf_sane.zoo._alignment import aligned_tokens
 from hf_sane.zoo._dataset import Zoo
 
@@ -43,32 +42,6 @@ STYLES: dict[str, dict[str, Any]] = {
     "linear": {"color": "#807dba", "marker": "s"},
     "rounded": {"color": "#636363", "marker": "x"},
 }
-
-
-def train_sane(zoo: Zoo, images: Path, latent_dim: int, folder: Path, options: argparse.Namespace) -> SANE:
-    """A SANE with a number of latents per token and windows of whole networks; a finished run is reused."""
-    layout = zoo.splits["train"].layout(0)
-    return pretrain(
-        zoo,
-        output=folder,
-        model={
-            "hidden_size": options.hidden_size,
-            "num_hidden_layers": 2,
-            "latent_dim": latent_dim,
-            "window_size": layout.num_tokens,
-            "max_positions": layout.max_positions,
-        },
-        epochs=options.epochs,
-        batch_size=32,
-        learning_rate=1e-3,
-        behavior_weight=options.behavior_weight,
-        behavior_data=str(images) if options.behavior_weight else None,
-        eval_every_epochs=0,
-        log_with="none",
-        progress_bar=False,
-        resume=True,
-        seed=options.seed,
-    )
 
 
 def run_family(name: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -89,10 +62,13 @@ def run_family(name: str, options: argparse.Namespace) -> dict[str, Any]:
         found = measure_rates(codec, tokens["train"], tokens[part], *data.split(part), bits=bits)
         return [point.to_dict() for point in found]
 
+    training: dict[str, Any] = {"batch_size": 32, "behavior_weight": options.behavior_weight}
+    training |= {"behavior_data": str(images)} if options.behavior_weight else {}
     results: dict[str, Any] = {"codes": {}, "rates": {}}
     for rate, share in RATES.items():
         latent_dim = max(1, round(share * layout.num_weights / layout.num_tokens))
-        sane = train_sane(zoo, images, latent_dim, options.work / f"{name}_{latent_dim}_{options.seed}", options)
+        folder = options.work / f"{name}_{latent_dim}_{options.seed}"
+        sane = train_sane(zoo, zoo.splits["train"].layout(0), latent_dim, folder, options, **training)
         codec = NetworkCodec(sane.model, sane.extractor, layout, config)
         linear = {grouping: codec.linear(tokens["train"], grouping) for grouping in GROUPINGS}
         scores = {

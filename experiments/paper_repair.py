@@ -12,13 +12,13 @@ five minutes of one CPU core.
 
 import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import paper_children as children_script
 import torch
 from children_prompts import Children, Code, Examples, Family, TokenCode, WholeCode, draw_examples
+from families import families_parser, run_families
 from paper_zoos import GREY
 from sabotage import (
     WHOLE,
@@ -32,11 +32,9 @@ from sabotage import (
     nearest_ancestor,
     sabotage,
 )
-from script_options import ScriptParser
 from torch import Tensor
 
 from hf_sane.networks._images import load_images
-from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._failures import run_script
 from hf_sane.records._run_record import RunRecord
 
@@ -217,20 +215,9 @@ def run_family(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, then one data set after the other."""
-    parser = ScriptParser(__doc__)
-    parser.add_argument("--images", type=Path, required=True, help="folder with the .npz files")
-    parser.add_argument("--work", type=Path, required=True, help="folder of zoos and autoencoders")
-    parser.add_argument("--records", type=Path, required=True, help="folder of the run records")
-    parser.add_argument("--families", nargs="*", default=list(GREY), choices=list(GREY), metavar="DATA")
-    parser.add_argument("--children", type=int, default=600)
+    parser = families_parser(__doc__)
     parser.add_argument("--broken", type=int, default=400, help="sabotaged test networks")
-    parser.add_argument("--epochs", type=int, default=30, help="passes of each SANE over the training children")
-    parser.add_argument("--hidden-size", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(argv)
-    tune_allocator()
-    for name in options.families:
-        run_family(name, options)
+    run_families(run_family, parser, argv)
 
 
 if __name__ == "__main__":

@@ -164,7 +164,9 @@ def test_what_reads_is_no_write(call):
 
 IMPORTED = (  # by other scripts
     "ablation_variants.py",
+    "autoencoders.py",
     "children_prompts.py",
+    "families.py",
     "field_probes.py",
     "field_symmetries.py",
     "forests.py",
