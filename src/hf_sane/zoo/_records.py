@@ -74,7 +74,7 @@ IMPORT_FEATURES = Features(
 METRIC_PREFIX = "metric_"  # prefix of columns with metrics from cards: float64, null if a card has none
 # Stored once per file.
 REPEATING = (*CHOICES, ANCESTOR, "combination", "author", "base_model", "license", "library_name", "pipeline_tag")
-ROW_GROUP_BYTES = 32 * 2**20  # one Arrow batch; below 2^31 scalars, since list offsets are int32
+ROW_GROUP_BYTES = 8 * 2**20  # one Arrow batch; readers hold several times as much, and list offsets are int32
 MAX_ROWS_PER_GROUP = 1000
 SHARD_BYTES = 500 * 2**20
 
