@@ -36,10 +36,12 @@ SMALL = {
 # Too large for a test, or in need of files that are not in the repository, of a browser or of a network.
 BY_HAND = {"released_resnets", "released_wheel", "explore"}
 IMPORTED = {"running", "forests", "released_cifar"}  # by other benchmarks
-ELSEWHERE = {  # in test_lora_benchmarks.py, test_matrix.py, tests/test_packaging.py and files of their own names
+ELSEWHERE = {  # in files of their own names, test_lora_benchmarks.py, test_matrix.py and others
     "accuracy_transfer",
     "adapt_sane",
     "beyond_vision",
+    "collection_costs",
+    "collection_plan",
     "cross_architecture",
     "dependency_matrix",
     "lora_finetuning",
