@@ -25,8 +25,8 @@ class RegionMap:
 
     After Gueta et al. 2023 (arXiv:2302.04863): networks fine-tuned on one data set form a region, networks of one task
     a wider region, and points within a region perform as well as its corners. There, all networks descend from one
-    network; here, they may be aligned first, see [`from_networks`]. `hf_sane.map_regions` also
-    maps latents of a SANE, and adapters.
+    network; here, they may be aligned first, see [`from_networks`]. `hf_sane.map_regions` also maps latents of
+    a SANE, and adapters.
 
     Attributes:
         points: `[M, P]` float, one network each.
