@@ -24,7 +24,7 @@ def train_sane(
         layout: Their layout.
         latent_dim: Latents per token.
         folder: Folder of the run; a finished one is reused.
-        options: Of the experiment, with `hidden_size`, `epochs` and `seed`.
+        options: Options of the experiment, with `hidden_size`, `epochs` and `seed`.
         **settings: Further settings of pre-training; `model` has further settings of the model.
     """
     model = {

@@ -69,7 +69,7 @@ def test_a_tar_that_climbs_out_is_not_unpacked(tmp_path):
             archive.addfile(entry, io.BytesIO(b"evil"))
     with pytest.raises(ValueError, match="a tar archive; unpack it"):
         load_state_dict(folder / "model.pth")
-    with pytest.raises(ValueError, match="cannot be opened with weights_only=True"):
+    with pytest.raises(ValueError, match=r"expected a whole file of torch\.save"):
         unpickle(folder / "model.pth")
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["model.pth"]
 

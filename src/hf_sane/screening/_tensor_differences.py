@@ -145,7 +145,7 @@ def compare_tensors(
     is_quantised = not is_rounding and is_near and (is_rounded(x, y) or is_rounded(y, x))
     has_rank = finds_rank and not is_rounding and not is_quantised and found.distance < MAX_RANKED_DISTANCE
     noise = SHARE * _precision(kinds) * found.joint_norm + EPS * found.difference_norm  # of the sum, and of a product
-    rank = low_rank(gap, tolerance=noise) if has_rank else None
+    rank = difference_rank(gap, tolerance=noise) if has_rank else None
     return replace(found, is_cast=is_cast, is_rounding=is_rounding, is_quantised=is_quantised, rank=rank)
 
 
@@ -201,7 +201,7 @@ def _is_on_grid(rows: Tensor, grids: Tensor) -> bool:
     return hits >= ON_GRID * total
 
 
-def low_rank(difference: Tensor, *, tolerance: float) -> int | None:
+def difference_rank(difference: Tensor, *, tolerance: float) -> int | None:
     """The rank of a matrix if it is low: at most a quarter of its sides, and at most 128.
 
     Few rows or columns that differ have a low rank, too, but that says nothing: they do not count.
