@@ -55,10 +55,10 @@ KINDS = ("seconds", "read", "written")
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process used.
+    """Resources that a process used.
 
     Attributes:
-        seconds: Of the processor, without waiting for the disk or for other processes.
+        seconds: Processor time, without waiting for the disk or for other processes.
         read: Bytes read from the disk.
         written: Bytes written to files.
         memory: Largest anonymous memory, in bytes.
@@ -168,7 +168,7 @@ def fit_costs(collections: Sequence[dict[str, Any]], step: str) -> dict[str, dic
 
 
 def predict(costs: dict[str, dict[str, float]], collection: dict[str, Any]) -> dict[str, float]:
-    """What the costs say about a collection."""
+    """Resources of a collection, predicted from costs."""
     scales = {kind: "largest" if kind == "memory" else "bytes" for kind in costs}
     return {
         kind: cost["fixed"]

@@ -34,7 +34,7 @@ Cost = Mapping[str, Mapping[str, float]]  # seconds, read, written, memory: each
 
 @dataclass(frozen=True)
 class Machine:
-    """What the work runs on.
+    """Workers, their disk, and how often they fail.
 
     Attributes:
         workers: Processes with one thread each.
@@ -49,7 +49,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step needs.
+    """Resources that a step needs.
 
     Attributes:
         hours: From the start to the end of the last part.
