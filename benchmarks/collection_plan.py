@@ -56,7 +56,7 @@ class Outcome:
         hours_lost: Hours of all workers on work that was thrown away.
         read: Bytes that are read.
         written: Bytes that are written.
-        memory: Largest memory of a worker, in bytes.
+        memory: Largest memory of a worker, in bytes; `None` if it depends on settings.
         failures: How often a worker is killed.
     """
 
@@ -64,14 +64,14 @@ class Outcome:
     hours_lost: float
     read: float
     written: float
-    memory: float
+    memory: float | None
     failures: int
 
 
-def draw_sizes(networks: int, total: float, sigma: float, seed: int) -> np.ndarray:
-    """Bytes of each network, log-normal, with a given sum."""
+def draw_sizes(networks: int, total: float, sigma: float, seed: int, largest: float = math.inf) -> np.ndarray:
+    """Bytes of each network, log-normal up to `largest`, with about the given sum."""
     drawn = np.random.default_rng(seed).lognormal(0.0, sigma, networks)
-    return drawn * (total / drawn.sum())
+    return np.minimum(drawn * (total / drawn.sum()), largest)
 
 
 def simulate(
@@ -143,13 +143,12 @@ def simulate_epoch(sizes: np.ndarray, cost: Cost, machine: Machine, restart: Map
     work = max(each["seconds"] / machine.workers, read / machine.bandwidth)
     failures = work / DAY * machine.failures_per_day * machine.workers
     lost = failures * (cost["seconds"]["fixed"] + restart["seconds"] / 2)
-    memory = cost["memory"]
     return Outcome(
         hours=(cost["seconds"]["fixed"] + work + lost) / HOUR,
         hours_lost=lost * machine.workers / HOUR,
         read=read + failures * restart["read"] * machine.workers,
         written=each["written"],
-        memory=memory["fixed"] + memory["per_byte"] * float(sizes.max()),
+        memory=None,  # of the shuffle buffer
         failures=round(failures),
     )
 
@@ -189,6 +188,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--costs", type=Path, default=COSTS, help="record of collection_costs.py")
     parser.add_argument("--networks", type=int, default=100_000)
     parser.add_argument("--gigabytes", type=float, default=1000.0, help="tokens of all networks")
+    parser.add_argument("--largest", type=float, default=500.0, help="megabytes of the largest network")
+    parser.add_argument("--buffer", type=int, default=100, help="rows of the shuffle buffer, and of the sample")
     parser.add_argument("--sigma", type=float, default=1.5, help="standard deviation of the logarithms of sizes")
     parser.add_argument("--workers", type=int, default=16, help="processes with one thread each")
     parser.add_argument("--bandwidth", type=float, default=500.0, help="megabytes per second of all workers together")
@@ -200,10 +201,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if options.plot is not None:
         check_may_replace(options.plot, PICTURE)
     measured = json.loads(options.costs.read_text(encoding="utf-8"))["results"]
-    sizes = draw_sizes(options.networks, options.gigabytes * 1e9, options.sigma, options.seed)
+    sizes = draw_sizes(options.networks, options.gigabytes * 1e9, options.sigma, options.seed, options.largest * 1e6)
     machine = Machine(options.workers, options.bandwidth * 1e6, options.failures)
-    restarts = measured["restarts"]["pretrain"]
-    restart = {"seconds": 60 * options.checkpoint_minutes, "read": restarts["again"]["read"]}
+    restart = {"seconds": 60 * options.checkpoint_minutes, "read": 2 * options.buffer * float(sizes.mean())}
     results = {
         "sizes": {"mean": float(sizes.mean()), "median": float(np.median(sizes)), "largest": float(sizes.max())},
         "machine": asdict(machine),

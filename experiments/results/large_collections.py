@@ -54,7 +54,7 @@ def _outcome(found: dict[str, Any]) -> list[str]:
         f"{_hours(found['hours_lost'])}",
         _bytes(found["read"]),
         _bytes(found["written"]),
-        _bytes(found["memory"]),
+        "by buffer" if found["memory"] is None else _bytes(found["memory"]),
         f"{found['failures']:,}",
     ]
 
@@ -88,14 +88,12 @@ def _costs_text(measured: dict[str, Any], hardware: dict[str, Any]) -> str:
 
 
 def _restart_text(measured: dict[str, Any]) -> str:
-    trained, imported = measured["restarts"]["pretrain"], measured["restarts"]["import"]
-    mixture = measured["collections"]["mixture"]
-    again, whole = (_bytes(trained[name]["read"]) for name in ("again", "undisturbed"))
+    imported, mixture = measured["restarts"]["import"], measured["collections"]["mixture"]
     return (
-        "Restarts, measured: an import that was killed after half of its networks read "
-        f"{_bytes(imported['again']['read'])} when it was repeated, of {_bytes(mixture['bytes'])} in all. A "
-        f"pre-training run of {measured['epochs']} epochs that was killed half-way read {again} after `--resume`; an "
-        f"undisturbed run read {whole}."
+        "Restarts: an import of the mixture that was killed after half of its networks read "
+        f"{_bytes(imported['again']['read'])} when it was repeated, of {_bytes(mixture['bytes'])} in all. Pre-training "
+        "that is resumed reads its sample and the rows of its buffer again, and no others. Its memory is that of the "
+        "rows in both, several times over."
     )
 
 

@@ -127,13 +127,13 @@ def test_processes_are_watched_and_stopped(costs, tmp_path):
 
 def test_the_plan_is_simulated_from_a_record_of_costs(plan, tmp_path):
     steps = dict.fromkeys(("scan", "import", "embed", "pretrain"), cost((5.0, 0.01, 1e-8), (0, 0, 1.0), (0, 0, 0.1)))
-    restarts = {"pretrain": {"again": {"read": 1e6}}}
     record = tmp_path / "costs.json"
-    record.write_text(json.dumps({"results": {"costs": steps, "restarts": restarts}}))
+    record.write_text(json.dumps({"results": {"costs": steps}}))
     output, plot = tmp_path / "plan.json", tmp_path / "plan.png"
     words = ["--costs", str(record), "--networks", "1000", "--gigabytes", "2", "--output", str(output)]
     results = plan.main([*words, "--plot", str(plot)])
     assert json.loads(output.read_text())["results"]["steps"]["scan"]["best"] == results["steps"]["scan"]["best"]
     assert set(results["steps"]["import"]["parts"]) == {"100", "300", "1000"}
     assert results["steps"]["import"]["parts"]["100"]["read"] == pytest.approx(2e9)
+    assert results["sizes"]["largest"] <= 500e6
     assert plot.stat().st_size > 1000
