@@ -36,7 +36,7 @@ def plan_block(folder: Path) -> str:
         best = found["parts"][str(found["best"])]
         rows.append([step, f"{found['best']:,}", *_outcome(best)])
     rows.append(["pretrain, one epoch", "all", *_outcome(results["epoch"])])
-    header = ["step", "networks per command", "time", "of it lost", "read", "written", "memory of a worker", "kills"]
+    header = ["step", "networks per command", "time", "lost, all workers", "read", "written", "memory", "kills"]
     return (
         f"Assumptions ([record](../../runs/benchmarks/{PLAN})): sizes are log-normal with a mean of "
         f"{_bytes(sizes['mean'])}, a median of {_bytes(sizes['median'])} and a largest network of "
@@ -91,8 +91,8 @@ def _restart_text(measured: dict[str, Any]) -> str:
     imported, mixture = measured["restarts"]["import"], measured["collections"]["mixture"]
     return (
         "Restarts: an import of the mixture that was killed after half of its networks read "
-        f"{_bytes(imported['again']['read'])} when it was repeated, of {_bytes(mixture['bytes'])} in all. Pre-training "
-        "that is resumed reads its sample and the rows of its buffer again, and no others. Its memory is that of the "
+        f"{_bytes(imported['again']['read'])} when it was repeated, of {_bytes(mixture['bytes'])} in all. "
+        "Pre-training that is resumed reads its sample and the rows of its buffer again, and no others. Its memory is that of the "
         "rows in both, several times over."
     )
 
