@@ -89,11 +89,11 @@ def _costs_text(measured: dict[str, Any], hardware: dict[str, Any]) -> str:
 
 def _restart_text(measured: dict[str, Any]) -> str:
     imported, mixture = measured["restarts"]["import"], measured["collections"]["mixture"]
+    again, whole = _bytes(imported["again"]["read"]), _bytes(mixture["bytes"])
     return (
-        "Restarts: an import of the mixture that was killed after half of its networks read "
-        f"{_bytes(imported['again']['read'])} when it was repeated, of {_bytes(mixture['bytes'])} in all. "
-        "Pre-training that is resumed reads its sample and the rows of its buffer again, and no others. Its memory is that of the "
-        "rows in both, several times over."
+        f"Restarts: an import of the mixture that was killed after half of its networks read {again} when it was "
+        f"repeated, of {whole} in all. Pre-training that is resumed reads its sample and the rows of its buffer again, "
+        "and no others. Its memory is that of the rows in both, several times over."
     )
 
 
