@@ -92,8 +92,8 @@ def _restart_text(measured: dict[str, Any]) -> str:
     again, whole = _bytes(imported["again"]["read"]), _bytes(mixture["bytes"])
     return (
         f"Restarts: an import of the mixture that was killed after half of its networks read {again} when it was "
-        f"repeated, of {whole} in all. Pre-training that is resumed reads its sample and the rows of its buffer again, "
-        "and no others. Its memory is that of the rows in both, several times over."
+        f"repeated, of {whole} in all. Pre-training that is resumed reads its sample and the rows of its buffer "
+        "again, and no others. Its memory is that of the rows in both, several times over."
     )
 
 
