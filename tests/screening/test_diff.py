@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import hf_sane
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_s, mlp
+from hf_sane.networks import _modules
 from hf_sane.symmetry import permutation_spec
 from hf_sane.zoo._dataset import Zoo
 
@@ -363,6 +364,22 @@ def test_what_alignment_does_not_find_is_not_contradicted(saved, monkeypatch):
     assert (result.difference.relation, result.difference.likeness) == ("undecided", "equal")
     assert result.difference.unaligned is None
     assert "far apart even with the channels matched, but by their fingerprints, equal weights" in result.verdict
+
+
+def test_a_module_without_example_inputs_is_called_so(monkeypatch):
+    monkeypatch.setattr(_modules, "_REGISTERED", {})
+
+    def make_untraced():
+        return nn.Sequential(nn.Linear(7, 3), nn.ReLU(), nn.Linear(3, 2))
+
+    first, other = make_untraced().state_dict(), make_untraced().state_dict()
+    assert "pass the code of the network" in hf_sane.diff(first, other).difference.unaligned
+    name = hf_sane.register_architecture(make_untraced).name
+    reason = hf_sane.diff(first, other).difference.unaligned
+    assert reason == (
+        f"tracing the symmetries requires example inputs of the module {name}; pass the shape of its inputs: "
+        f"hf_sane.register_architecture({name}, example_inputs), or --module-input 1,28,28"
+    )
 
 
 def test_nan_are_equal_to_themselves(saved):

@@ -364,6 +364,16 @@ def test_the_exit_code_is_what_was_asked_for(fail_on, expected, tmp_path):
     assert hf_sane.scan(tmp_path / "x.safetensors", fail_on=fail_on).exit_code == expected
 
 
+def test_a_matrix_with_nan_is_scanned_but_has_no_spectrum(tmp_path):
+    tensors = {"first.weight": torch.randn(70, 60), "other.weight": torch.randn(60, 70)}
+    tensors["other.weight"][3, 4] = torch.nan
+    save_file(tensors, tmp_path / "x.safetensors")
+    result = hf_sane.scan(tmp_path / "x.safetensors")
+    assert result.scans[0].skipped == {"other.weight": "no spectrum: NaN or infinite weights"}
+    assert "\nskipped\n  other.weight: no spectrum: NaN or infinite weights\n" in str(result)
+    assert "  - skipped: other.weight: no spectrum: NaN" in result.to_markdown()
+
+
 def test_what_was_not_measured_does_not_pass(tmp_path, hf_sane_command):
     save_file(network(), tmp_path / "x.safetensors")
     told = hf_sane_command("scan", tmp_path / "x.safetensors", "--budget", "1%", "--fail-on", "alpha>1e6", exit_code=1)

@@ -1,5 +1,6 @@
 """Options from a settings dataclass: every kind of field, only what was given, old spellings, errors."""
 
+import json
 import keyword
 import re
 from collections import defaultdict
@@ -15,7 +16,7 @@ from hf_sane.records._run_files import read_run_file
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import FORMER_NAMES_END, option_name, setting
 from hf_sane.training._settings import PretrainSettings
-from hf_sane.workflows.command_line import own_options, run_workflow
+from hf_sane.workflows.command_line import modern_arguments, own_options, run_workflow
 from hf_sane.workflows.probe import ProbeSettings
 from hf_sane.workflows.results import Result, Table
 from hf_sane.workflows.soup import SoupSettings
@@ -248,3 +249,24 @@ def test_former_names_of_fields_work_in_python_and_in_run_files(tmp_path):
     assert read_run_file(path, "hf-sane probe", ProbeSettings) == {
         **{"sane": "sane", "zoo": "zoo", "zoo_config": "mnist", "align": True}
     }
+
+
+@pytest.mark.parametrize(
+    ("verb", "old", "now"),
+    [
+        ("diff", {"first": "a", "other": "b"}, {"checkpoint": "a", "other": "b"}),
+        ("lineage", {"sources": ["a", "b"]}, {"checkpoints": ["a", "b"]}),
+        ("pretrain", {"pretrained": "a", "pretrained_subfolder": "b"}, {"from_": "a", "from_subfolder": "b"}),
+        ("scan", {"sources": ["a"]}, {"checkpoints": ["a"]}),
+        ("search", {"query": "a", "index": "b"}, {"checkpoint": "a", "index": "b"}),
+        ("soup", {"ingredients": ["a", "b"]}, {"networks": ["a", "b"]}),
+        ("start", {"source": "a"}, {"from_": "a"}),
+    ],
+)
+def test_run_files_from_before_arguments_were_renamed_repeat_their_runs(verb, old, now, tmp_path):
+    (settings,) = (known.load()[0] for known in VERBS if known.name == verb)
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps({"verb": f"hf-sane {verb}", "settings": old}))
+    assert read_run_file(path, f"hf-sane {verb}", settings) == now
+    # These were no options, so that nothing else is taken for one.
+    assert modern_arguments(own_options(settings), list(old), program=verb) == list(old)

@@ -133,6 +133,9 @@ def test_its_zoo_is_aligned_by_traced_symmetries(own, zoo):
     found = Zoo.load(zoo)
     with pytest.raises(ValueError, match="--module my_file.py:MyModule --module-input 1,28,28"):
         hf_sane.align_zoo(found)
+    register_architecture(load_module(f"{own / 'two_heads.py'}:TwoHeads"), name="TwoHeads")
+    with pytest.raises(ValueError, match=r"example inputs of the module TwoHeads\); pass the shape of its inputs: "):
+        hf_sane.align_zoo(found)
     architecture = register(own)
     aligned = hf_sane.align_zoo(found)
     assert aligned.alignment is not None

@@ -46,7 +46,7 @@ def setting(
         factory: Function that creates the default, for lists and dictionaries.
         short: Short spelling of the option, such as `"-o"`.
         formerly: Former spellings of the option (`"--output_dir"`), which work for one version with a note, also as
-            names of the field (`output_dir`) in Python and in run files.
+            names of the field (`output_dir`) in Python and in run files; without dashes, only those.
         positional: Whether the field is a positional argument on the command line.
         split: Whether a list may be given as one text, separated by commas. Not for paths.
         opposite: Option that switches a flag off, such as `"--public"`; by default `--no-` and the name.

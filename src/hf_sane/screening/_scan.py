@@ -275,7 +275,7 @@ def _spectra(
         report = analyze_spectrum(tensors, SpectrumSettings(num_bootstrap=0, seed=settings.seed))
     except ValueError as error:  # none of these has a spectrum
         return None, {source: shorten(error)}
-    return report, dict(report.skipped)
+    return report, {name: f"no spectrum: {reason}" for name, reason in report.skipped.items()}
 
 
 def _unreadable(checkpoint: CheckpointSource, error: InvalidFileError, *, is_named: bool) -> Scan:

@@ -54,4 +54,8 @@ def find_symmetries(
         except (OSError, TypeError, ValueError) as error:
             reasons.append(shorten(str(error).removeprefix(f"{source}: ").partition("; pass the code")[0]))
     advice = "pass the code of the network: hf_sane.register_architecture, or --module"
+    if found is not None:
+        reasons = [f"tracing the symmetries requires example inputs of the module {found.name}"]
+        advice = f"pass the shape of its inputs: hf_sane.register_architecture({found.name}, example_inputs), or "
+        advice += "--module-input 1,28,28"
     return None, f"{reasons[0] if reasons else 'there is no config.json next to the weights'}; {advice}"

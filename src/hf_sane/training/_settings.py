@@ -67,7 +67,9 @@ class PretrainSettings(WindowSettings, ModuleSettings):
         default=None,
         formerly="--pretrained",
     )
-    from_subfolder: str | None = setting("Subfolder with that SANE, in its folder or repository.", default=None)
+    from_subfolder: str | None = setting(
+        "Subfolder with that SANE, in its folder or repository.", default=None, formerly="pretrained_subfolder"
+    )
     lora: bool = setting(
         "Freeze the pretrained model and train a LoRA adapter for it (docs/how-to/lora.md).", default=False
     )

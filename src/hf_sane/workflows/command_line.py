@@ -216,7 +216,8 @@ def _former_spellings(options: Sequence[Field]) -> Iterator[tuple[str, str]]:
     for entry in options:
         for old in entry.metadata.get("formerly", ()):
             name, equals, value = old.partition("=")
-            yield name, f"{option_name(entry)}{equals}{value}"
+            if name.startswith("--"):
+                yield name, f"{option_name(entry)}{equals}{value}"
 
 
 def _current_name(word: str, known: dict[str, Field], former: dict[str, str]) -> str:

@@ -53,7 +53,9 @@ PRODUCTS = "the same change of the base: the products of the factors are equal u
 class DiffSettings(ModuleSettings, WeightsSettings, AlignmentSettings, PlotSettings):
     """Settings of [`diff`]."""
 
-    checkpoint: Source = setting("Checkpoint (file, folder or Hub repo id) or LoRA adapter.", positional=True)
+    checkpoint: Source = setting(
+        "Checkpoint (file, folder or Hub repo id) or LoRA adapter.", positional=True, formerly="first"
+    )
     other: Source = setting("Checkpoint or adapter to compare it with.", positional=True)
     output: Path | None = setting(
         "New folder for the comparison, a plot and the run record.", default=None, short="-o"

@@ -39,7 +39,9 @@ class LineageSettings(ModuleSettings, WeightsSettings, AlignmentSettings, PlotSe
     """Settings of [`lineage`]."""
 
     checkpoints: list[Source] = setting(
-        "Two or more checkpoints: files, folders or Hub repo ids; or LoRA adapters.", positional=True
+        "Two or more checkpoints: files, folders or Hub repo ids; or LoRA adapters.",
+        positional=True,
+        formerly="sources",
     )
     output: Path | None = setting(
         "New folder for the family trees, a plot and the run record.", default=None, short="-o"

@@ -59,6 +59,7 @@ class ScanSettings(SamplingSettings, WeightsSettings, SaneSettings, WorkerSettin
         "Checkpoints: files, folders or Hub repo ids. A folder that is not a checkpoint itself stands for all "
         "checkpoints in it.",
         positional=True,
+        formerly="sources",
     )
     output: Path | None = setting(
         "New folder for the report (JSON, Markdown, SARIF) and the run record.", default=None, short="-o"
@@ -233,11 +234,11 @@ class ScanResult(Result):
             columns = ("checkpoint", "format", "tensors", "weights", "read", "findings")
             rows = [[*_facts(scan), _counts(scan.findings)] for scan in self.scans]
             broken = [scan for scan in self.scans if scan.findings]
-            skipped = [table for scan in self.scans for table in _skipped(scan, title=f"{scan.source}: not scanned")]
+            skipped = [table for scan in self.scans for table in _skipped(scan, title=f"{scan.source}: skipped")]
             lists = (_list_of(scan, title=scan.source) for scan in broken)
             return [Table(columns, rows), *lists, *skipped, *self._unmet()]
         tables = [_list_of(self.scans[0], title="findings" if self.scans[0].findings else "no findings")]
-        tables += [*_skipped(self.scans[0], title="not scanned"), *self._unmet()]
+        tables += [*_skipped(self.scans[0], title="skipped"), *self._unmet()]
         tensors = self.scans[0].to_dict()["tensors"]
         header = ("tensor", "shape", "dtype", "read", "mean", "std", "largest", "kurtosis", "alpha", "st. rank")
         caption = f"and {len(tensors) - MAX_ROWS} more: see --json" if len(tensors) > MAX_ROWS else ""
@@ -257,7 +258,7 @@ class ScanResult(Result):
             lines.append(f"- {markdown_text(scan.source)}: {markdown_text(scan.format)}, {_read(scan)}")
             lines += [f"  - **{x.severity}** ({x.rule}): {markdown_text(x.message)}" for x in scan.findings]
             lines += [] if scan.findings else ["  - no findings"]
-            lines += [f"  - not scanned: {markdown_text(line)}" for line in _shown(scan)]
+            lines += [f"  - skipped: {markdown_text(line)}" for line in _shown(scan)]
         return "\n".join([*lines, "", f"Made by `hf-sane scan` (hf_sane {self.record.versions['hf_sane']})."]) + "\n"
 
     def to_sarif(self) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class IndexResult(Result):
 class SearchSettings(WeightsSettings):
     """Settings of [`search`]."""
 
-    checkpoint: Source = setting("Checkpoint: a file, folder or Hub repo id.", positional=True)
+    checkpoint: Source = setting("Checkpoint: a file, folder or Hub repo id.", positional=True, formerly="query")
     index: str | Path | NetworkIndex = setting("Folder of the index, from hf-sane index.")
     count: int = setting("Number of networks to list.", default=5, least=1)
 

@@ -60,6 +60,7 @@ class SoupSettings(WeightsSettings, ImageSettings, MetricSettings, TextSettings,
         "Networks to average: model folders, a folder that contains them, Hub repo ids (repo@revision), or LoRA "
         "adapters.",
         positional=True,
+        formerly="ingredients",
     )
     output: Path | None = setting("New folder for the averaged model and its card.", short="-o", formerly="--out")
     method: str = setting(

@@ -50,6 +50,7 @@ class StartSettings(CheckedSettings):
         "SANE that comes with networks to sample around (folder or Hub repo id); by default the built-in one, for "
         "colour or greyscale images of 32 pixels.",
         default=None,
+        formerly="source",
     )
     num_candidates: int = setting("Number of networks to draw and evaluate in each round.", default=60, least=2)
     num_starts: int = setting("Number of networks of each kind to fine-tune; the best is kept.", default=4, least=1)

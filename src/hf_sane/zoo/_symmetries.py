@@ -76,11 +76,14 @@ def network_spec(
         return imported_spec(facts.architectures[architecture]["config"], structure)
     except (TypeError, ValueError) as error:
         others = f"; the module {name_some(registered_names())} has other tensors" if registered_names() else ""
+        reason, missing, module, code = f"{error}{others}", "their code", "MyModule", "--module my_file.py:MyModule "
+        if registered is not None:
+            module, code = registered.name, ""
+            reason, missing = f"tracing them requires example inputs of the module {module}", "the shape of its inputs"
         raise UnknownSymmetriesError(
             f"the symmetries of the imported networks {architecture!r} (layout {layout!r}) are unknown "
-            f"({error}{others}); pass their code: hf_sane.register_architecture(MyModule, example_inputs), or "
-            "--module my_file.py:MyModule --module-input 1,28,28; or use the view 'original' "
-            "(twice for the contrastive loss)"
+            f"({reason}); pass {missing}: hf_sane.register_architecture({module}, example_inputs), or "
+            f"{code}--module-input 1,28,28; or use the view 'original' (twice for the contrastive loss)"
         ) from error
 
 
