@@ -37,6 +37,8 @@ def test_a_second_kind_of_processor_has_a_column_of_its_own(tmp_path):
         "not measured |",
     ]
     assert "AVX2: Other Processor, 2 cores, bf16 products at 0.01 x" in text
+    (tmp_path / "benchmarks" / "zoo_import.json").unlink()
+    text = performance.performance_block(tmp_path / "benchmarks")
     assert "of resident memory" not in text
     imports = json.loads((ROOT / "runs/benchmarks/avx2/zoo_import.json").read_text()) | {"peak_rss_bytes": 1.5e9}
     (other / "zoo_import.json").write_text(json.dumps(imports))
