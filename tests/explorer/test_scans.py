@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 
 import hf_sane
 from hf_sane.explorer._scans import is_scan, list_findings, list_scans, list_tensors, read_scans
-from hf_sane.workflows.explore import open_scans
+from hf_sane.records._run_record import RunRecord
+from hf_sane.workflows.explore import ExploreResult, open_scans
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,13 @@ def test_checkpoints_are_scanned_first(folder):
     assert told(open_scans(folder / "bad.safetensors")) == [
         x for x in told(open_scans(folder / "out")) if "bad" in x[0]
     ]
+
+
+def test_the_page_ends_with_the_number_of_checkpoints():
+    record = RunRecord(command="explore", results={"networks": 2})
+    for shown in ("networks", "checkpoints"):
+        result = ExploreResult(record=record, address="http://127.0.0.1:7860/", shown=shown)
+        assert str(result).startswith(f"2 {shown} were shown at http://127.0.0.1:7860/")
 
 
 def test_a_damaged_report_is_refused(folder, tmp_path):

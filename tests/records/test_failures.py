@@ -1,11 +1,14 @@
 """Scripts fail as the command line does: one line for what the user can mend, a traceback for everything else."""
 
 import errno
+import os
 import sys
 
 import pytest
 
 from hf_sane.records._failures import describe_error, run_script
+from hf_sane.records._run_record import RunRecord
+from hf_sane.workflows.results import Result
 
 
 @pytest.mark.parametrize("error", [OSError("disk\nfull"), KeyError("disk full"), ValueError("disk full")])
@@ -56,3 +59,26 @@ def test_other_errors_are_not_hidden_and_exit_codes_pass():
         with pytest.raises(SystemExit) as ended:
             run_script(lambda result=result: result, name="x.py")
         assert ended.value.code == code
+
+
+def test_output_that_nobody_reads_ends_the_program_quietly(monkeypatch, capsys):
+    def end(main):
+        with pytest.raises(SystemExit) as left:
+            run_script(main, name="x")
+        return left.value.code, capsys.readouterr().err
+
+    def lose_connection():
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    assert end(lose_connection) == (2, "x: [Errno 32] Broken pipe\n")  # of something else than the output
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        result = Result(record=RunRecord(command="x"), notes=["a note"])
+        assert end(result.print) == (141, "")
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert end(lambda: sys.stdout.write("a table\n") and sys.stdout.flush()) == (141, "")

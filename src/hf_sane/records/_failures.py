@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import select
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ MAX_MESSAGE = 4000  # characters
 # Message of strict dataclasses of huggingface_hub about a value of a `Literal`.
 CHOICE = re.compile(r"Field '(?P<name>\w+)' expected one of \((?P<choices>.*?),?\), got (?P<got>.*)", re.DOTALL)
 INTERRUPTED = 130  # exit code of a program that SIGINT ended, by convention of shells
+UNREAD = 141  # of one whose output nobody reads any more (SIGPIPE), by the same convention
 
 
 def expected_errors() -> tuple[type[Exception], ...]:
@@ -66,12 +68,15 @@ def reporting(name: str, *, as_json: bool = False, debug: bool = False) -> Itera
         debug: Do not catch these errors, so that their traceback is shown.
 
     Raises:
-        SystemExit: With exit code 2 for an expected error, 130 for an interruption (Ctrl-C, SIGINT).
+        SystemExit: With exit code 2 for an expected error, 130 for an interruption (Ctrl-C, SIGINT), and 141 without a
+            message if the reader of standard output is gone (`| head`).
     """
     with noting_outputs() as outputs:
         try:
             yield
         except expected_errors() as error:
+            if isinstance(error, BrokenPipeError) and _is_unread():
+                raise SystemExit(UNREAD) from error
             if debug:
                 raise
             print_error(describe_error(error), EXIT_CODE, name=name, as_json=as_json)
@@ -79,6 +84,22 @@ def reporting(name: str, *, as_json: bool = False, debug: bool = False) -> Itera
         except KeyboardInterrupt as interruption:
             print_error(describe_interruption(interruption, outputs), INTERRUPTED, name=name, as_json=as_json)
             raise SystemExit(INTERRUPTED) from interruption
+
+
+def _is_unread() -> bool:
+    """Whether the reader of standard output is gone; if so, what is left of the output is dropped."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    try:
+        descriptor = sys.stdout.fileno()
+    except (OSError, ValueError):  # not a file
+        return False
+    pipe = select.poll()
+    pipe.register(descriptor, 0)
+    if not any(event & select.POLLERR for _, event in pipe.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)  # Python flushes it at the end
+    return True
 
 
 def run_script(main: Callable[[], object], *, name: str) -> NoReturn:

@@ -101,6 +101,7 @@ class ExploreResult(Result):
 
     Attributes:
         address: Its address; empty if it was not opened.
+        shown: Kind of things on it.
         files: Content of the files of a Space.
     """
 
@@ -108,6 +109,7 @@ class ExploreResult(Result):
     JOB: ClassVar[str] = "space"
 
     address: str = ""
+    shown: str = "networks"
     files: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,7 +125,7 @@ class ExploreResult(Result):
         """Size and address of the page."""
         if not self.address:
             return ["push it with: hf upload user/name FOLDER --repo-type space"]
-        return [f"{self.record.results['networks']:,} networks were shown at {self.address}, which is closed"]
+        return [f"{self.record.results['networks']:,} {self.shown} were shown at {self.address}, which is closed"]
 
 
 def explore(source: str | Path | Zoo, sane: str | Path | SANE | None = None, **options: Any) -> ExploreResult:
@@ -166,18 +168,18 @@ def _show(settings: ExploreSettings, record: RunRecord, use: Callable[[str], Non
     assert settings.source is not None
     if isinstance(settings.source, Zoo) or is_zoo(settings.source) or not Path(settings.source).exists():
         atlas, sampler = open_atlas(settings)
-        title, count = str(atlas.zoo.source or atlas.zoo.facts.name), len(atlas)
+        title, count, shown = str(atlas.zoo.source or atlas.zoo.facts.name), len(atlas), "networks"
         page = build_page(atlas, title, sampler, can_write=not settings.hosted)
     else:
         scans = open_scans(settings.source)
-        title, count = str(settings.source), len(scans)
+        title, count, shown = str(settings.source), len(scans), "checkpoints"
         page = build_scan_page(scans, title)
     address = serve(page, port=settings.port, share=settings.share, hosted=settings.hosted)
     try:
         use(address)
     finally:
         page.close(verbose=False)
-    return ExploreResult(record=record.finish({"networks": count}), address=address)
+    return ExploreResult(record=record.finish({"networks": count}), address=address, shown=shown)
 
 
 def open_atlas(settings: ExploreSettings) -> tuple[Atlas, Callable[..., SampleResult] | None]:

@@ -123,8 +123,8 @@ class Result:
 
     def print(self, console: Console | None = None, *, notes: bool = True) -> None:
         """Print notes (unless they were already shown), tables, and the output path."""
-        console = console or Console(soft_wrap=True)
-        wide = console if console.is_terminal else Console(file=console.file, width=UNLIMITED)
+        console = console or _Console(soft_wrap=True)
+        wide = console if console.is_terminal else _Console(file=console.file, width=UNLIMITED)
         shown = self.notes if notes else []
         lines = self.summary()
         for line in (*shown, *lines):
@@ -223,6 +223,14 @@ def _text(line: str, *, style: str = "") -> Text:
     """Strip markup and terminal control sequences from a line that may contain untrusted names."""
     indent = line[: len(line) - len(line.lstrip(" "))]
     return Text(indent + shorten(line, MAX_LINE), style=style)
+
+
+class _Console(Console):
+    """A console that leaves output that nobody reads any more to the program, which has an exit code for it."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise the error that is handled."""
+        raise
 
 
 def _print_table(table: Table, console: Console) -> None:
