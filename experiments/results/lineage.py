@@ -44,12 +44,18 @@ def calibration_block(folder: Path) -> str:
     results = _record(folder, "lineage_trees.json")["results"]
     whole = results["calibration"]
     rows = [[f"{x['confidence']:.2f}", f"{x['right']:.2f}", f"{x['edges']}"] for x in whole["bins"]]
-    parts = ", ".join(f"{found['calibration']['ece']:.3f} ({name})" for name, found in results["held_out"].items())
+    forests = []
+    for name, found in results["held_out"].items():
+        one = found["calibration"]
+        said, right = (sum(x["edges"] * x[key] for x in one["bins"]) / one["edges"] for key in ("confidence", "right"))
+        forests.append([name, f"{one['edges']}", f"{said:.2f}", f"{right:.2f}", f"{one['ece']:.3f}"])
+    header = ["forests", "edges", "mean confidence", "share that is right", "calibration error"]
     return (
         f"{whole['edges']} edges of the same forests, without those between copies. The expected calibration error is "
         f"{whole['ece']:.3f}, the Brier score {whole['brier']:.3f} ({whole['brier_of_the_mean']:.3f} if every edge "
-        f"had the mean confidence). By forests, the calibration error is {parts}.\n\n"
-        f"{markdown_table(['mean confidence', 'share that is right', 'edges'], rows, numbers=True)}"
+        f"had the mean confidence).\n\n"
+        f"{markdown_table(['mean confidence', 'share that is right', 'edges'], rows, numbers=True)}\n\n"
+        f"{markdown_table(header, forests, numbers=True)}"
     )
 
 

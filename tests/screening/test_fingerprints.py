@@ -171,3 +171,20 @@ def test_a_damaged_index_is_refused(index, tmp_path):
     (tmp_path / "fingerprints.safetensors").write_bytes((index / "fingerprints.safetensors").read_bytes())
     with pytest.raises(InvalidFileError, match=r"groups\[0\]\.digests: expected a list of"):
         hf_sane.search({"w": torch.randn(3, 4)}, tmp_path)
+
+
+def test_what_is_not_indexed_is_listed(tmp_path):
+    state = {"w": torch.randn(9, 8, generator=torch.Generator().manual_seed(0))}
+    (tmp_path / "one" / "below").mkdir(parents=True)
+    for name in ("model.safetensors", "below/other.safetensors"):
+        save_file(state, tmp_path / "one" / name)
+    (tmp_path / "damaged.safetensors").write_bytes(b"?" * 40)
+    result = hf_sane.index_networks([tmp_path / "one", tmp_path / "damaged.safetensors"], tmp_path / "known")
+    below = str(tmp_path / "one" / "below" / "other.safetensors")
+    assert set(result.skipped) == {below, str(tmp_path / "damaged.safetensors")}
+    assert result.skipped[below].endswith(f"checkpoint {tmp_path / 'one'}, not indexed; pass it by its path")
+    with pytest.raises(ValueError, match=r"found none that can be read: /.*damaged.safetensors \(/"):
+        hf_sane.index_networks([tmp_path / "damaged.safetensors"], tmp_path / "none")
+    with pytest.raises(ValueError, match="found none that can be read: no files"):
+        hf_sane.index_networks([], tmp_path / "none")
+    assert not (tmp_path / "none").exists()

@@ -14,6 +14,7 @@ from torch import Tensor
 from hf_sane.core._types import StateDict
 from hf_sane.records._documents import read_document
 from hf_sane.records._errors import InvalidFileError, shorten
+from hf_sane.records._file_kinds import PICKLE_SUFFIXES
 from hf_sane.records._patience import patiently
 from hf_sane.records._sources import HubRepo, find_source
 from hf_sane.screening._experts import Experts
@@ -363,6 +364,12 @@ def visible_files(folder: Path) -> list[Path]:
         links = [name for name in folders if Path(place, name).is_symlink()]
         found += [Path(place, name) for name in sorted([*names, *links]) if not name.startswith(".")]
     return found
+
+
+def weights_below(folder: Path) -> list[Path]:
+    """Files in the subfolders of a checkpoint that are named like weights."""
+    suffixes = (".safetensors", ".gguf", ".onnx", *PICKLE_SUFFIXES)
+    return [x for x in visible_files(folder) if x.parent != folder and x.name.lower().endswith(suffixes)]
 
 
 def is_dangling(path: Path) -> bool:

@@ -5,13 +5,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
-from hf_sane.records._errors import shorten
+from hf_sane.records._errors import name_some, shorten
 from hf_sane.records._outputs import output_folder
 from hf_sane.records._progress import tracked
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import CheckedSettings, as_arguments, setting
 from hf_sane.records._sources import parse_source
-from hf_sane.screening._checkpoints import targets_in
+from hf_sane.screening._checkpoints import targets_in, weights_below
 from hf_sane.screening._fingerprints import Fingerprint, fingerprint, fingerprint_many
 from hf_sane.screening._index import Neighbour, NetworkIndex
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source
@@ -186,7 +186,8 @@ def run_index(settings: IndexSettings) -> IndexResult:
             else:
                 skipped[name] = found
         if not len(index):
-            raise ValueError(f"expected networks, found none that can be read: {shorten(skipped) or 'no files'}")
+            reasons = name_some(f"{name} ({reason})" for name, reason in skipped.items()) or "no files"
+            raise ValueError(f"expected networks, found none that can be read: {reasons}")
         record.finish({"networks": len(index), "skipped": len(skipped)})
         result = IndexResult(record=record, index=index, skipped=skipped)
         result.write_all(partial)
@@ -211,6 +212,8 @@ def _networks(settings: IndexSettings) -> Iterator[tuple[str, Fingerprint | str]
                 yield str(target), fingerprint(open_checkpoint(CheckpointSource(target)))
             except (OSError, TypeError, ValueError) as error:
                 yield str(target), shorten(error)
+            for path in weights_below(target) if isinstance(target, Path) and target.is_dir() else ():
+                yield str(path), f"in a subfolder of the checkpoint {target}, not indexed; pass it by its path"
 
 
 def _of_zoo(name: str, split: ZooSplit) -> Iterator[tuple[str, Fingerprint]]:
