@@ -1,6 +1,7 @@
 """Token streams agree with `encode`, their embeddings with those of whole networks, in little memory."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -220,7 +221,7 @@ print(peak - before)
 
 
 def test_memory_stays_small_for_a_large_checkpoint(tmp_path):
-    """256 MB of weights, of which one tensor holds half, in less than a sixth of that."""
+    """256 MB of weights, of which one tensor holds half, in less than an eighth of that."""
     size = 2**25
     save_file(
         {"a.weight": torch.zeros(size // 4096, 4096), "b.weight": torch.ones(size // 2048, 2048)},
@@ -232,6 +233,9 @@ def test_memory_stays_small_for_a_large_checkpoint(tmp_path):
         text=True,
         check=False,
         stdin=subprocess.DEVNULL,
+        # What is freed goes back to the system at once, so that only what is held counts: otherwise the allocator
+        # keeps between 5 and 25 MB that nobody uses, and the figure depends on how threads meet.
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"},
     )
     assert ran.returncode == 0, ran.stderr
-    assert int(ran.stdout) < 40 * 2**20
+    assert int(ran.stdout) < 32 * 2**20

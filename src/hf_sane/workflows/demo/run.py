@@ -19,7 +19,7 @@ from hf_sane.records._run_record import RunRecord
 from hf_sane.workflows.build_zoo import build_zoo
 from hf_sane.workflows.compare import compare_samplers
 from hf_sane.workflows.demo.plots import plane
-from hf_sane.workflows.demo.report import DemoResult, short_table
+from hf_sane.workflows.demo.report import PROPERTY_TITLES, DemoResult, short_table
 from hf_sane.workflows.demo.settings import DemoSettings
 from hf_sane.workflows.pretrain import pretrain
 from hf_sane.workflows.probe import probe
@@ -105,7 +105,7 @@ def fill_folder(output: Path, settings: DemoSettings) -> DemoResult:
         results |= {"probe": short_table(details), "probe_details": details}
         tested = zoos["hyperparameter"].splits["test"]
         points = plane(sane.embed(tested, pooling="layer_mean_std").double().numpy(), seed=settings.seed)
-        shown = {f"test networks by {name}": tested.column(name) for name in details}
+        shown = {f"test networks by {PROPERTY_TITLES[name]}": tested.column(name) for name in details}
     with stages("sample networks"):
         compared = compare_samplers(zoos["seed"], sane, data, condition=False, **settings.comparison())
     with stages("fine-tune samples and baselines"):
