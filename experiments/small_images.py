@@ -14,6 +14,7 @@ from typing import Any
 from script_options import ScriptParser
 
 import hf_sane
+from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.hub._publish import save_sane
 from hf_sane.networks._images import load_zoo_images
 from hf_sane.records._allocator import tune_allocator
@@ -68,6 +69,11 @@ def pretrain(zoo: Zoo, work: Path) -> hf_sane.SANE:
     return hf_sane.pretrain(zoo, output=folder, model=model, **PRETRAINING)
 
 
+def card_options(network_config: ZooConfig | None) -> dict[str, Any]:
+    """Title, licence and example of the card."""
+    return {"title": TITLE, "license_id": "mit", "network_config": network_config}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the options, run the missing stages, and save the autoencoder with its anchors."""
     parser = ScriptParser(__doc__)
@@ -88,8 +94,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     record.arguments, record.data = hide_folders_in(record.arguments), hide_folders_in(record.data)
     record.results |= measured | {"anchors": chosen}
     networks = [anchors.model(index) for index in range(len(anchors))]
-    options_of_card: dict[str, Any] = {"title": TITLE, "license_id": "mit", "network_config": train.known_config(0)}
-    save_sane(options.output, sane.model, sane.extractor, record, anchors=networks, **options_of_card)
+    card = card_options(train.known_config(0))
+    save_sane(options.output, sane.model, sane.extractor, record, anchors=networks, **card)
     print(f"wrote {options.output}: {measured}")
 
 

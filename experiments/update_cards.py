@@ -6,7 +6,8 @@ python experiments/update_cards.py --models ../models   # after experiments/pape
 python experiments/update_cards.py                      # render from model_cards/ and the demo's record
 python experiments/update_cards.py --check              # exit 1 if a card differs from its record
 
-It also updates the manifests of pretrained/; run it after changing a file there.
+It also updates the cards and manifests of pretrained/ and of the autoencoder in the package; run it after changing a
+file there.
 """
 
 import importlib
@@ -21,22 +22,24 @@ from script_options import ScriptParser
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.hub._cards import DEMO_NETWORK, DEMO_SANE, network_card, sane_card
-from hf_sane.hub._publish import SANE
+from hf_sane.hub._publish import ANCHORS, SANE
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.records._failures import run_script
 from hf_sane.records._files import write_atomically
 from hf_sane.records._manifests import MANIFEST, Manifest
-from hf_sane.records._run_record import RunRecord
+from hf_sane.records._run_record import RECORD, RunRecord
 from hf_sane.sampling._export import NETWORK, Provenance
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization._loading import load_config
 from hf_sane.zoo._cards import zoo_card
 from hf_sane.zoo._facts import FILE_NAME, read_facts
 
-models = importlib.import_module("paper_models")  # the script next to this one
+models = importlib.import_module("paper_models")  # the scripts next to this one
+small_images = importlib.import_module("small_images")
 
 ROOT = Path(__file__).parents[1]
 PAPER_ZOOS, PAPER_MODELS = "paper_zoos", "paper_models"
+PACKAGED = "src/hf_sane/pretrained/small_images"
 # Files of each artefact of the demo that its card is rendered from; they are kept next to the card.
 CARD_FACTS = {
     "sane": ("config.json", "preprocessor_config.json"),
@@ -67,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rendered[cards / PAPER_ZOOS / "README.md"] = zoo_card(read_facts(cards / PAPER_ZOOS))
     for folder in (cards / PAPER_MODELS, ROOT / "pretrained"):
         rendered |= models.render_cards(folder)
+    rendered[ROOT / PACKAGED / "README.md"] = packaged_card(ROOT / PACKAGED)
     outdated = {
         page: text for page, text in rendered.items() if not page.exists() or page.read_text(encoding="utf-8") != text
     }
@@ -75,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not options.check:
             with write_atomically(page) as partial:
                 partial.write_text(text, encoding="utf-8")
-    stale = renew_manifests(ROOT / "pretrained", check=options.check)
+    stale = renew_manifests(check=options.check)
     return int(options.check and bool(outdated or stale))
 
 
@@ -124,18 +128,29 @@ def render_demo_cards(folder: Path, report: Mapping[str, Any]) -> dict[str, str]
     return {"sane": str(sane), "sampled/network_0": str(network), "zoos": zoo_card(read_facts(folder / "zoos"))}
 
 
-def renew_manifests(models_folder: Path, *, check: bool) -> list[Path]:
+def packaged_card(folder: Path) -> str:
+    """The card of the autoencoder that comes with the package, from its configuration and run record."""
+    network_config = load_config(folder / ANCHORS / "anchor_0")
+    assert isinstance(network_config, ZooConfig)
+    card = sane_card(
+        SANEConfig.from_pretrained(folder),
+        SANEFeatureExtractor.from_pretrained(folder),
+        RunRecord.load(folder / RECORD),
+        **small_images.card_options(network_config),
+    )
+    return str(card)
+
+
+def renew_manifests(*, check: bool) -> list[Path]:
     """Rewrite the manifests of committed models, where changes are tracked by git."""
-    stale = []
+    jobs = {ROOT / PACKAGED: SANE}
     for kind, job in (("sane", SANE), ("sampled", NETWORK)):
-        for folder in sorted(models_folder.glob(f"{kind}-*")):
-            manifest = Manifest.of(folder, job)
-            if manifest == Manifest.load(folder):
-                continue
-            print(f"{'out of date' if check else 'wrote'}: {(folder / MANIFEST).relative_to(ROOT)}")
-            if not check:
-                manifest.save(folder)
-            stale.append(folder)
+        jobs |= dict.fromkeys(sorted((ROOT / "pretrained").glob(f"{kind}-*")), job)
+    stale = [folder for folder, job in jobs.items() if Manifest.of(folder, job) != Manifest.load(folder)]
+    for folder in stale:
+        print(f"{'out of date' if check else 'wrote'}: {(folder / MANIFEST).relative_to(ROOT)}")
+        if not check:
+            Manifest.of(folder, jobs[folder]).save(folder)
     return stale
 
 

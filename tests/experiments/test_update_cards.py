@@ -30,55 +30,58 @@ def artefact(card, folder, tiny_zoo):
         AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
 
 
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A copy of what the script changes."""
+    (tmp_path / "runs").symlink_to(ROOT / "runs")
+    for name in ("model_cards", "pretrained", update_cards.PACKAGED):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    monkeypatch.setattr(update_cards, "ROOT", tmp_path)
+    return tmp_path
+
+
 def test_cards_say_what_the_record_says():
     assert update_cards.main(["--check"]) == 0
 
 
-def test_an_outdated_card_is_found_and_written(tmp_path, monkeypatch, capsys):
-    (tmp_path / "runs").symlink_to(ROOT / "runs")
-    shutil.copytree(ROOT / "model_cards", tmp_path / "model_cards")
-    page = tmp_path / "model_cards/sane/README.md"
+def test_an_outdated_card_is_found_and_written(root, capsys):
+    page = root / "model_cards/sane/README.md"
     before = page.read_text()
     page.write_text(before.replace("| reconstruction r2 |", "| reconstruction r2 (invented) |"))
-    monkeypatch.setattr(update_cards, "ROOT", tmp_path)
     assert update_cards.main(["--check"]) == 1
     assert "out of date: model_cards/sane/README.md" in capsys.readouterr().out
-    (tmp_path / "model_cards/paper_zoos/zoo.json").write_text("{}")
+    (root / "model_cards/paper_zoos/zoo.json").write_text("{}")
     cards = ROOT / "model_cards"
     assert update_cards.main(["--demo", str(cards), "--zoo", str(cards / "paper_zoos")]) == 0
     assert page.read_text() == before
 
 
-def test_manifests_of_committed_models_are_made_anew(tmp_path, monkeypatch, capsys):
-    for name in ("runs", "model_cards"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    shutil.copytree(ROOT / "pretrained", tmp_path / "pretrained")
-    monkeypatch.setattr(update_cards, "ROOT", tmp_path)
+@pytest.mark.parametrize("name", ["pretrained/sane-usps", update_cards.PACKAGED])
+def test_manifests_of_committed_models_are_made_anew(name, root, capsys):
     assert update_cards.main(["--check"]) == 0
-    tokenizer = tmp_path / "pretrained/sane-usps/preprocessor_config.json"
+    tokenizer = root / name / "preprocessor_config.json"
     tokenizer.write_text(tokenizer.read_text() + "\n")
     with pytest.raises(InvalidFileError, match="preprocessor_config"):
         check_finished(tokenizer.parent)
     assert update_cards.main(["--check"]) == 1
     assert update_cards.main([]) == 0
-    assert "wrote: pretrained/sane-usps/hf_sane_manifest.json" in capsys.readouterr().out
+    assert f"wrote: {name}/hf_sane_manifest.json" in capsys.readouterr().out
     check_finished(tokenizer.parent)
 
 
-def test_models_of_the_results_are_taken_and_rendered(tmp_path, monkeypatch, capsys):
-    (tmp_path / "runs").symlink_to(ROOT / "runs")
-    shutil.copytree(ROOT / "model_cards", tmp_path / "model_cards", ignore=shutil.ignore_patterns("paper_models"))
-    monkeypatch.setattr(update_cards, "ROOT", tmp_path)
+def test_models_of_the_results_are_taken_and_rendered(root, capsys):
+    shutil.rmtree(root / "model_cards/paper_models")
+    shutil.rmtree(root / "pretrained")
     assert update_cards.main(["--models", str(ROOT / "pretrained")]) == 0
     printed = capsys.readouterr().out
     for name in ("sane-usps", "sampled-usps"):
         assert f"wrote: model_cards/paper_models/{name}/README.md" in printed
-        kept = {path.name for path in (tmp_path / "model_cards/paper_models" / name).iterdir()}
+        kept = {path.name for path in (root / "model_cards/paper_models" / name).iterdir()}
         left = {"model.safetensors", "hf_sane_manifest.json"}
         left |= {"preprocessor_config.json"} if name == "sampled-usps" else set()  # cards of networks need none
         assert kept == {path.name for path in (ROOT / "pretrained" / name).iterdir()} - left
         pages = [
-            folder / name / "README.md" for folder in (tmp_path / "model_cards/paper_models", ROOT / "pretrained")
+            folder / name / "README.md" for folder in (root / "model_cards/paper_models", ROOT / "pretrained")
         ]
         assert pages[0].read_text() == pages[1].read_text()
 

@@ -8,7 +8,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from hf_sane.architectures.configuration_zoo import Initialization, ZooConfig
 from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
-from hf_sane.architectures.presets import register_architecture
+from hf_sane.architectures.presets import register_preset
 
 
 @strict
@@ -46,4 +46,4 @@ def gated_mlp(*, num_channels: int, num_labels: int, image_size: int, **settings
     return GatedMLPConfig(num_channels=num_channels, num_labels=num_labels, image_size=image_size, **settings)
 
 
-register_architecture("gated_mlp", gated_mlp, GatedMLPConfig, GatedMLP)
+register_preset("gated_mlp", gated_mlp, GatedMLPConfig, GatedMLP)

@@ -26,7 +26,7 @@ RESNET_STAGES = {
 }
 
 
-def register_architecture(
+def register_preset(
     name: str,
     preset: Callable[..., ZooConfig],
     config_class: type[ZooConfig],
@@ -159,6 +159,6 @@ __all__ = [
     "cnn_l",
     "cnn_s",
     "mlp",
-    "register_architecture",
+    "register_preset",
     "resnet",
 ]

@@ -16,7 +16,7 @@ from hf_sane.records._errors import InvalidFileError, shorten
 from hf_sane.records._file_kinds import PICKLE_SUFFIXES
 from hf_sane.records._patience import patiently
 from hf_sane.records._sources import HubRepo, find_source
-from hf_sane.screening._checkpoints import DANGLING, RESTORE, is_dangling, visible_files
+from hf_sane.screening._checkpoints import DANGLING, RESTORE, WEIGHT_SUFFIXES, is_dangling, visible_files
 from hf_sane.screening._finding import Finding, damaged
 from hf_sane.screening._other_formats import INSTALL, OPENERS
 from hf_sane.screening._pickles import (
@@ -34,7 +34,6 @@ from hf_sane.tokenization._formats import JSON, LFS_POINTER, SAFETENSORS, file_f
 from hf_sane.tokenization._pickles import DAMAGED, WHOLE_FILE
 from hf_sane.tokenization._safetensors_header import read_entries
 
-WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".onnx", *PICKLE_SUFFIXES)
 MAX_PICKLE_BYTES = 64 * 10**6  # of a pickle on the Hub that is downloaded for its opcodes
 MAX_PICKLES_BYTES = 4 * MAX_PICKLE_BYTES  # of all pickles of a repository
 READ_SIZE = 2**16  # bytes of one request for parts of an archive

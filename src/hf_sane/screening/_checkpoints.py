@@ -37,6 +37,7 @@ from hf_sane.tokenization._weight_files import SAFETENSORS_NAMES, is_index, is_p
 from hf_sane.zoo.importing._cards import CardFacts
 
 CONFIG, CARD = "config.json", "README.md"
+WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".onnx", *PICKLE_SUFFIXES)
 DANGLING, RESTORE = "a link to a file that is missing", "restore the file that it points to, or remove the link"
 
 
@@ -368,8 +369,7 @@ def visible_files(folder: Path) -> list[Path]:
 
 def weights_below(folder: Path) -> list[Path]:
     """Files in the subfolders of a checkpoint that are named like weights."""
-    suffixes = (".safetensors", ".gguf", ".onnx", *PICKLE_SUFFIXES)
-    return [x for x in visible_files(folder) if x.parent != folder and x.name.lower().endswith(suffixes)]
+    return [x for x in visible_files(folder) if x.parent != folder and x.name.lower().endswith(WEIGHT_SUFFIXES)]
 
 
 def is_dangling(path: Path) -> bool:
