@@ -80,9 +80,7 @@ def test_models_of_the_results_are_taken_and_rendered(root, capsys):
         left = {"model.safetensors", "hf_sane_manifest.json"}
         left |= {"preprocessor_config.json"} if name == "sampled-usps" else set()  # cards of networks need none
         assert kept == {path.name for path in (ROOT / "pretrained" / name).iterdir()} - left
-        pages = [
-            folder / name / "README.md" for folder in (root / "model_cards/paper_models", ROOT / "pretrained")
-        ]
+        pages = [folder / name / "README.md" for folder in (root / "model_cards/paper_models", ROOT / "pretrained")]
         assert pages[0].read_text() == pages[1].read_text()
 
 
