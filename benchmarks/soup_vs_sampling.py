@@ -29,7 +29,7 @@ from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.networks._training import train_stacked
 from hf_sane.records._failures import run_script
 from hf_sane.sampling._anchors import choose_anchors
-from hf_sane.sampling._comparison import noise_baseline
+from hf_sane.sampling._baselines import noise_baseline
 from hf_sane.sampling._generation import Density, NetworkCodec
 from hf_sane.sampling._selection import Judge, choose_bandwidth, keep_best, subsample
 from hf_sane.symmetry._networks import permutation_spec

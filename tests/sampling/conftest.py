@@ -1,5 +1,7 @@
 """A task, networks trained on it, and an autoencoder that reconstructs them: all in about a second, on one thread."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -82,3 +84,18 @@ def codec(config, layout, raw_tokens) -> NetworkCodec:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def noisy_copies(codec) -> Callable[[torch.Tensor, float], StackedNetworks]:
+    """Function that makes networks of raw tokens, with noise of a scale on every tensor."""
+
+    def make(tokens: torch.Tensor, scale: float) -> StackedNetworks:
+        noise = torch.Generator().manual_seed(1)
+        tensors = codec.networks(tokens).tensors
+        return StackedNetworks(
+            codec.config,
+            {name: value + scale * torch.randn(value.shape, generator=noise) for name, value in tensors.items()},
+        )
+
+    return make

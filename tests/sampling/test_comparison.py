@@ -9,14 +9,10 @@ from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.sampling._comparison import (
-    AVERAGE_GROUP,
     METHODS,
     NOT_CONDITIONED,
     ComparisonSettings,
     draw_samples,
-    finetune_all,
-    noise_baseline,
-    simple_baselines,
 )
 from hf_sane.sampling._diversity import (
     REALIGNED,
@@ -26,6 +22,7 @@ from hf_sane.sampling._diversity import (
     rms_distances,
     training_distances,
 )
+from hf_sane.sampling._finetuning import finetune_all
 from hf_sane.sampling._generation import NetworkCodec
 from hf_sane.sampling._selection import Judge
 from hf_sane.symmetry._networks import permutation_spec
@@ -135,69 +132,8 @@ def test_batch_norm_is_conditioned_for_all_but_trained_networks(digits, tmp_path
         assert same == (method in NOT_CONDITIONED), method
 
 
-def noisy_copies(codec, raw_tokens, scale):
-    """The training networks with noise on every tensor."""
-    generator = torch.Generator().manual_seed(1)
-    tensors = codec.networks(raw_tokens).tensors
-    return StackedNetworks(
-        codec.config,
-        {name: value + scale * torch.randn(value.shape, generator=generator) for name, value in tensors.items()},
-    )
-
-
-@pytest.mark.parametrize("scale", [0.01, 0.1])
-def test_noise_is_as_far_from_training_networks_as_what_it_is_compared_with(scale, codec, raw_tokens, generator):
-    like = noisy_copies(codec, raw_tokens, scale)
-    tokens, networks = noise_baseline(codec, raw_tokens[:4], raw_tokens, like=like, generator=generator)(40)
-    assert networks.num_models == len(tokens) == 40
-    assert torch.equal(codec.tokens(networks), tokens)
-    space = WeightSpace.fit(codec.layout, raw_tokens)
-    found, wanted = (
-        nearest_training_distance(space, codec.tokens(part), raw_tokens).mean().item() for part in (networks, like)
-    )
-    assert found == pytest.approx(wanted, rel=0.05)
-
-
-@pytest.mark.parametrize("num_anchors", [3, 8])  # fewer and more than make an average
-def test_simple_baselines_against_their_definitions(num_anchors, codec, raw_tokens, data, generator):
-    anchors = raw_tokens[:num_anchors]
-    made = simple_baselines(
-        codec,
-        anchors,
-        Judge.of_images(*data.split("validation")),
-        num_networks=2,
-        draw_noise=lambda count: (anchors[:count], codec.networks(anchors[:count] + 1)),
-        shown=anchors[:1],
-        seed=5,
-        generator=generator,
-    )
-    found = {name: codec.tokens(networks) for name, networks in made.items()}
-    mask = codec.layout.weight_mask
-    assert torch.equal(found["anchors"], anchors[:1])
-    assert torch.allclose(found["reconstructed_anchors"], codec.decode_tokens(codec.encode(anchors[:1])) * mask)
-    assert torch.equal(found["anchor_noise"], (anchors[:2] + 1) * mask)
-    scratch = StackedNetworks.initialize(codec.config, [1_000_005, 1_000_006])
-    assert torch.equal(found["scratch"], codec.tokens(scratch))
-    groups = torch.combinations(torch.arange(num_anchors), min(AVERAGE_GROUP, num_anchors))
-    means = torch.stack([anchors[group].mean(dim=0) for group in groups])
-    for average in found["anchor_average"]:
-        assert torch.isclose(means, average, atol=1e-6).all(dim=(1, 2)).sum() == 1
-
-
-def test_anchors_all_stand_for_themselves_unless_some_are_chosen(codec, raw_tokens, data):
-    made = simple_baselines(
-        codec,
-        raw_tokens,
-        Judge.of_images(*data.split("validation")),
-        num_networks=1,
-        draw_noise=lambda count: (raw_tokens[:count], codec.networks(raw_tokens[:count])),
-    )
-    sizes = {name: networks.num_models for name, networks in made.items()}
-    assert sizes == dict.fromkeys(made, 1) | dict.fromkeys(["anchors", "reconstructed_anchors"], len(raw_tokens))
-
-
 @pytest.mark.parametrize("num_training", [1, REALIGNED])
-def test_a_permuted_training_network_is_at_no_distance(num_training, codec, raw_tokens):
+def test_a_permuted_training_network_is_at_no_distance(num_training, codec, raw_tokens, noisy_copies):
     training = raw_tokens[:num_training]
     spec = permutation_spec(codec.config)
     tensors = codec.networks(training).tensors
@@ -206,7 +142,7 @@ def test_a_permuted_training_network_is_at_no_distance(num_training, codec, raw_
     space = WeightSpace.fit(codec.layout, training)
     assert training_distances(codec, space, permuted, training) == pytest.approx(0, abs=1e-6)
     assert nearest_training_distance(space, codec.tokens(permuted), training).min() > 0.1
-    other = training_distances(codec, space, noisy_copies(codec, training, 0.1), training)
+    other = training_distances(codec, space, noisy_copies(training, 0.1), training)
     assert other.shape == (num_training,)
     assert other.min() > 0.01
 

@@ -5,15 +5,19 @@ import torch
 from hf_sane.networks._modules import fresh_networks
 from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.sampling._baselines import (
+    AVERAGE_GROUP,
     anchor_spread,
     average_networks,
     interpolated_anchors,
     matched_noise_scale,
+    noise_baseline,
     noisy_anchors,
     reconstructed_anchors,
     shrunken_networks,
+    simple_baselines,
 )
 from hf_sane.sampling._diversity import WeightSpace, nearest_training_distance
+from hf_sane.sampling._selection import Judge
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +156,56 @@ def test_shrunken_networks_have_the_norm_of_others(space, layout, raw_tokens):
     factors = found / raw_tokens[:3].where(layout.weight_mask, 1)
     for row in factors:
         assert row[layout.weight_mask].std() < 1e-6
+
+
+@pytest.mark.parametrize("scale", [0.01, 0.1])
+def test_noise_is_as_far_from_training_networks_as_what_it_is_compared_with(
+    scale, codec, raw_tokens, noisy_copies, generator
+):
+    like = noisy_copies(raw_tokens, scale)
+    tokens, networks = noise_baseline(codec, raw_tokens[:4], raw_tokens, like=like, generator=generator)(40)
+    assert networks.num_models == len(tokens) == 40
+    assert torch.equal(codec.tokens(networks), tokens)
+    space = WeightSpace.fit(codec.layout, raw_tokens)
+    found, wanted = (
+        nearest_training_distance(space, codec.tokens(part), raw_tokens).mean().item() for part in (networks, like)
+    )
+    assert found == pytest.approx(wanted, rel=0.05)
+
+
+@pytest.mark.parametrize("num_anchors", [3, 8])  # fewer and more than make an average
+def test_simple_baselines_against_their_definitions(num_anchors, codec, raw_tokens, data, generator):
+    anchors = raw_tokens[:num_anchors]
+    made = simple_baselines(
+        codec,
+        anchors,
+        Judge.of_images(*data.split("validation")),
+        num_networks=2,
+        draw_noise=lambda count: (anchors[:count], codec.networks(anchors[:count] + 1)),
+        shown=anchors[:1],
+        seed=5,
+        generator=generator,
+    )
+    found = {name: codec.tokens(networks) for name, networks in made.items()}
+    mask = codec.layout.weight_mask
+    assert torch.equal(found["anchors"], anchors[:1])
+    assert torch.allclose(found["reconstructed_anchors"], codec.decode_tokens(codec.encode(anchors[:1])) * mask)
+    assert torch.equal(found["anchor_noise"], (anchors[:2] + 1) * mask)
+    scratch = StackedNetworks.initialize(codec.config, [1_000_005, 1_000_006])
+    assert torch.equal(found["scratch"], codec.tokens(scratch))
+    groups = torch.combinations(torch.arange(num_anchors), min(AVERAGE_GROUP, num_anchors))
+    means = torch.stack([anchors[group].mean(dim=0) for group in groups])
+    for average in found["anchor_average"]:
+        assert torch.isclose(means, average, atol=1e-6).all(dim=(1, 2)).sum() == 1
+
+
+def test_anchors_all_stand_for_themselves_unless_some_are_chosen(codec, raw_tokens, data):
+    made = simple_baselines(
+        codec,
+        raw_tokens,
+        Judge.of_images(*data.split("validation")),
+        num_networks=1,
+        draw_noise=lambda count: (raw_tokens[:count], codec.networks(raw_tokens[:count])),
+    )
+    sizes = {name: networks.num_models for name, networks in made.items()}
+    assert sizes == dict.fromkeys(made, 1) | dict.fromkeys(["anchors", "reconstructed_anchors"], len(raw_tokens))

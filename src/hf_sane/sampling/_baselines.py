@@ -5,11 +5,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hf_sane.sampling._diversity import WeightSpace, nearest_distances
+from hf_sane.networks._modules import fresh_networks
+from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.sampling._diversity import WeightSpace, nearest_distances, nearest_training_distance
 from hf_sane.sampling._generation import NetworkCodec, SampledNetworks, check_raw_tokens
+from hf_sane.sampling._selection import Draw, Judge
 
 RELATIVE_TOLERANCE = 1e-3
 MAX_STEPS = 60
+AVERAGE_GROUP = 5  # anchors per average, since there is only one average of all
 SCRATCH_SEED = 1_000_000  # seeds of networks from scratch, far from those of zoos
 
 
@@ -247,3 +251,81 @@ def average_networks(
         )
     groups = [torch.randperm(len(anchor_tokens), generator=generator)[:size] for _ in range(num_samples)]
     return torch.stack([anchor_tokens[group.to(anchor_tokens.device)].mean(dim=0) for group in groups])
+
+
+def noise_baseline(
+    codec: NetworkCodec,
+    anchor_tokens: Tensor,
+    training_tokens: Tensor,
+    *,
+    like: StackedNetworks,
+    generator: torch.Generator | None = None,
+) -> Draw:
+    """Anchors with noise on their weights, whose mean distance to the training networks is that of other networks.
+
+    Without matching, smaller noise would give arbitrarily accurate networks. Distances are measured as in
+    [`matched_noise_scale`], without permutations.
+
+    Args:
+        codec: Tokenizer, layout and architecture.
+        anchor_tokens: `[A, N, D]` raw tokens.
+        training_tokens: `[T, N, D]` raw tokens of all training networks, including the anchors.
+        like: Networks of the method to compare noise with.
+        generator: CPU source of randomness, for the scale and for draws; the global one if `None`.
+
+    Returns:
+        A function for [`keep_best`] that draws noisy networks: their tokens, and the networks without conditioning.
+
+    Raises:
+        ValueError: As in [`matched_noise_scale`].
+    """
+    space = WeightSpace.fit(codec.layout, training_tokens)
+    distance = nearest_training_distance(space, codec.tokens(like), training_tokens).mean().item()
+    scale = matched_noise_scale(space, anchor_tokens, training_tokens, distance=distance, generator=generator)
+
+    def draw(count: int) -> tuple[Tensor, StackedNetworks]:
+        tokens = noisy_anchors(space, anchor_tokens, count, scale=scale, generator=generator)
+        return tokens, codec.networks(tokens)
+
+    return draw
+
+
+def simple_baselines(
+    codec: NetworkCodec,
+    anchor_tokens: Tensor,
+    judge: Judge,
+    *,
+    num_networks: int,
+    draw_noise: Draw,
+    shown: Tensor | None = None,
+    seed: int = 0,
+    generator: torch.Generator | None = None,
+) -> dict[str, StackedNetworks]:
+    """Baselines without sampled latents: anchors, their reconstructions, noisy anchors, averages, scratch.
+
+    With a judge that conditions batch norm, all but anchors and networks from scratch are conditioned.
+
+    Args:
+        codec: Autoencoder, tokenizer, layout and architecture.
+        anchor_tokens: `[A, N, D]` raw tokens, which must be aligned for meaningful averages.
+        judge: Judge, with or without batch-norm conditioning.
+        num_networks: Number of networks of each of noise, averages and scratch.
+        draw_noise: See [`noise_baseline`].
+        shown: `[S, N, D]` raw tokens of the anchors to include as a baseline; all if `None`.
+        seed: Random seed of the networks from scratch.
+        generator: CPU source of randomness, for the averages; the global one if `None`.
+
+    Returns:
+        Networks by name: `"anchors"`, `"reconstructed_anchors"`, `"anchor_noise"`, `"anchor_average"` and `"scratch"`.
+    """
+    shown = anchor_tokens if shown is None else shown
+    _, noisy = draw_noise(num_networks)
+    group_size = min(AVERAGE_GROUP, len(anchor_tokens))
+    averages = average_networks(anchor_tokens, num_networks, group_size=group_size, generator=generator)
+    return {
+        "anchors": codec.networks(shown),
+        "reconstructed_anchors": judge.condition(reconstructed_anchors(codec, shown).networks),
+        "anchor_noise": judge.condition(noisy),
+        "anchor_average": judge.condition(codec.networks(averages)),
+        "scratch": fresh_networks(codec.config, [SCRATCH_SEED + seed + index for index in range(num_networks)]),
+    }

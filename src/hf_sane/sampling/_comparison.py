@@ -10,34 +10,28 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
-from hf_sane.networks._hyperparameters import HyperParameters
-from hf_sane.networks._images import ImageData
-from hf_sane.networks._modules import fresh_networks
 from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.networks._tasks import Task
-from hf_sane.networks._training import train_stacked
 from hf_sane.records._settings import CheckedSettings, setting
 from hf_sane.sampling._anchors import TOP_FRACTION, choose_anchors
 from hf_sane.sampling._baselines import (
-    SCRATCH_SEED,
     anchor_spread,
-    average_networks,
     interpolated_anchors,
     matched_noise_scale,
+    noise_baseline,
     noisy_anchors,
-    reconstructed_anchors,
     shrunken_networks,
+    simple_baselines,
 )
 from hf_sane.sampling._diversity import (
     WeightSpace,
     measure_distances,
     nearest_distances,
-    nearest_training_distance,
     training_distances,
 )
 from hf_sane.sampling._generation import BandwidthUnit, Density, NetworkCodec, sample_from_prior
 from hf_sane.sampling._samplers import SAMPLERS, SamplingTask
-from hf_sane.sampling._selection import Draw, Judge, Measure, choose_bandwidth, keep_best
+from hf_sane.sampling._selection import Judge, Measure, choose_bandwidth, keep_best
 from hf_sane.zoo._alignment import comparable_tokens
 from hf_sane.zoo._dataset import Zoo
 
@@ -69,7 +63,6 @@ RIVALS = (
     *("shrunken_anchor", "shrunken_scratch"),
 )
 NOT_CONDITIONED = ("anchors", "nearest_training", "scratch", "shrunken_scratch")  # by running statistics of images
-AVERAGE_GROUP = 5  # anchors per average, since there is only one average of all
 
 
 @strict
@@ -397,119 +390,3 @@ def _sampled(
         "bootstrap_validation_accuracy": list(bootstrapped.rounds),
     }
     return methods, facts
-
-
-def noise_baseline(
-    codec: NetworkCodec,
-    anchor_tokens: Tensor,
-    training_tokens: Tensor,
-    *,
-    like: StackedNetworks,
-    generator: torch.Generator | None = None,
-) -> Draw:
-    """Anchors with noise on their weights, whose mean distance to the training networks is that of other networks.
-
-    Without matching, smaller noise would give arbitrarily accurate networks. Distances are measured as in
-    [`matched_noise_scale`], without permutations.
-
-    Args:
-        codec: Tokenizer, layout and architecture.
-        anchor_tokens: `[A, N, D]` raw tokens.
-        training_tokens: `[T, N, D]` raw tokens of all training networks, including the anchors.
-        like: Networks of the method to compare noise with.
-        generator: CPU source of randomness, for the scale and for draws; the global one if `None`.
-
-    Returns:
-        A function for [`keep_best`] that draws noisy networks: their tokens, and the networks without conditioning.
-
-    Raises:
-        ValueError: As in [`matched_noise_scale`].
-    """
-    space = WeightSpace.fit(codec.layout, training_tokens)
-    distance = nearest_training_distance(space, codec.tokens(like), training_tokens).mean().item()
-    scale = matched_noise_scale(space, anchor_tokens, training_tokens, distance=distance, generator=generator)
-
-    def draw(count: int) -> tuple[Tensor, StackedNetworks]:
-        tokens = noisy_anchors(space, anchor_tokens, count, scale=scale, generator=generator)
-        return tokens, codec.networks(tokens)
-
-    return draw
-
-
-def simple_baselines(
-    codec: NetworkCodec,
-    anchor_tokens: Tensor,
-    judge: Judge,
-    *,
-    num_networks: int,
-    draw_noise: Draw,
-    shown: Tensor | None = None,
-    seed: int = 0,
-    generator: torch.Generator | None = None,
-) -> dict[str, StackedNetworks]:
-    """Baselines without sampled latents: anchors, their reconstructions, noisy anchors, averages, scratch.
-
-    With a judge that conditions batch norm, all but anchors and networks from scratch are conditioned.
-
-    Args:
-        codec: Autoencoder, tokenizer, layout and architecture.
-        anchor_tokens: `[A, N, D]` raw tokens, which must be aligned for meaningful averages.
-        judge: Judge, with or without batch-norm conditioning.
-        num_networks: Number of networks of each of noise, averages and scratch.
-        draw_noise: See [`noise_baseline`].
-        shown: `[S, N, D]` raw tokens of the anchors to include as a baseline; all if `None`.
-        seed: Random seed of the networks from scratch.
-        generator: CPU source of randomness, for the averages; the global one if `None`.
-
-    Returns:
-        Networks by name: `"anchors"`, `"reconstructed_anchors"`, `"anchor_noise"`, `"anchor_average"` and `"scratch"`.
-    """
-    shown = anchor_tokens if shown is None else shown
-    _, noisy = draw_noise(num_networks)
-    group_size = min(AVERAGE_GROUP, len(anchor_tokens))
-    averages = average_networks(anchor_tokens, num_networks, group_size=group_size, generator=generator)
-    return {
-        "anchors": codec.networks(shown),
-        "reconstructed_anchors": judge.condition(reconstructed_anchors(codec, shown).networks),
-        "anchor_noise": judge.condition(noisy),
-        "anchor_average": judge.condition(codec.networks(averages)),
-        "scratch": fresh_networks(codec.config, [SCRATCH_SEED + seed + index for index in range(num_networks)]),
-    }
-
-
-def finetune_all(
-    methods: Mapping[str, StackedNetworks],
-    data: ImageData,
-    hyper_parameters: Mapping[str, Any],
-    *,
-    epochs: int,
-    seed: int = 0,
-) -> dict[str, list[list[float]]]:
-    """Fine-tune the networks of all methods together.
-
-    Args:
-        methods: Networks of one architecture, by method.
-        data: Images.
-        hyper_parameters: Learning rate, weight decay and optimizer, such as those of the zoo.
-        epochs: Passes over the training images.
-        seed: Random seed of the order of images.
-
-    Returns:
-        Test accuracies `[epochs + 1, networks]` by method; row 0 is before training.
-    """
-    counts = [networks.num_models for networks in methods.values()]
-    first = next(iter(methods.values()))
-    tensors = {n: torch.cat([networks.tensors[n] for networks in methods.values()]) for n in first.tensors}
-    seeds = [SCRATCH_SEED + seed + i for count in counts for i in range(count)]
-    curves: dict[str, list[list[float]]] = {name: [] for name in methods}
-    for snapshot in train_stacked(
-        first.config,
-        tensors,
-        data,
-        HyperParameters.repeat(seeds, **hyper_parameters),
-        epochs=epochs,
-        keep_epochs=range(epochs + 1),
-    ):
-        for name, part in zip(methods, snapshot.test_accuracy.split(counts), strict=True):
-            curves[name].append(part.tolist())
-    return curves

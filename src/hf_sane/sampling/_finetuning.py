@@ -1,19 +1,22 @@
-"""Fine-tune single networks on images: all weights, or a LoRA adapter."""
+"""Fine-tune networks on images: a single one, all weights or a LoRA adapter, or the networks of several methods."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from hf_sane.core._adapters import attach_lora, match_modules
 from hf_sane.models.modes_sane import modes_kept
-from hf_sane.networks._hyperparameters import image_order
+from hf_sane.networks._hyperparameters import HyperParameters, image_order
 from hf_sane.networks._images import ImageData
+from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.networks._training import train_stacked
 from hf_sane.records._progress import tracked
 from hf_sane.records._settings import CheckedSettings, setting
+from hf_sane.sampling._baselines import SCRATCH_SEED
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -170,3 +173,41 @@ def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
             for part, label in zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True)
         )
     return right / len(labels) if len(labels) else math.nan
+
+
+def finetune_all(
+    methods: Mapping[str, StackedNetworks],
+    data: ImageData,
+    hyper_parameters: Mapping[str, Any],
+    *,
+    epochs: int,
+    seed: int = 0,
+) -> dict[str, list[list[float]]]:
+    """Fine-tune the networks of all methods together.
+
+    Args:
+        methods: Networks of one architecture, by method.
+        data: Images.
+        hyper_parameters: Learning rate, weight decay and optimizer, such as those of the zoo.
+        epochs: Passes over the training images.
+        seed: Random seed of the order of images.
+
+    Returns:
+        Test accuracies `[epochs + 1, networks]` by method; row 0 is before training.
+    """
+    counts = [networks.num_models for networks in methods.values()]
+    first = next(iter(methods.values()))
+    tensors = {n: torch.cat([networks.tensors[n] for networks in methods.values()]) for n in first.tensors}
+    seeds = [SCRATCH_SEED + seed + i for count in counts for i in range(count)]
+    curves: dict[str, list[list[float]]] = {name: [] for name in methods}
+    for snapshot in train_stacked(
+        first.config,
+        tensors,
+        data,
+        HyperParameters.repeat(seeds, **hyper_parameters),
+        epochs=epochs,
+        keep_epochs=range(epochs + 1),
+    ):
+        for name, part in zip(methods, snapshot.test_accuracy.split(counts), strict=True):
+            curves[name].append(part.tolist())
+    return curves

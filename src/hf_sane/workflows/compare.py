@@ -15,9 +15,10 @@ from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.records._errors import did_you_mean
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
-from hf_sane.sampling._comparison import METHODS, ComparisonSettings, draw_samples, finetune_all
+from hf_sane.sampling._comparison import METHODS, ComparisonSettings, draw_samples
 from hf_sane.sampling._diversity import DISTANCES, measure_distances
 from hf_sane.sampling._export import Provenance
+from hf_sane.sampling._finetuning import finetune_all
 from hf_sane.sampling._generation import NetworkCodec
 from hf_sane.sampling._selection import Judge
 from hf_sane.workflows.finetune import usual_recipe
