@@ -15,8 +15,8 @@ from hf_sane.core._types import StateDict
 from hf_sane.records._errors import InvalidFileError, shorten
 from hf_sane.records._progress import progress
 from hf_sane.records._settings import CheckedSettings, setting
-from hf_sane.screening._beside import WEIGHT_SUFFIXES, scan_beside
-from hf_sane.screening._checkpoints import OpenCheckpoint, open_for_scan
+from hf_sane.screening._beside import scan_beside
+from hf_sane.screening._checkpoints import WEIGHT_SUFFIXES, OpenCheckpoint, open_for_scan
 from hf_sane.screening._embedding import Encoder, SampledEmbedding, TokenSample, embed_tensors
 from hf_sane.screening._experts import split_tensors
 from hf_sane.screening._finding import Finding, Severity, what_is_wrong
