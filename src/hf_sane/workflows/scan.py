@@ -20,8 +20,7 @@ from hf_sane.records._processes import divided
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, as_list, setting
 from hf_sane.records._sources import parse_source
-from hf_sane.screening._beside import WEIGHT_SUFFIXES
-from hf_sane.screening._checkpoints import DANGLING, RESTORE, is_dangling, targets_in
+from hf_sane.screening._checkpoints import DANGLING, RESTORE, WEIGHT_SUFFIXES, is_dangling, targets_in
 from hf_sane.screening._conditions import FOUND_ELSEWHERE, find_failures, parse_condition, sentence_of
 from hf_sane.screening._embedding import Encoder, SampledEmbedding
 from hf_sane.screening._finding import SEVERITIES, Finding
