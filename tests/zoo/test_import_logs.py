@@ -88,7 +88,7 @@ def values(result: ImportResult, *columns: str) -> dict[tuple[str, int], list]:
 EXPECTED = {
     (f"version_{run}", epoch): [round(accuracy(run, epoch), 4), 2 - epoch / 10, round(0.01 * (run + 1), 4), 2]
     for run in range(RUNS)
-    for epoch in (1, 2, 3)  # the last checkpoint has no epoch in its name: it is that of the last row
+    for epoch in (1, 2, 3)  # the last checkpoint has its epoch in the file only
 }
 COLUMNS = ("validation_accuracy", "train_loss", "learning_rate", "model_depth")
 
@@ -116,9 +116,7 @@ def test_logs_in_a_folder_of_their_own_are_tables(log, tmp_path):
         (tmp_path / "logs" / f"version_{run}").mkdir(parents=True)
         log(tmp_path / "logs" / f"version_{run}", run)
     result = import_runs(folder, tmp_path / "zoo", properties=[tmp_path / "logs"])
-    expected = {key: row for key, row in EXPECTED.items() if key[1] != 3}
-    found = values(result, *COLUMNS)
-    assert {key: row for key, row in found.items() if key in expected} == expected
+    assert values(result, *COLUMNS) == EXPECTED
     assert any("by run, in the column 'run'" in note for note in result.notes)
 
 
@@ -131,6 +129,31 @@ def test_logs_of_ones_own_count_by_epoch_or_step(tmp_path):
     (tmp_path / "runs/metrics.csv").write_text("epoch,acc\n5,0.9\n")  # of all runs, or of none
     result = import_runs(tmp_path / "runs", tmp_path / "zoo")
     assert values(result, "acc") == {(str(run), 5): [(run + 2) / 10] for run in range(RUNS)}
+
+
+def test_epochs_and_steps_in_files_count_if_names_have_none(tmp_path):
+    for run in range(RUNS):
+        folder = tmp_path / f"nets/run_{run}"
+        folder.mkdir(parents=True)
+        times = {"last": {"epoch": 7, "global_step": torch.tensor(400)}, "best": {"epoch": 4}, "epoch_2": {"epoch": 9}}
+        for seed, (name, saved) in enumerate(times.items()):
+            torch.save({"model": weights(10 * run + seed), "scheduler": {"epoch": 3}} | saved, folder / f"{name}.pt")
+        for name, odd in {"a": True, "b": -1, "c": 2.5, "d": "3", "e": torch.arange(2)}.items():
+            seed = 1000 + 10 * run + ord(name)
+            torch.save({"model": weights(seed), "epoch": odd}, folder / f"{name}.pt")
+    (tmp_path / "runs.csv").write_text(
+        "run,epoch,acc\n" + "".join(f"run_{i},{e},.{i}{e}\n" for i in range(3) for e in (4, 7))
+    )
+    result = import_runs(tmp_path / "nets", tmp_path / "zoo", properties=[tmp_path / "runs.csv"])
+    known = {key: row for key, row in values(result, "acc").items() if key[1] >= 0}
+    found = {
+        f"run_{run}": {key[1]: row for key, row in known.items() if key[0] == f"run_{run}"} for run in range(RUNS)
+    }
+    assert {run: sorted(rows) for run, rows in found.items()} == {run: [2, 4, 7] for run in found}
+    for run, rows in found.items():
+        assert [rows[4], rows[7]] == [[float(f".{run[-1]}{epoch}")] for epoch in (4, 7)]
+    again = import_runs(tmp_path / "nets", tmp_path / "zoo", properties=[tmp_path / "runs.csv"])
+    assert len(again.entries) == len(result.entries) == 8 * RUNS
 
 
 def test_one_log_is_not_that_of_several_networks(tmp_path):

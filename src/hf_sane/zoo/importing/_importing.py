@@ -45,7 +45,7 @@ from hf_sane.zoo._writing import (
     writing_zoo,
 )
 from hf_sane.zoo.building._settings import split_runs
-from hf_sane.zoo.importing._network_names import NetworkName, read_name, read_pattern
+from hf_sane.zoo.importing._network_names import NetworkName, read_name, read_pattern, with_saved_times
 from hf_sane.zoo.importing._property_columns import PropertyColumns, typed_columns
 from hf_sane.zoo.importing._property_files import PropertyTable, read_tables
 from hf_sane.zoo.importing._property_rows import Matched, match_rows
@@ -371,7 +371,9 @@ def _match_properties(importer: _Importer, tables: Sequence[PropertyTable]) -> t
     """Properties of each network from tables and names."""
     pattern = importer.arguments.pattern
     take = None if pattern is None else read_pattern(pattern)
-    names = [_network_name(name, importer.sources[name], take) for name in importer.networks]
+    names = [
+        _network_name(name, importer.sources[name], take, network.times) for name, network in importer.networks.items()
+    ]
     found = [*tables]
     if importer.tree is not None and any(repository.run for repository in importer.sources.values()):
         published = published_table(names, partial(_fetch_or_none, importer.tree))
@@ -415,9 +417,13 @@ def _short_runs(runs: Mapping[str, str]) -> dict[str, str]:
 
 
 def _network_name(
-    name: str, repository: Repository, take: Callable[[str], dict[str, Any] | None] | None
+    name: str,
+    repository: Repository,
+    take: Callable[[str], dict[str, Any] | None] | None,
+    saved: Mapping[str, int],
 ) -> NetworkName:
-    return read_name(name, take) if repository.run is None else read_published_name(name, repository.run)
+    found = read_name(name, take) if repository.run is None else read_published_name(name, repository.run)
+    return with_saved_times(found, saved)
 
 
 def _fetch_or_none(tree: Tree, path: str) -> Path | None:

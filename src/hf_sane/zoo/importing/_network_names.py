@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -15,6 +15,7 @@ STEP = re.compile(r"(?:^|[^a-z])(?:global_step|step|iteration|iter|checkpoint|ck
 # Words beside times that do not distinguish runs: `model_epoch_3.pt`, `epoch=3-step=400.ckpt`.
 NO_RUN = re.compile(r"(model|network|net|weights|checkpoints?|ckpt|\W|_)*(\.\w+){0,2}", re.IGNORECASE)
 LAST = re.compile(r"(last|final|latest)\b", re.IGNORECASE)
+CHOSEN = re.compile(rf"({LAST.pattern}|best\b)", re.IGNORECASE)  # from one run, whose folder names it
 FIELD = re.compile(r"\{(?P<name>[A-Za-z_]\w*)(?::(?P<kind>[dgs]))?\}|(?P<wildcard>\*+)")
 PARTS = {"d": r"[-+]?\d+", "g": r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?", "s": r"[^/]+?"}
 
@@ -110,6 +111,15 @@ def read_name(name: str, take: Callable[[str], dict[str, Any] | None] | None) ->
                 times[key] = int(numbers[-1])
                 break
     return NetworkName(name, _run_of(name), times)
+
+
+def with_saved_times(found: NetworkName, saved: Mapping[str, int]) -> NetworkName:
+    """Add the times that a file stores, if its name contains none; `run_3/best.pt` is then a checkpoint of `run_3`."""
+    if found.times or not saved:
+        return found
+    path = PurePosixPath(found.name)
+    run = _run_of(str(path.with_name("epoch_0"))) if CHOSEN.match(path.name) else None
+    return replace(found, times=saved, run=found.run or run)
 
 
 def is_part_of_run(folder: str) -> bool:

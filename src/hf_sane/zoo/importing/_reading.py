@@ -19,8 +19,9 @@ from hf_sane.networks._stacked import empty_model
 from hf_sane.records._documents import parse_document
 from hf_sane.records._errors import name_some, reading
 from hf_sane.records._files import write_atomically
-from hf_sane.tokenization._checkpoints import load_state_dict, parse_index, read_safetensors
-from hf_sane.tokenization._state_dicts import choose_tensors
+from hf_sane.tokenization._checkpoints import load_state_dict, load_whole, parse_index, read_safetensors
+from hf_sane.tokenization._formats import WHOLE, weights_reader
+from hf_sane.tokenization._state_dicts import choose_state_dict, choose_tensors
 from hf_sane.zoo._facts import (
     PER_RUN_SETTINGS,
     architecture_facts,
@@ -34,6 +35,7 @@ from hf_sane.zoo.importing._settings import ImportSettings
 from hf_sane.zoo.importing._sources import Repository, is_pickled
 
 CONFIG_NAMES = ("config.json", "adapter_config.json")
+SAVED_TIMES = {"epoch": ("epoch",), "step": ("global_step", "step", "iteration")}  # beside weights, by preference
 MAX_CONFIG_BYTES = 2**20
 MAX_PADDING = 8  # limit of token bytes, relative to file bytes, since rows much shorter than a token are padded
 MAX_SCALARS = 2**31 - 1  # of one row, since Arrow's list offsets are int32
@@ -49,6 +51,7 @@ class ImportedNetwork:
         architecture: Settings, as in `zoo.json`.
         content: SHA-256 of layout and weights.
         path: File with the tensors.
+        times: Epoch and step that the file stores beside the weights.
     """
 
     properties: Mapping[str, Any]
@@ -56,6 +59,7 @@ class ImportedNetwork:
     architecture: Mapping[str, Any]
     content: str
     path: Path
+    times: Mapping[str, int]
 
     @classmethod
     def load(cls, path: Path) -> "ImportedNetwork":
@@ -75,7 +79,8 @@ class ImportedNetwork:
             facts["properties"].fail(f"the layout and architecture {keys}", got=found)
         if (content := _content(layout, tensors)) != facts["content"].text():
             facts["content"].fail(f"the digest of the tensors, {content}")
-        return cls(**known, content=content, path=path)
+        times = {name: time.whole() for name, time in facts["times"].items()}
+        return cls(**known, content=content, path=path, times=times)
 
     def record(self, properties: Mapping[str, Any]) -> ModelRecord:
         """The network as a row, with additional columns."""
@@ -138,7 +143,8 @@ def import_network(
             arguments,
         )
     local = {name: repository.fetch(name) for name in files}
-    state_dict = load_state_dict(repository.fetch(file) if file not in local else local[file], key=arguments.key)
+    place = repository.fetch(file) if file not in local else local[file]
+    state_dict, times = _weights_and_times(place, arguments.key)
     own = _own_config(config, state_dict)
     if own is not None:
         state_dict = {name: state_dict[name] for name in empty_model(own).state_dict()}
@@ -164,10 +170,31 @@ def import_network(
         "layout": layout.to_dict(),
         "architecture": settings,
         "content": _content(layout, tensors),
+        "times": times,
     }
     with write_atomically(path, durable=False) as partial:  # `ImportedNetwork.load` compares digests
         save_file(tensors, partial, metadata={"facts": json.dumps(facts)})
     return ImportedNetwork(**facts, path=path)
+
+
+def _weights_and_times(path: Path, key: str | None) -> tuple[StateDict, dict[str, int]]:
+    """Weights of a file, and the epoch and step that trainers store beside them."""
+    if weights_reader(path) not in WHOLE:
+        return load_state_dict(path, key=key), {}
+    content = load_whole(path)
+    return choose_state_dict(content, path, key=key), saved_times(content)
+
+
+def saved_times(content: object) -> dict[str, int]:
+    """Epoch and step in a training checkpoint, as in `{"state_dict": ..., "epoch": 3, "global_step": 400}`."""
+    times: dict[str, int] = {}
+    for time, names in SAVED_TIMES.items():
+        found = [content[name] for name in names if name in content] if isinstance(content, Mapping) else []
+        values = [value.item() if isinstance(value, Tensor) and value.numel() == 1 else value for value in found]
+        whole = [value for value in values if isinstance(value, int) and not isinstance(value, bool) and value >= 0]
+        if whole:
+            times[time] = whole[0]
+    return times
 
 
 def _check_bytes(file: str, size: int, arguments: ImportSettings) -> None:
