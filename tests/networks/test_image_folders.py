@@ -215,9 +215,10 @@ def test_an_imagefolder_with_a_table_of_classes(tmp_path):
     kinds = ["dog", "cat"]
     expected = [10 * index for index in range(20)]
     csv = metadata(tmp_path / "csv", ["file_name,label", *(f"{i}.png,{kinds[i % 2]}" for i in range(20))])
+    other = metadata(tmp_path / "other", ["file_name;id;class", *(f"{i}.png;{i};{kinds[i % 2]}" for i in range(20))])
     lines = [f'{{"file_name": "{i}.png", "species": "{kinds[i % 2]}"}}' for i in range(20)]
     jsonl = metadata(tmp_path / "jsonl", lines, "metadata.jsonl")
-    for data in (load_images(csv), load_images(jsonl)):
+    for data in map(load_images, (csv, other, jsonl)):
         assert data.class_names == ("cat", "dog")
         images, labels = (torch.cat([data.split(split)[part] for split in SPLITS]) for part in (0, 1))
         values = (images[:, 0, 0, 0] * data.std[0] + data.mean[0]).round().int().tolist()

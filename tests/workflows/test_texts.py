@@ -241,6 +241,22 @@ def test_texts_come_as_people_have_them(kind, reviews, tokenizer, tmp_path):
     assert data.class_names == ("bad", "good")
 
 
+@pytest.mark.parametrize("separator", ",;\t|")
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_tables_of_spreadsheets_are_read_by_their_header(separator, is_folder, reviews, tokenizer, tmp_path):
+    train = reviews["train"]
+    rows = [("id", "Review", "Sentiment"), *zip(range(len(train)), train["text"], train["label"], strict=True)]
+    text = "".join(separator.join((str(number), f'"{text}"', label)) + "\r\n" for number, text, label in rows)
+    place = tmp_path / "reviews" / "train.csv"
+    place.parent.mkdir()
+    place.write_text(text, encoding="utf-8-sig", newline="")
+    data = load_texts(place.parent if is_folder else place, tokenizer)
+    assert data.class_names == ("bad", "good")
+    plain = load_texts(train, tokenizer)
+    for split in ("train", "validation", "test"):
+        assert all(torch.equal(*pair) for pair in zip(data.split(split), plain.split(split), strict=True))
+
+
 def test_pairs_of_texts_are_one_input(tokenizer):
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]

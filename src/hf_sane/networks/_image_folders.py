@@ -26,6 +26,7 @@ from hf_sane.networks._image_sources import (
     check_labels,
 )
 from hf_sane.records._errors import InvalidFileError, name_some, reading
+from hf_sane.records._separators import find_separator
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +202,8 @@ def _metadata(path: Path) -> list[tuple[Path, str]]:
     with reading(path, expected="one row per image", remedy=f"add the columns {FILE_COLUMN} and label"):
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".csv":
-            rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(text)))
+            separator = find_separator(text.partition("\n")[0])
+            rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(text), delimiter=separator))
         else:
             rows = [dict(json.loads(line)) for line in text.splitlines() if line.strip()]
         columns = [name for name in rows[0] if name is not None] if rows else []

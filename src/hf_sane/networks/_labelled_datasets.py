@@ -21,6 +21,7 @@ from hf_sane.networks._image_sources import (
 )
 from hf_sane.records._errors import reading
 from hf_sane.records._patience import patiently
+from hf_sane.records._separators import find_separator
 from hf_sane.records._sources import HubRepo
 
 IMAGE_COLUMNS = ("image", "img", "pixel_values")
@@ -50,11 +51,20 @@ def open_dataset(place: Path, expected: str, remedy: str) -> datasets.Dataset | 
         if any((place / file).is_file() for file in SAVED):
             return datasets.load_from_disk(str(place))
         if place.is_dir():
-            return patiently(datasets.load_dataset, str(place))
+            return patiently(datasets.load_dataset, str(place), **_csv_options(*place.rglob("*.[ct]sv")))
         if place.suffix not in BUILDERS:
             raise ValueError(f"a file that ends with {place.suffix or 'nothing'}, not {', '.join(BUILDERS)}")
-        options = {"sep": "\t"} if place.suffix == ".tsv" else {}
+        options = _csv_options(place) if BUILDERS[place.suffix] == "csv" else {}
         return patiently(datasets.load_dataset, BUILDERS[place.suffix], data_files=str(place), **options)
+
+
+def _csv_options(*files: Path) -> dict[str, Any]:
+    """Options for the reader of delimited text: the separator, if it is no comma."""
+    for file in files:
+        with file.open(encoding="utf-8-sig", errors="replace") as lines:
+            separator = find_separator(lines.readline())
+        return {} if separator == "," else {"sep": separator}
+    return {}
 
 
 def hub_parts(repo: HubRepo, image_size: int | None = None) -> dict[str, Part]:
@@ -163,8 +173,9 @@ def dataset_labels(split: str, dataset: datasets.Dataset, column: str, names: tu
 
 
 def find_column(dataset: datasets.Dataset, known: Sequence[str], typed: Sequence[str]) -> str | None:
-    """A column with a common name, or the only column of a type."""
-    named = next((column for column in known if column in dataset.column_names), None)
+    """A column with a common name, in any case, or the only column of a type."""
+    there = {column.lower(): column for column in reversed(dataset.column_names)}
+    named = next((there[column] for column in known if column in there), None)
     return named or (typed[0] if len(typed) == 1 else None)
 
 

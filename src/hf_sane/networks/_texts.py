@@ -35,7 +35,7 @@ PAIR_COLUMNS = (
     *(("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence")),
     *(("text1", "text2"), ("text_a", "text_b"), ("sentence_a", "sentence_b"), ("query", "passage")),
 )
-TEXT_COLUMNS = ("text", "sentence", "content", "review", "question", "tweet", "title")
+TEXT_COLUMNS = ("text", "sentence", "content", "review", "question", "tweet", "message", "comment", "title")
 MAX_TOKENS = 128
 
 TextSource: TypeAlias = str | Path | datasets.Dataset | datasets.DatasetDict

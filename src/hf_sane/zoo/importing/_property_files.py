@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 
 from hf_sane.records._errors import InvalidFileError, name_some, reading, shorten
 from hf_sane.records._file_kinds import PICKLE_SUFFIXES
+from hf_sane.records._separators import count_fields, find_separator
 from hf_sane.tokenization._formats import file_format
 from hf_sane.zoo.importing._event_files import is_event_file, read_scalars
 from hf_sane.zoo.importing._network_names import TIMES
 from hf_sane.zoo.importing._property_columns import numbers_of, zoo_name
 
 MAX_BYTES = 2**30
-DELIMITERS = ",;\t|"
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".csv.gz", ".tsv.gz")
 MISSING = {"", "na", "n/a", "nan", "null", "none", "-", "?", "<na>"}  # in lower case
 NAME, RUN, STEP = "name", "run", "step"  # column names of tables without such a header
@@ -305,11 +305,11 @@ def _without_preamble(text: str) -> tuple[str, int, str]:
     named, skipped = None, 0
     while True:
         header, *rest = text.split("\n", 1) if "\n" in text else text.split("\r", 1)
-        fields = {mark: len(next(csv.reader([header.strip()], delimiter=mark), [])) for mark in DELIMITERS}
+        mark = find_separator(header)
         found = SEPARATOR.fullmatch(header.strip())
-        is_comment = header.startswith("#") and max(fields.values()) == 1
+        is_comment = header.startswith("#") and count_fields(header, mark) == 1
         if not rest or not (found or is_comment):
-            return text, skipped, named or max(DELIMITERS, key=lambda mark: fields[mark])
+            return text, skipped, named or mark
         named, skipped, text = found["mark"] if found else named, skipped + 1, rest[0]
 
 
