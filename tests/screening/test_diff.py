@@ -382,6 +382,27 @@ def test_a_module_without_example_inputs_is_called_so(monkeypatch):
     )
 
 
+def test_networks_without_provable_symmetries_are_compared_as_they_are(monkeypatch):
+    monkeypatch.setattr(_modules, "_REGISTERED", {})
+
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cells, self.head = nn.LSTM(4, 6, batch_first=True), nn.Linear(6, 3)
+
+        def forward(self, inputs):
+            return self.head(self.cells(inputs)[0][:, -1])
+
+    hf_sane.register_architecture(Recurrent, torch.randn(2, 5, 4))
+    first, other = Recurrent().state_dict(), Recurrent().state_dict()
+    found = hf_sane.diff(first, other).difference
+    assert found.relation == "unrelated"
+    assert found.unaligned.startswith("Recurrent has no permutation symmetry that could be proven (used in an unsupp")
+    assert found.unaligned.endswith("; use its networks without alignment")
+    assert hf_sane.diff(first, first).difference.relation == "equal"
+    assert len(hf_sane.lineage([first, other, {name: 1.001 * x for name, x in first.items()}]).lineage.families) == 2
+
+
 def test_nan_are_equal_to_themselves(saved):
     state, config = network()
     name = next(iter(state))

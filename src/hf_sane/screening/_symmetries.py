@@ -35,7 +35,10 @@ def find_symmetries(
         return None, f"{size:,} weights, more than --max-aligned {max_weights:,}"
     found = find_architecture(tensors)
     if found is not None and found.example_inputs is not None:
-        return found.permutations_of(tensors), ""
+        try:
+            return found.permutations_of(tensors), ""
+        except ValueError as error:  # no symmetry could be proven
+            return None, shorten(error, 400)
     try:
         layout = Layout.from_state_dict(dict(tensors), token_dim=TOKEN_DIM)
     except (TypeError, ValueError) as error:  # complex or integer weights

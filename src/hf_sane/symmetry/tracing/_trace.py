@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import nn
 
+from hf_sane.records._errors import shorten
 from hf_sane.symmetry._permutation import PermutationSpec
 from hf_sane.symmetry.tracing._functions import ExampleInputs, Inputs, exportable
 from hf_sane.symmetry.tracing._graph import type_model
@@ -12,6 +13,7 @@ from hf_sane.symmetry.tracing._specification import specification
 from hf_sane.symmetry.tracing._verification import verify
 
 SEED = 0  # of the verification
+MAX_REASONS = 300  # characters of a message
 
 
 def trace_permutations(model: nn.Module, example_inputs: ExampleInputs) -> PermutationSpec:
@@ -53,8 +55,10 @@ def trace_permutations(model: nn.Module, example_inputs: ExampleInputs) -> Permu
         raise ValueError(f"{type(model).__name__} has shapes that depend on values: it cannot be traced") from error
     spec = specification(typed, [name for name in network.state_dict() if name not in parameters])
     if not spec.sizes:
+        reasons = shorten("; ".join(spec.explain_fixed().splitlines()), MAX_REASONS)
         raise ValueError(
-            f"{type(model).__name__} has no permutation symmetry that could be proven: {spec.explain_fixed()}"
+            f"{type(model).__name__} has no permutation symmetry that could be proven ({reasons}); use its networks "
+            "without alignment"
         )
     try:
         verify(spec, network, example_inputs, generator=torch.Generator().manual_seed(SEED))
