@@ -3,6 +3,7 @@
     python experiments/paper_rates.py --zoo ../zoos --images ../shared/data/images --work ../rates \
         --records runs/paper/rates --plot docs/results/rates.png
     python experiments/paper_rates.py ... --families usps_seed --epochs 100     # one zoo, longer training
+    python experiments/paper_rates.py ... --behavior-weight 1      # SANEs that are also trained to keep predictions
 
 Compares the linear code and SANE (1 to 1/16 latents per weight, with 8 and 4 bits) with rounding of weights (1 to 8
 bits). A SANE is trained for every rate. The grouping of the linear code is selected on validation networks. With 30
@@ -46,7 +47,8 @@ STYLES: dict[str, dict[str, Any]] = {
 
 def run_family(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Results of all codes for one zoo, which are read from its record if it exists."""
-    path = options.records / f"{name}_{options.seed}.json"
+    variant = f"{name}{page.BEHAVIOR if options.behavior_weight else ''}"
+    path = options.records / f"{variant}_{options.seed}.json"
     if path.exists():
         return RunRecord.load(path).results
     settings = {key: getattr(options, key) for key in ("epochs", "hidden_size", "behavior_weight")}
@@ -67,7 +69,7 @@ def run_family(name: str, options: argparse.Namespace) -> dict[str, Any]:
     results: dict[str, Any] = {"codes": {}, "rates": {}}
     for rate, share in RATES.items():
         latent_dim = max(1, round(share * layout.num_weights / layout.num_tokens))
-        folder = options.work / f"{name}_{latent_dim}_{options.seed}"
+        folder = options.work / f"{variant}_{latent_dim}_{options.seed}"
         sane = train_sane(zoo, zoo.splits["train"].layout(0), latent_dim, folder, options, **training)
         codec = NetworkCodec(sane.model, sane.extractor, layout, config)
         linear = {grouping: codec.linear(tokens["train"], grouping) for grouping in GROUPINGS}

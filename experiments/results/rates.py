@@ -15,12 +15,14 @@ CODES = {"sane": "SANE", "linear": "linear code", "rounded": "rounded weights"}
 SUBJECTS = {"sane": "SANE", "linear": "the linear code", "rounded": "rounding of weights"}
 MEASURED = {"accuracy": "accuracy kept", "agreement": "agreement of predictions"}
 DATA = {"mnist": "MNIST", "fashion": "Fashion-MNIST", "usps": "USPS"}
+BEHAVIOR = "_behavior"  # ending of the names of records whose SANEs were also trained to keep predictions
 RESAMPLES = 200
 
 
 def title(name: str) -> str:
-    """Title of a zoo."""
-    return f"{DATA[name.partition('_')[0]]}, CNN-s, seeds"
+    """Title of a zoo, and of the loss of its SANEs if it has more than reconstruction."""
+    loss = "; SANE trained to keep predictions" if name.endswith(BEHAVIOR) else ""
+    return f"{DATA[name.partition('_')[0]]}, CNN-s, seeds{loss}"
 
 
 def load_records(folder: Path) -> dict[str, dict[str, Any]]:

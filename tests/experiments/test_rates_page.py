@@ -47,3 +47,12 @@ def test_every_rate_and_area_of_a_record(folder):
 
 def test_without_records_there_is_nothing_to_say(tmp_path):
     assert set(page.blocks(tmp_path).values()) == {""}
+
+
+def test_sanes_that_keep_predictions_have_a_record_of_their_own(folder):
+    records = folder / "runs/paper/rates"
+    (records / "usps_seed_behavior_0.json").write_text((records / "usps_seed_0.json").read_text())
+    assert list(page.load_records(records)) == ["usps_seed", "usps_seed_behavior"]
+    shown = page.blocks(folder)["areas"]
+    assert shown.count("| USPS, CNN-s, seeds | SANE |") == 1
+    assert shown.count("| USPS, CNN-s, seeds; SANE trained to keep predictions | SANE |") == 1
