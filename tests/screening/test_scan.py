@@ -20,7 +20,8 @@ from safetensors.torch import save, save_file
 import hf_sane
 from hf_sane.screening import _pickles
 from hf_sane.screening._statistics import Moments, tensor_statistics
-from hf_sane.tokenization._byte_ranges import JOINED_GAP, HubFile, joined
+from hf_sane.tokenization import _byte_ranges
+from hf_sane.tokenization._byte_ranges import JOINED_GAP, MAX_REQUEST_BYTES, HubFile, joined, split_range
 from hf_sane.tokenization._kept_ranges import KeptRanges, kept_bytes
 
 
@@ -171,6 +172,39 @@ def test_parts_are_fetched_in_parallel(local_hub):
     assert list(file.read_ranges(parts)) == [content[start:stop] for start, stop in parts]
 
 
+def test_a_scan_of_everything_asks_for_pieces_and_goes_on_within_a_tensor(local_hub, monkeypatch):
+    """Requests have a largest size, and what came before the Hub failed is not asked for again."""
+    monkeypatch.setattr(_byte_ranges, "MAX_REQUEST_BYTES", 2**14)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    tensors = {"one.weight": torch.randn(256, 512), "other.weight": torch.randn(3, 7)}
+    content = save(tensors)
+    local_hub.storage.add_files("models", "org/whole", {"model.safetensors": content})
+    (whole,) = hf_sane.scan("org/whole", budget="100%").scans
+    pieces = downloads(local_hub)
+    assert sum(pieces) == whole.bytes_downloaded >= len(content)
+    assert max(pieces[1:]) <= 2**14  # the first is the header's
+    assert len(pieces) > 256 * 512 * 4 // 2**14
+    keep, count = KeptRanges.keep, iter(range(1000))
+
+    def fail(self, *part):
+        keep(self, *part)
+        if next(count) == 20:
+            local_hub.faults.append(Fault(pattern="safetensors$", status=503, times=1000))
+
+    start = len(local_hub.log)
+    with monkeypatch.context() as patch:
+        patch.setattr(KeptRanges, "keep", fail)
+        with pytest.raises(ConnectionError, match="bytes read from the Hub are kept; to continue, repeat"):
+            hf_sane.scan("org/whole", budget="100%")
+    before = sum(downloads(local_hub, start))
+    assert before >= 20 * 2**13
+    local_hub.faults.clear()
+    start = len(local_hub.log)
+    (again,) = hf_sane.scan("org/whole", budget="100%").scans
+    assert [x.row() for x in again.tensors] == [x.row() for x in whole.tensors]
+    assert sum(downloads(local_hub, start)) + before == whole.bytes_downloaded
+
+
 def test_a_server_without_ranges_is_read_once_or_refused(local_hub):
     local_hub.has_ranges = False
     content = save(network())
@@ -219,6 +253,11 @@ def test_neighbours_are_asked_for_in_one_request():
         [(21 + 2 * gap, 22 + 2 * gap)],
     ]
     assert list(joined([])) == []
+    most = MAX_REQUEST_BYTES
+    assert list(joined([(0, 10), (10, most), (most, most + 1)])) == [[(0, 10), (10, most)], [(most, most + 1)]]
+    assert split_range(3, 3) == [(3, 3)]
+    assert split_range(3, 3 + most) == [(3, 3 + most)]
+    assert split_range(3, 4 + 2 * most) == [(3, 3 + most), (3 + most, 3 + 2 * most), (3 + 2 * most, 4 + 2 * most)]
 
 
 def test_what_lies_beside_the_weights_of_a_repository_is_told(local_hub):

@@ -18,7 +18,8 @@ from hf_sane.records._patience import patiently
 from hf_sane.tokenization._kept_ranges import KeptRanges
 
 REQUESTS = 8  # concurrent requests to the Hub
-AHEAD = 32  # requests sent before the first answer is used, which bounds the memory
+AHEAD = 12  # requests sent before the first answer is used, which bounds the memory
+MAX_REQUEST_BYTES = 2**23  # of one request: larger parts are fetched in parallel, and kept piece by piece
 MAX_WHOLE_BYTES = 2**26  # of a file that a server without ranges sends when only a part is requested
 JOINED_GAP = 2**16  # gaps up to this size are cheaper to read than to make a second request
 
@@ -137,6 +138,12 @@ class HubFile:
             InvalidFileError: If the file ends before one of the parts.
             ConnectionError: If the Hub cannot be reached, or is busy.
         """
+        pieces = self._read_pieces([piece for start, stop in ranges for piece in split_range(start, stop)])
+        for start, stop in ranges:
+            found = list(islice(pieces, len(split_range(start, stop))))
+            yield found[0] if len(found) == 1 else b"".join(found)
+
+    def _read_pieces(self, ranges: Sequence[Range]) -> Iterator[bytes]:
         requests = iter(joined(ranges))
         with ThreadPoolExecutor(REQUESTS) as pool:
 
@@ -147,6 +154,7 @@ class HubFile:
             while waiting:
                 request, answer = waiting.pop(0)
                 content, first = answer.result(), request[0][0]
+                del answer
                 waiting += [ask(following) for following in islice(requests, 1)]
                 for start, stop in request:
                     part = content[start - first : stop - first]
@@ -213,11 +221,20 @@ class HubFile:
         return self._content[start:stop]
 
 
+def split_range(start: int, stop: int) -> list[Range]:
+    """A range as pieces of at most `MAX_REQUEST_BYTES`."""
+    firsts = range(start, max(stop, start + 1), MAX_REQUEST_BYTES)
+    return [(first, min(first + MAX_REQUEST_BYTES, stop)) for first in firsts]
+
+
 def joined(ranges: Sequence[Range]) -> Iterator[list[Range]]:
-    """Group ranges that follow each other in the file with gaps of at most `JOINED_GAP` bytes."""
+    """Group ranges that follow each other in the file, for one request each.
+
+    Gaps are at most `JOINED_GAP` bytes; several ranges together have at most `MAX_REQUEST_BYTES`, gaps included.
+    """
     run: list[Range] = []
     for start, stop in ranges:
-        if run and not 0 <= start - run[-1][1] <= JOINED_GAP:
+        if run and not (0 <= start - run[-1][1] <= JOINED_GAP and stop - run[0][0] <= MAX_REQUEST_BYTES):
             yield run
             run = []
         run.append((start, stop))
