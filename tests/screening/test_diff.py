@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import hf_sane
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_s, mlp
 from hf_sane.networks import _modules
+from hf_sane.screening._tables import is_table
 from hf_sane.symmetry import permutation_spec
 from hf_sane.zoo._dataset import Zoo
 
@@ -595,3 +596,103 @@ def test_counters_that_differ_are_named_and_indices_do_not_dilute_distances():
     text = str(hf_sane.diff(first, first | {"w": weight * torch.nan}))
     assert "the distance is undefined: NaN or infinite weights in w" in text
     assert "nan" not in text.replace("NaN", "")
+
+
+def with_norms(weight):
+    """A network with norms."""
+    generator = torch.Generator().manual_seed(0)
+    state = {f"{i}.fc.weight": torch.randn(64, 64, generator=generator) for i in range(3)}
+    return state | {f"{i}.norm.weight": weight + 0 * state[f"{i}.fc.weight"][0] for i in range(3)}
+
+
+@pytest.mark.parametrize("spread", [1e-4, 0.01, 0.02, 0.05, 0.2, 0.4])
+def test_tuned_norms_are_not_told_to_be_rounded_or_quantised(spread):
+    base = with_norms(1.0)
+    tuned = with_norms(1 + spread * torch.randn(64, generator=torch.Generator().manual_seed(1)))
+    for pair in ((base, tuned), (tuned, base)):
+        found = hf_sane.diff(*pair).difference
+        assert found.relation == "partly equal"
+        assert not any(x.is_same for x in found.tensors if "norm" in x.name)
+    coarse = {name: x if "norm" in name else quantised(x) for name, x in tuned.items()}
+    assert hf_sane.diff(base, coarse).difference.relation == "close"
+    assert hf_sane.diff(tuned, coarse).difference.relation == "quantised"
+    assert hf_sane.diff(with_norms(1 + 1e-4 * base["0.fc.weight"][0]), base).difference.relation == "partly equal"
+
+
+def test_one_change_explains_all_tensors_of_the_same_network():
+    state = with_norms(1 + 1e-4 * torch.randn(64, generator=torch.Generator().manual_seed(1)))
+    to = {"bfloat16": torch.bfloat16, "float8": torch.float8_e4m3fn}
+
+    def stored(matrices, norms):
+        return {name: x.to(to[norms] if "norm" in name else to[matrices]) for name, x in state.items()}
+
+    assert not any(x.sub(1).any() for name, x in stored("float8", "bfloat16").items() if "norm" in name)
+    for kinds in (("bfloat16", "bfloat16"), ("float8", "bfloat16")):  # as stored
+        found = hf_sane.diff(state, stored(*kinds)).difference
+        assert (found.relation, found.tensors[0].changes[0]) == ("cast", "other as stored")
+    mixed = {name: x.to(list(to.values())[name > "1"]).float() for name, x in state.items()}
+    assert hf_sane.diff(state, mixed).difference.relation != "cast"
+    one, other = dict(state), dict(state)
+    one["0.fc.weight"], other["1.fc.weight"] = (state[f"{i}.fc.weight"].bfloat16().float() for i in range(2))
+    assert hf_sane.diff(one, other).difference.relation == "partly equal"
+
+
+def test_values_beyond_the_largest_of_a_type_make_another_network():
+    state = {"weight": torch.randn(64, 64)}
+    state["weight"][3, 5] = 1e6
+    found = hf_sane.diff(state, {name: x.half() for name, x in state.items()}).difference
+    assert found.relation == "undecided"
+    assert not found.tensors[0].is_cast
+
+
+def sinusoids(rows, columns):
+    angles = torch.arange(rows)[:, None] * 10_000 ** (-torch.arange(columns // 2) / (columns / 2 - 1))
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def grid_sinusoids(side, columns):
+    """As in masked autoencoders, after zeros for the class token."""
+    one = sinusoids(side, columns // 2)
+    both = torch.cat([one[:, None].expand(side, side, -1), one[None].expand(side, side, -1)], dim=2)
+    return torch.cat([torch.zeros(1, columns), both.reshape(-1, columns)])[None]
+
+
+TABLES = {
+    "sinusoids": sinusoids(300, 32),
+    "sinusoids in bfloat16": sinusoids(300, 32).bfloat16(),
+    "sinusoids of a grid": grid_sinusoids(12, 32),
+    "logarithms": torch.log(torch.arange(1.0, 17)).expand(600, 16),
+    "whole numbers": torch.arange(9600.0).view(300, 32),
+    "ones": torch.ones(300, 32),
+    "diagonal": 30 * torch.eye(90),
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_fixed_tables_do_not_make_independent_networks_related(table):
+    def independent(seed, noise=0.0):
+        generator = torch.Generator().manual_seed(seed)
+        state = {f"{i}.weight": 0.05 * torch.randn(40, 40, generator=generator) for i in range(3)}
+        trained = TABLES[table] + noise * torch.randn(TABLES[table].shape, generator=generator)
+        return state | {"table.weight": trained if noise else TABLES[table].clone()}
+
+    assert is_table(TABLES[table])
+    first, other = independent(0), independent(1)
+    assert hf_sane.diff(first, other).difference.relation == "unrelated"
+    bare = {"table.weight": TABLES[table].clone(), "1.weight": torch.randn(30, 50)}
+    alone = hf_sane.diff(first, bare)
+    assert alone.difference.relation == "undecided"
+    assert "nothing in common but constants and tables" in alone.verdict
+    assert hf_sane.diff(first, dict(first)).difference.relation == "equal"
+    tuned = {name: x + 0.2 * x.float().std() * torch.randn(x.shape) for name, x in first.items()}
+    assert hf_sane.diff(first, tuned).difference.relation == "close"
+    if table in ("sinusoids", "logarithms"):
+        assert hf_sane.diff(independent(0, 0.02), independent(1, 0.02)).difference.relation == "unrelated"
+
+
+def test_weights_are_no_tables():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(90, 90, generator=generator)
+    kept = torch.rand(90, 90, generator=generator)
+    for weights in (x, x + 3, x.bfloat16(), x.sign(), x.round(), x * (kept > 0.9), quantised(x), x.view(90, 10, 3, 3)):
+        assert not is_table(weights)

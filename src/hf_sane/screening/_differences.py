@@ -1,8 +1,9 @@
 """Compare two checkpoints tensor by tensor, and up to changes that do not affect the network's outputs."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 import torch
@@ -13,8 +14,9 @@ from hf_sane.records._progress import tracked
 from hf_sane.screening._fingerprints import fingerprint, is_weights
 from hf_sane.screening._float8 import readable
 from hf_sane.screening._index import Likeness, likeness
-from hf_sane.screening._names import outlines, pair_names
+from hf_sane.screening._names import RenamedTensors, outlines, pair_names
 from hf_sane.screening._scaling import canonical_scales, scalable_axes
+from hf_sane.screening._tables import is_table, without_table
 from hf_sane.screening._tensor_differences import EPS, TensorDifference, compare_tensors, total_distance, weights_among
 from hf_sane.symmetry._matching import match_weights
 from hf_sane.symmetry._permutation import Permutation, PermutationSpec
@@ -123,9 +125,11 @@ def compare_checkpoints(
         unaligned=why_not or None,
     )
     sizes = _size(first), _size(other)
+    alike = cache(lambda: likeness(fingerprint(first), fingerprint(other)))
     if plain.relation is not None:
         return _with_shares(plain, sizes)
-    if _same(stored) is not None:
+    tables = {name for name in pairs if is_table(first[name]) or is_table(other[pairs[name]])}
+    if _same(stored) is not None and _has_part(stored, tables, sizes):
         return _with_shares(replace(plain, relation="partly equal"), sizes)
     if not is_part and _has_low_rank(stored):
         return _with_shares(replace(plain, relation="low rank"), sizes)
@@ -139,18 +143,24 @@ def compare_checkpoints(
         spec = None  # no channels can move
     if spec is None:
         shuffled = [compare_tensors(n, m, first[n], _shuffle(other[m])) for n, m in pairs.items()]
-        return _doubted(_placed(_with_shares(plain, sizes), shuffled, sizes), first, other)
+        paired = RenamedTensors(other, pairs)
+        found = _placed(_with_shares(plain, sizes), first, paired, (shuffled, shuffled), tables, sizes, alike)
+        return _doubted(found, alike)
     mine, theirs = {n: _plain(first[n]) for n in pairs}, {n: _plain(other[pairs[n]]) for n in pairs}
-    found = _with_shares(_undone(plain, spec, mine, theirs, tolerance), sizes)
-    if all(x.is_same for x in found.tensors):
-        return found if not is_part else replace(found, relation="partly equal")
+    found, moved = _undone(plain, spec, mine, theirs, tolerance)
+    found = _with_shares(found, sizes)
+    if (same := _same(found.tensors)) is not None and not is_part:
+        return found if found.relation is not None else replace(found, relation=same)
+    if same is not None and _has_part(found.tensors, tables, sizes):
+        return replace(found, relation="partly equal")
     if not is_part and _has_low_rank(found.tensors):
         return replace(found, relation="low rank")
     mixed = {name: _shuffle(tensor) for name, tensor in theirs.items()}
     permutation = _match(spec, mine, mixed, is_rescaled=found.is_rescaled)
     aligned = _moved(spec, mine, mixed, permutation, is_rescaled=found.is_rescaled)
     by_chance = [[compare_tensors(n, m, mine[n], x[n]) for n, m in pairs.items()] for x in (mixed, aligned)]
-    return _doubted(_placed(found, min(by_chance, key=total_distance), sizes), first, other)
+    nearest = min(by_chance, key=total_distance)
+    return _doubted(_placed(found, mine, moved, (by_chance[0], nearest), tables, sizes, alike), alike)
 
 
 def _additional(tensors: Mapping[str, Tensor], names: Sequence[str]) -> list[str]:
@@ -178,8 +188,8 @@ def _with_shares(found: Difference, sizes: tuple[int, int]) -> Difference:
 
 def _undone(
     plain: Difference, spec: PermutationSpec, mine: StateDict, theirs: StateDict, tolerance: float
-) -> Difference:
-    """The comparison after matching channels and undoing scales, where that brings the networks nearer.
+) -> tuple[Difference, StateDict]:
+    """The comparison after matching channels and undoing scales, where that brings the networks nearer; and the other.
 
     The order in which they are stored is a candidate, for all axes together and for each by itself.
     """
@@ -209,15 +219,15 @@ def _undone(
             )
             if (same := _same(found)) is not None:
                 how: Relation = "rescaled" if is_rescaled else "permuted" if is_permuted else same
-                return replace(aligned, relation="quantised" if same == "quantised" else how)
+                return replace(aligned, relation="quantised" if same == "quantised" else how), moved
             if _mean_distance(found) < _mean_distance(best.tensors) * (
                 BETTER if is_rescaled > best.is_rescaled else 1
             ):
                 best, best_moved = aligned, moved
     if not best.is_permuted and not best.is_rescaled:
-        return best
+        return best, best_moved
     ranked = [_ranked(x, mine[x.name], best_moved[x.name], tolerance, best.is_rescaled) for x in best.tensors]
-    return replace(best, tensors=tuple(ranked))
+    return replace(best, tensors=tuple(ranked)), best_moved
 
 
 def _ranked(found: TensorDifference, a: Tensor, b: Tensor, tolerance: float, is_rescaled: bool) -> TensorDifference:
@@ -357,29 +367,80 @@ def _shuffle(tensor: Tensor) -> Tensor:
     return _plain(tensor).flatten()[order].view(tensor.shape)
 
 
-def _placed(found: Difference, by_chance: Sequence[TensorDifference], sizes: tuple[int, int]) -> Difference:
-    """Classify the distance relative to the distance by chance, given the numbers of weights."""
-    chance = total_distance(by_chance)
-    matrices = [i for i, x in enumerate(found.tensors) if len(x.shape) > 1] or list(range(len(found.tensors)))
-    mine, theirs = ([tensors[i] for i in matrices] for tensors in (found.tensors, by_chance))
-    shares = [found.distance / chance if chance else math.nan]
-    shares += [_mean_distance(mine) / mean for mean in (_mean_distance(theirs),) if mean]
-    share = min(shares)  # a new head with large weights does not hide that the rest is close, and the other way around
-    relation: Relation = "close" if share < CLOSE else "far" if share < UNRELATED else "unrelated"
-    equal = (x for x in found.tensors if (x.is_cast or x.is_rounding) and not x.is_constant and x.holds_weights)
-    if sum(x.size for x in equal) >= PART * min(sizes):
-        relation = "partly equal"
-    return replace(found, relation=relation, distance_by_chance=chance)
+def _placed(
+    found: Difference,
+    mine: Mapping[str, Tensor],
+    moved: Mapping[str, Tensor],
+    by_chance: tuple[Sequence[TensorDifference], Sequence[TensorDifference]],
+    tables: Set[str],
+    sizes: tuple[int, int],
+    alike: Callable[[], Likeness],
+) -> Difference:
+    """Classify the distance relative to the distance by chance.
+
+    Args:
+        found: The comparison.
+        mine: The first network.
+        moved: The other one, as it was compared.
+        by_chance: Differences from its values in random order, before and after these were aligned.
+        tables: Names of fixed tables.
+        sizes: Numbers of weights.
+        alike: Function that returns the likeness of the fingerprints.
+    """
+    found = replace(found, distance_by_chance=total_distance(by_chance[1]))
+    if _has_part(found.tensors, tables, sizes):
+        return replace(found, relation="partly equal")
+    names = {x.name for x in _evidence(found.tensors, tables)}
+    parts = [
+        (x.size, *_beside_table(mine[x.name], moved[x.name], x, *chances))
+        for x, *chances in zip(found.tensors, *by_chance, strict=True)
+        if x.name in names
+    ]
+    if not parts:
+        return replace(found, relation="undecided")
+    gap, chance = (math.hypot(*(part[place] for part in parts)) for place in (1, 2))
+    means = [sum(part[0] * part[place] / part[3] for part in parts) for place in (1, 2)]
+    shares = gap / chance if chance else math.nan, means[0] / means[1] if means[1] else math.nan
+    # A new head with large weights does not hide that the rest is close, and the other way around.
+    share = shares[0] if math.isnan(shares[1]) else min(shares)
+    if share < UNRELATED <= shares[1] and alike() == "other":
+        share = shares[1]  # only a few tensors with large weights are near
+    return replace(found, relation="close" if share < CLOSE else "far" if share < UNRELATED else "unrelated")
 
 
-def _doubted(found: Difference, first: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Difference:
+def _beside_table(
+    a: Tensor, b: Tensor, found: TensorDifference, before: TensorDifference, after: TensorDifference
+) -> tuple[float, float, float]:
+    """Difference of two matrices, the one by chance, and their norm; without a table from which both were trained."""
+    x, y = without_table(a.double(), b.double()) if a.ndim > 1 and a.is_floating_point() else (a, b)
+    if x is a or x.shape == a.shape:
+        return found.difference_norm, after.difference_norm, found.joint_norm or 1.0
+    gain = min(1.0, after.distance / before.distance) if before.distance > 0 else 1.0
+    norm = math.hypot(float(x.norm()), float(y.norm()))
+    return float((x - y).norm()), gain * norm, norm or 1.0
+
+
+def _evidence(tensors: Sequence[TensorDifference], tables: Set[str]) -> list[TensorDifference]:
+    """Tensors from which a relation can be told: matrices (if there are any) that are neither constant nor tables."""
+    matrices = [x for x in tensors if x.holds_weights and len(x.shape) > 1]
+    among = matrices or [x for x in tensors if x.holds_weights]
+    return [x for x in among if x.name not in tables and not x.is_constant]
+
+
+def _has_part(tensors: Sequence[TensorDifference], tables: Set[str], sizes: tuple[int, int]) -> bool:
+    """Whether a tenth of the weights of one network is equal in both, in tensors from which that can be told."""
+    equal = sum(x.size for x in _evidence(tensors, tables) if x.is_cast or x.is_rounding)
+    return equal >= PART * min(sizes) > 0
+
+
+def _doubted(found: Difference, find_likeness: Callable[[], Likeness]) -> Difference:
     """The comparison, or `undecided` if the fingerprints, which do not depend on the order of channels, are alike.
 
     A network that was not aligned, or not well, may seem unrelated to a reordered copy.
     """
     if found.relation not in ("far", "unrelated"):
         return found
-    alike = likeness(fingerprint(first), fingerprint(other))
+    alike = find_likeness()
     is_unclear = alike in ("equal", "same") or math.isnan(found.distance)
     is_unclear |= alike == "related" and (found.unaligned is not None or found.relation == "unrelated")
     return replace(found, relation="undecided" if is_unclear else found.relation, likeness=alike)
@@ -392,16 +453,27 @@ def _is_identity(permutation: Mapping[str, Tensor]) -> bool:
 
 def _has_low_rank(tensors: Sequence[TensorDifference]) -> bool:
     """Whether all tensors are the same but for changes of low rank."""
-    return all(x.is_same or x.rank is not None for x in tensors)
+    others = [x for x in tensors if x.rank is None]
+    return len(others) < len(tensors) and (not others or _same(others) is not None)
 
 
 def _same(tensors: Sequence[TensorDifference]) -> Relation | None:
-    """The relation, if they are the same network as stored or after rounding, apart from counters."""
-    tensors = [x for x in tensors if x.holds_weights or x.shape] or tensors
+    """The relation, if they are the same network as stored or after one change, apart from counters.
+
+    Vectors can be rounded to few values by chance: quantisation is told from matrices.
+    """
+    tensors = [x for x in tensors if x.holds_weights or x.shape] or list(tensors)
     if all(x.is_equal for x in tensors):
         return "equal"
-    if all(x.is_cast for x in tensors):
-        return "cast"
-    if all(x.is_cast or x.is_rounding for x in tensors):
-        return "rounded"
-    return "quantised" if all(x.is_same for x in tensors) else None
+    quantised = [x for x in tensors if x.is_quantised]
+    if not all(x.is_same for x in tensors) or not _agree([x for x in tensors if x.is_cast]) or not _agree(quantised):
+        return None
+    if not quantised:
+        return "cast" if all(x.is_cast for x in tensors) else "rounded"
+    return "quantised" if any(len(x.shape) > 1 for x in quantised) else None
+
+
+def _agree(tensors: Sequence[TensorDifference]) -> bool:
+    """Whether one change explains the differences of all these tensors; some are equal without any."""
+    changes = [set(x.changes) for x in tensors if x.changes]
+    return not changes or bool(set.intersection(*changes))

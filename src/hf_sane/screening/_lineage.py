@@ -1,7 +1,7 @@
 """Reconstruct family trees of networks from their weights alone."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -13,7 +13,7 @@ from hf_sane.records._progress import tracked
 from hf_sane.screening._fingerprints import Fingerprint, fingerprint
 from hf_sane.screening._float8 import Readable
 from hf_sane.screening._index import likeness, signed_gap
-from hf_sane.screening._names import outlines, pair_names
+from hf_sane.screening._names import RenamedTensors, outlines, pair_names
 from hf_sane.screening._scaling import canonical_scales, scalable_axes
 from hf_sane.screening._trees import (
     AVERAGED,
@@ -203,7 +203,7 @@ def _nearest(me: Member, family: Sequence[Member]) -> tuple[float, Member]:
 def _align(me: Member, other: Member, find_spec: FindSpec, unaligned: dict[str, str]) -> tuple[Member, str] | None:
     """Reorder a network like a relative; `None` if it remains too far away."""
     pairs = pair_names(outlines(other.tensors), outlines(me.tensors))
-    renamed = replace(me, tensors=_Renamed(me.tensors, pairs))
+    renamed = replace(me, tensors=RenamedTensors(me.tensors, pairs))
     best, how = (_distance(renamed.tensors, other.tensors), renamed), ""
     spec, reason = None, ""
     if best[0] > EQUAL:
@@ -231,24 +231,6 @@ def _in_frame(spec: PermutationSpec, fixed: StateDict, moving: StateDict, *, is_
     permutation = match_weights(spec, {name: a[name] for name in spec.axes}, {name: b[name] for name in spec.axes})
     moved = b | spec.apply({name: b[name] for name in spec.axes}, permutation)
     return canonical_scales(spec, moved, like=fixed) if is_rescaled else moved
-
-
-class _Renamed(Mapping[str, Tensor]):
-    """Tensors under the names of another network."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], pairs: Mapping[str, str]) -> None:
-        self._tensors, self._pairs = tensors, pairs
-        known = outlines(tensors)
-        self.outlines = {name: known[stored] for name, stored in pairs.items()}
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[self._pairs[name]]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._pairs)
-
-    def __len__(self) -> int:
-        return len(self._pairs)
 
 
 def _distance(first: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:

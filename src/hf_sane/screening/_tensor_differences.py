@@ -14,12 +14,13 @@ WHOLE = 1e-3  # tolerance for multiples of the step, due to rounding
 GROUP = 32  # neighbours that 4-bit formats quantise together
 ON_GRID = 0.999  # share of values that must be the nearest on the grid
 SHORT = 8  # vectors of which nothing can be said
+VARYING = 0.5  # least share of rows with several values, from which quantisation can be told
 MAX_QUANTISED_DISTANCE = 0.3
 EPS = 8 * torch.finfo(torch.float32).eps  # distance that computing in single precision leaves
 COARSE = (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)  # types that values are rounded to
 STEP, SHARE = 1.5, 0.35  # machine epsilons by which rounding twice moves a value at most, and all of them on average
 
-
+SIDES = "first", "other"
 MAX_RANK, OVERSAMPLING = 128, 8  # of differences, as from LoRA adapters
 MAX_RANKED_DISTANCE = 0.5  # of tensors whose difference may have a low rank
 ROUND_OFF = 1e-7  # of the largest singular value, that computing in double precision leaves in sums of squares
@@ -43,6 +44,8 @@ class TensorDifference:
         is_quantised: Whether one is the other, rounded to a few values per row or group of neighbours.
         is_rounding: Whether they differ by no more than rounding explains, in single precision or in their type.
         is_constant: Whether all values of both are equal, as in biases that were never trained.
+        changes: Which changes of one of the two explain the difference, such as `other in bfloat16`, `other as stored`
+            (in its type) and `first quantised`.
         rank: Rank of their difference if it is low, up to rounding, as after merging a LoRA adapter; `None` otherwise.
     """
 
@@ -59,6 +62,7 @@ class TensorDifference:
     is_quantised: bool
     is_rounding: bool
     is_constant: bool
+    changes: tuple[str, ...] = ()
     rank: int | None = None
 
     @property
@@ -84,7 +88,7 @@ class TensorDifference:
     def row(self) -> dict[str, Any]:
         """A row for JSON."""
         values = {name: getattr(self, name) for name in (*self.__dataclass_fields__, "distance")}
-        values |= {"shape": list(self.shape), "dtypes": list(self.dtypes)}
+        values |= {"shape": list(self.shape), "dtypes": list(self.dtypes), "changes": list(self.changes)}
         return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in values.items()}
 
 
@@ -139,14 +143,19 @@ def compare_tensors(
     is_float = all(kind.is_floating_point for kind in kinds)
     if is_equal or has_same_values or not is_float:
         return found
-    is_cast = _is_cast(a, b, kinds)
+    changes = _casts(a, b, kinds)
+    is_cast = bool(changes)
     is_rounding = is_cast or found.distance <= tolerance or _differ_by_rounding(x, y, found, kinds, is_rescaled)
-    is_near = found.distance < MAX_QUANTISED_DISTANCE
-    is_quantised = not is_rounding and is_near and (is_rounded(x, y) or is_rounded(y, x))
+    if not is_rounding and found.distance < MAX_QUANTISED_DISTANCE:
+        coarse = {"other": is_rounded(x, y), "first": is_rounded(y, x)}
+        changes = tuple(f"{side} quantised" for side, holds in coarse.items() if holds)
+    is_quantised = not is_rounding and bool(changes)
     has_rank = finds_rank and not is_rounding and not is_quantised and found.distance < MAX_RANKED_DISTANCE
     noise = SHARE * _precision(kinds) * found.joint_norm + EPS * found.difference_norm  # of the sum, and of a product
     rank = difference_rank(gap, tolerance=noise) if has_rank else None
-    return replace(found, is_cast=is_cast, is_rounding=is_rounding, is_quantised=is_quantised, rank=rank)
+    return replace(
+        found, is_cast=is_cast, is_rounding=is_rounding, is_quantised=is_quantised, changes=changes, rank=rank
+    )
 
 
 def total_distance(tensors: Sequence[TensorDifference]) -> float:
@@ -165,9 +174,10 @@ def is_rounded(fine: Tensor, coarse: Tensor) -> bool:
     """Whether `coarse` is `fine`, rounded to the few values that `coarse` has in each row or group of neighbours.
 
     In rows that are too short to count distinct values, the values must be whole multiples of the largest divided by
-    127 or 7, as from quantisation by the largest absolute value.
+    127 or 7, as from quantisation by the largest absolute value. Constant rows, to which anything near can be rounded,
+    prove nothing.
     """
-    if fine.ndim == 0 or (fine.ndim == 1 and len(fine) < SHORT):
+    if fine.ndim == 0 or (fine.ndim == 1 and len(fine) < SHORT) or _is_constant(coarse):
         return False
     rows, grids = (x.flatten(1) if x.ndim > 1 else x[None] for x in (fine, coarse))
     groups = [(rows, grids)]
@@ -177,7 +187,9 @@ def is_rounded(fine: Tensor, coarse: Tensor) -> bool:
 
 
 def _is_multiple(rows: Tensor, grids: Tensor) -> bool:
-    largest = grids.abs().amax(1, keepdim=True)
+    largest, varies = grids.abs().amax(1, keepdim=True), grids.amax(1, keepdim=True) > grids.amin(1, keepdim=True)
+    if varies.double().mean() < VARYING:
+        return False
     for levels in LEVELS:
         step = torch.where(largest > 0, largest, 1.0) / levels
         is_whole = ((grids / step).round() - grids / step).abs() < WHOLE
@@ -188,16 +200,25 @@ def _is_multiple(rows: Tensor, grids: Tensor) -> bool:
 
 
 def _is_on_grid(rows: Tensor, grids: Tensor) -> bool:
-    hits = total = 0
+    hits = total = varying = 0
+    steps, same = [], list[tuple[Tensor, Tensor]]()
     for row, grid in zip(rows, grids, strict=True):
         values = grid.unique()  # sorted
         if len(values) > min(GRID, 0.75 * len(row)):
             return False
+        total += len(row)
+        if len(values) < 2:
+            same.append((row, grid))
+            continue
+        varying += 1
         place = torch.bucketize(row, (values[1:] + values[:-1]) / 2)
         nearest = values[place]
-        step = (values[1:] - values[:-1]).min() if len(values) > 1 else torch.ones(())
+        step = (values[1:] - values[:-1]).min()
+        steps.append(float(step))
         hits += int(((nearest - grid).abs() <= 0.5 * step).sum())  # ties may be rounded either way
-        total += len(row)
+    if varying < VARYING * len(rows):
+        return False
+    hits += sum(int(((row - grid).abs() <= 0.5 * max(steps)).sum()) for row, grid in same)
     return hits >= ON_GRID * total
 
 
@@ -249,18 +270,33 @@ def _is_constant(values: Tensor) -> bool:
     return values.numel() < 2 or bool((values == values.flatten()[0]).all())
 
 
-def _is_cast(a: Tensor, b: Tensor, kinds: tuple[torch.dtype, torch.dtype]) -> bool:
-    """Whether tensors are equal in the coarser of their types, or one is the other in a coarser one."""
-    coarse = _coarser(*kinds)
+def _casts(a: Tensor, b: Tensor, kinds: tuple[torch.dtype, torch.dtype]) -> tuple[str, ...]:
+    """How one tensor is the other in a coarser type: in that of the two, in which it is stored, or in another one.
+
+    A constant is no evidence of another type than that in which it is stored: any vector near it can be rounded to it.
+    """
     x, y = a.to(kinds[0]), b.to(kinds[1])
-    if kinds[0] != kinds[1] and torch.equal(x.to(coarse).float(), y.to(coarse).float()):
-        return True
     wide = x.double(), y.double()
+    if not all(bool(values.isfinite().all()) for values in wide):
+        return ()
+    found = []
+    coarse = _coarser(*kinds)
+    if kinds[0] != kinds[1] and torch.equal(x.to(coarse).float(), y.to(coarse).float()):
+        side = SIDES[kinds[1] == coarse]
+        found += [f"{side} as stored", _in(side, coarse)]
     for dtype in COARSE:
-        for one, other in (wide, wide[::-1]):
-            if torch.equal(one.to(dtype).double(), other) and bool(other.any()):
-                return True
-    return False
+        for side, one, other in zip(SIDES[::-1], wide, wide[::-1], strict=True):
+            if (
+                _in(side, dtype) not in found
+                and not _is_constant(other)
+                and torch.equal(one.to(dtype).double(), other)
+            ):
+                found.append(_in(side, dtype))
+    return tuple(found)
+
+
+def _in(side: str, dtype: torch.dtype) -> str:
+    return f"{side} in {str(dtype).removeprefix('torch.')}"
 
 
 def _differ_by_rounding(

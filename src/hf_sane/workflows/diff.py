@@ -46,6 +46,7 @@ VERDICTS = {
     "undecided": "undecided: far apart as stored, but the channels were not matched; by their fingerprints, ",
 }
 ALIGNED = "undecided: far apart even with the channels matched, but by their fingerprints, "
+UNTOLD = "undecided: nothing in common but constants and tables that any network has, such as sinusoids"
 PRODUCTS = "the same change of the base: the products of the factors are equal up to rounding"
 
 
@@ -96,6 +97,8 @@ class DiffResult(Result):
     def verdict(self) -> str:
         """How the two checkpoints are related, as a sentence."""
         found = self.difference
+        if found.relation == "undecided" and found.likeness is None:
+            return UNTOLD
         if found.relation == "undecided":
             start = ALIGNED if found.unaligned is None else VERDICTS["undecided"]
             return start + LIKENESS[found.likeness or "other"]
