@@ -1,8 +1,10 @@
 """The program: its verbs, their help, and how it fails."""
 
 import errno
+import gc
 import io
 import json
+import os
 import runpy
 import shlex
 import sys
@@ -15,7 +17,7 @@ from typer.testing import CliRunner
 import hf_sane
 from hf_sane.cli import app as program
 from hf_sane.cli.app import app
-from hf_sane.cli.verbs import GROUPS, ZOO_VERBS
+from hf_sane.cli.verbs import GROUPS, ZOO_VERBS, Verb
 from hf_sane.cli.verbs import VERBS as DOORS
 from hf_sane.records._failures import describe_error, print_error
 from hf_sane.sampling._samplers import SAMPLERS
@@ -208,8 +210,25 @@ def test_the_entry_point_tunes_the_allocator_first(monkeypatch):
     calls = []
     monkeypatch.setattr(program, "tune_allocator", lambda: calls.append("tune"))
     monkeypatch.setattr(program, "app", lambda prog_name: calls.append(prog_name))
+    monkeypatch.setattr("gc.disable", lambda: calls.append("collect nothing"))
     program.main()
-    assert calls == ["tune", "hf-sane"]
+    assert calls == ["tune", "collect nothing", "hf-sane"]
+
+
+def test_garbage_is_collected_while_a_verb_runs():
+    """But not before, while its modules are imported."""
+
+    def work():
+        def run(settings):
+            print(gc.isenabled(), gc.get_freeze_count() > 0)
+            raise ValueError
+
+        load = Verb.load
+        Verb.load = lambda verb: (load(verb)[0], run)
+        sys.argv = ["hf-sane", "info", "x"]
+        program.main()
+
+    assert Fork(work).wait().stdout == "True True\n"
 
 
 def test_the_package_runs_as_the_program(tmp_path):
@@ -223,3 +242,16 @@ def test_the_package_runs_as_the_program(tmp_path):
     assert ran.code == 2
     assert ran.stderr.startswith("hf-sane: no such file or folder")
     assert "Usage: hf-sane [OPTIONS]" in run_in_fork(lambda: run("--help"))
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["scan", "--help"], ["zoo", "--help"]], ids=" ".join)
+def test_help_that_nobody_reads_ends_like_other_output(words):
+    def work():
+        reading, writing = os.pipe()
+        os.close(reading)
+        os.dup2(writing, 1)
+        sys.argv = ["hf-sane", *words]
+        program.main()
+
+    ended = Fork(work).wait()
+    assert (ended.code, ended.stderr) == (141, "")

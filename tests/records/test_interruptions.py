@@ -1,6 +1,10 @@
 """What an interruption says, by the state in which it finds the output."""
 
+import io
 import json
+import signal
+import sys
+import time
 
 import pytest
 
@@ -132,3 +136,41 @@ def test_what_was_finished_before_is_named_beside_what_was_not(tmp_path, capsys)
 
     line = f"script: interrupted: {tmp_path / 'adapter'} is finished; org/adapter holds nothing\n"
     assert said(capsys, work) == line
+
+
+def test_a_second_one_does_not_cut_the_message(monkeypatch):
+    """Ctrl-C is pressed again while the first one is described, and while it is printed."""
+    handler = signal.getsignal(signal.SIGINT)
+
+    def describe():
+        signal.raise_signal(signal.SIGINT)
+        return "half of it is kept"
+
+    def work():
+        with explaining(describe):
+            signal.raise_signal(signal.SIGINT)
+
+    class Stderr(io.StringIO):
+        def write(self, text):
+            signal.raise_signal(signal.SIGINT)
+            return super().write(text)
+
+    monkeypatch.setattr(sys, "stderr", Stderr())
+    with pytest.raises(SystemExit):
+        run_script(work, name="script")
+    assert sys.stderr.getvalue() == "\nscript: interrupted: half of it is kept\n"
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_one_that_a_finalizer_drops_is_repeated(capsys):
+    class Finalized:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    def work():
+        Finalized()
+        time.sleep(60)
+
+    hook = sys.unraisablehook
+    assert said(capsys, work) == f"script: interrupted: nothing was written; to start again: {COMMAND}\n"
+    assert sys.unraisablehook is hook

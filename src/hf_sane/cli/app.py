@@ -1,5 +1,6 @@
 """The program `hf-sane`: its commands and its error handling."""
 
+import gc
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,8 +28,8 @@ class Program(TyperGroup):
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the program's own options."""
-        with _refusing(args):
+        """Read the program's own options, some of which print, such as `--help`."""
+        with reporting(PROGRAM, as_json=JSON in args, debug="--debug" in args), _refusing(args):
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
@@ -119,6 +120,7 @@ def program(
 def main() -> None:
     """Entry point of the console script."""
     tune_allocator()  # before PyTorch allocates anything
+    gc.disable()  # until the modules of the verb are imported, which leave nothing to collect
     for verb in plugin_verbs():
         add_verb(app, verb)
     app(prog_name=PROGRAM)

@@ -1,5 +1,6 @@
 """The commands of `hf-sane`: each runs a workflow, which is imported when the command is used."""
 
+import gc
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -215,7 +216,11 @@ def _door(verb: Verb) -> Callable[[typer.Context], None]:
     def run(ctx: typer.Context) -> None:
         from hf_sane.workflows.command_line import run_workflow
 
-        run_workflow(*verb.load(), list(ctx.args), name=ctx.command_path, example=verb.example)
+        workflow = verb.load()
+        if not gc.isenabled():  # see `main`
+            gc.freeze()
+            gc.enable()
+        run_workflow(*workflow, list(ctx.args), name=ctx.command_path, example=verb.example)
 
     return run
 

@@ -1,9 +1,11 @@
 """Errors that users can fix, reported in one line without a traceback, by the command line and by scripts."""
 
+import atexit
 import json
 import os
 import re
 import select
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +14,12 @@ from typing import NoReturn
 from hf_sane.records._command import running
 from hf_sane.records._disks import describe_os_error
 from hf_sane.records._errors import did_you_mean, shorten
-from hf_sane.records._interruptions import describe_interruption, noting_outputs
+from hf_sane.records._interruptions import (
+    describe_interruption,
+    ignoring_interruptions,
+    noting_outputs,
+    repeating_lost_interruptions,
+)
 
 EXIT_CODE = 2
 MAX_MESSAGE = 4000  # characters
@@ -71,7 +78,7 @@ def reporting(name: str, *, as_json: bool = False, debug: bool = False) -> Itera
         SystemExit: With exit code 2 for an expected error, 130 for an interruption (Ctrl-C, SIGINT), and 141 without a
             message if the reader of standard output is gone (`| head`).
     """
-    with noting_outputs() as outputs:
+    with noting_outputs() as outputs, repeating_lost_interruptions():
         try:
             yield
         except expected_errors() as error:
@@ -82,7 +89,9 @@ def reporting(name: str, *, as_json: bool = False, debug: bool = False) -> Itera
             print_error(describe_error(error), EXIT_CODE, name=name, as_json=as_json)
             raise SystemExit(EXIT_CODE) from error
         except KeyboardInterrupt as interruption:
-            print_error(describe_interruption(interruption, outputs), INTERRUPTED, name=name, as_json=as_json)
+            atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C adds no traceback
+            with ignoring_interruptions():
+                print_error(describe_interruption(interruption, outputs), INTERRUPTED, name=name, as_json=as_json)
             raise SystemExit(INTERRUPTED) from interruption
 
 
