@@ -220,7 +220,7 @@ def test_garbage_is_collected_while_a_verb_runs():
 
     def work():
         def run(settings):
-            print(gc.isenabled(), gc.get_freeze_count() > 0)
+            sys.stdout.write(f"{gc.isenabled()} {gc.get_freeze_count() > 0}\n")
             raise ValueError
 
         load = Verb.load
