@@ -3,13 +3,16 @@
 import ast
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 from program import parse_settings
 
 import hf_sane
 from hf_sane.cli.verbs import VERBS, ZOO_VERBS
+from hf_sane.workflows.results import Result
 
 DOCS = Path(__file__).parents[2] / "docs"
 ROW = re.compile(r"^\| `(hf-sane [^`]+)` \| `([^`]+)` \|$", re.MULTILINE)
@@ -70,6 +73,25 @@ def test_a_call_has_the_settings_of_its_command_and_is_as_short(command, call, t
     values = [node for node in ast.walk(statement) if isinstance(node, ast.Constant)]
     assert len(values) <= len(re.split("[ =,]", " ".join(words)))
     assert len(call) <= len(command) + len("[]{}()") + 4 * len(values)  # brackets, quotes and commas
+
+
+def returned_by(function: Callable) -> list[type]:
+    returned = get_type_hints(function)["return"]
+    return list(get_args(returned) or (returned,))
+
+
+def test_results_save_what_their_functions_return():
+    """`run_NAME(settings).save(folder)` saves the zoo or SANE that `NAME(...)` returns; all others are results."""
+    saved = []
+    for command, call in PAIRS:
+        name = call.partition("(")[0].removeprefix("hf_sane.")
+        for result in returned_by(OF_PROGRAM[verb_of(command)].load()[1]):
+            assert issubclass(result, Result)
+            if result not in returned_by(getattr(hf_sane, name)):
+                saved.append(name)
+                assert result.save is not Result.save, name
+    made = {"build_zoo", "fit_zoo", "import_zoo", "mix_zoos", "align_zoo", "pretrain", "fit_linear"}
+    assert set(saved) == made
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)

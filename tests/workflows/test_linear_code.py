@@ -18,6 +18,14 @@ def folder(tiny_zoo_folder, tmp_path_factory):
     return output
 
 
+def test_a_result_saves_the_code(tiny_zoo, tmp_path):
+    result = run_fit_linear(LinearCodeSettings(zoo=[tiny_zoo], latent_dim=4, output=None)).save(tmp_path / "code")
+    saved = hf_sane.SANE.from_pretrained(result.output)
+    assert saved.record.results == result.record.results
+    split = tiny_zoo.splits["test"]
+    torch.testing.assert_close(saved.embed(split), result.sane.embed(split))
+
+
 def test_a_code_of_full_rank_gives_networks_back(folder, tiny_zoo):
     linear = hf_sane.SANE.from_pretrained(folder)
     assert isinstance(linear.model, LinearCode)

@@ -55,13 +55,16 @@ def test_it_is_ready_to_use_and_knows_its_run(sane, tiny_zoo, run_folder):
     assert sane.embed(tiny_zoo.splits["test"].model(0)).isfinite().all()
 
 
-def test_a_finished_run_tells_again_what_it_found(sane, tiny_zoo, tiny_zoo_folder, run_folder):
+def test_a_finished_run_tells_again_what_it_found_and_saves_it(
+    sane, tiny_zoo, tiny_zoo_folder, run_folder, tmp_path
+):
     settings = PretrainSettings(zoo=[str(tiny_zoo_folder)], output=run_folder, model=MODEL, **OPTIONS, resume=True)
     result = run_pretrain(settings, zoos=[tiny_zoo])
     assert same_weights(sane, result.sane)
     rows = {line.rpartition(" ")[0].strip(): line.rpartition(" ")[2] for line in str(result).splitlines()}
     assert (rows["steps"], rows["processes"]) == ("2", "1")
     assert str(result).splitlines()[-1] == f"wrote {run_folder / 'model'}"
+    assert same_weights(sane, SANE.from_pretrained(result.save(tmp_path / "copy").output))
 
 
 def test_runs_of_earlier_versions_resume(sane, tiny_zoo, tiny_zoo_folder, run_folder):

@@ -150,6 +150,8 @@ def test_imports_from_python_and_the_verb_are_the_same(checkpoints, tmp_path):
     result = run_import_zoo(ImportZooSettings(folder=checkpoints, output=tmp_path / "python", **options))
     assert "not taken\nskipped: 1, " in str(result)
     assert "\nvalidation         1     1           1\n" in str(result)
+    assert same_networks(zoo, load_zoo(result.save(tmp_path / "copy").output))
+    assert str(result).endswith(f"\nwrote {tmp_path / 'copy'}")
 
 
 def test_names_of_repositories_need_no_option(tmp_path):
@@ -195,6 +197,9 @@ def test_a_zoo_is_aligned_in_memory_or_in_its_folder(built, tmp_path):
     result = run_align_zoo(AlignZooSettings(zoo=tmp_path))
     (row,) = [line.split() for line in str(result).splitlines() if line.startswith(key)]
     assert row == [key, "3", "1", reference, *(f"{distance[when]:.4g}" for when in ("before", "after"))]
+    copy = load_zoo(result.save(tmp_path / "copy").output)
+    assert same_networks(plain, copy)
+    assert copy.alignment.references == aligned.alignment.references
     given = align_zoo(plain, reference=plain.splits["test"].state_dict(0))
     assert given.alignment.references == {key: "given"}
     assert not list(tmp_path.rglob(UNFINISHED))

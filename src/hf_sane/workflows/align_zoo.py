@@ -15,7 +15,8 @@ from hf_sane.records._settings import as_arguments, setting
 from hf_sane.records._sources import check_path
 from hf_sane.symmetry._networks import permutation_spec
 from hf_sane.symmetry._permutation import PermutationSpec
-from hf_sane.workflows.results import Result, Table, report_writer
+from hf_sane.workflows.results import Table, report_writer
+from hf_sane.workflows.show_zoo import ResultWithZoo
 from hf_sane.zoo import _alignment as alignment
 from hf_sane.zoo._dataset import Zoo, choose_config
 from hf_sane.zoo._facts import read_facts
@@ -55,11 +56,10 @@ class AlignmentJson(TypedDict):
 
 
 @dataclass(kw_only=True)
-class AlignZooResult(Result):
+class AlignZooResult(ResultWithZoo):
     """An aligned zoo.
 
     Attributes:
-        zoo: The zoo.
         specs: Symmetries, by architecture.
         distances: Distances of runs to the reference before and after alignment, `[2, R]`, by architecture.
     """
@@ -67,7 +67,6 @@ class AlignZooResult(Result):
     JSON: ClassVar[Any] = dict[str, AlignmentJson]
     JOB: ClassVar[str] = "alignment"
 
-    zoo: Zoo
     specs: dict[str, PermutationSpec] = field(default_factory=dict)
     distances: dict[str, np.ndarray] = field(default_factory=dict)
 

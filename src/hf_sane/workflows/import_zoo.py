@@ -12,9 +12,9 @@ from hf_sane.records._errors import shorten
 from hf_sane.records._progress import progress
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import setting
-from hf_sane.workflows.results import Result, Table, report_writer
+from hf_sane.workflows.results import Table, report_writer
 from hf_sane.workflows.shared import temporary_folder
-from hf_sane.workflows.show_zoo import draw_accuracies
+from hf_sane.workflows.show_zoo import ResultWithZoo
 from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo._facts import PROPERTIES_KEY, data_folder
 from hf_sane.zoo._writing import REPORT_NAME
@@ -67,18 +67,15 @@ class ImportZooJson(TypedDict):
 
 
 @dataclass(kw_only=True)
-class ImportZooResult(Result):
+class ImportZooResult(ResultWithZoo):
     """A zoo of imported networks, and the outcome for each network.
 
     Attributes:
-        zoo: The zoo.
         entries: One entry per network, and per repository without networks.
     """
 
     JSON: ClassVar[Any] = ImportZooJson
-    JOB: ClassVar[str] = "zoo"
 
-    zoo: Zoo
     entries: tuple[importing.ImportEntry, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,10 +114,6 @@ class ImportZooResult(Result):
         rows = [[place] for place in self.zoo.facts.data.get(PROPERTIES_KEY, {}).get("unmatched_rows", ())]
         found = [Table(("file", "status", "reason"), files, title="Files that were not imported")] if files else []
         return [*found, Table(("row",), rows, title="Rows without a network")] if rows else found
-
-    def draw(self, partial: Path) -> None:
-        """Draw accuracies.png, if accuracies are known."""
-        draw_accuracies(self.zoo, partial)
 
 
 def import_zoo(

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypedDict
+from typing import Any, ClassVar, Literal, Self, TypedDict
 
 import torch
 
-from hf_sane.hub._publish import save_sane
 from hf_sane.models.modeling_linear import LinearCode
 from hf_sane.networks._modules import ModuleSettings
 from hf_sane.records._run_record import RunRecord
@@ -82,6 +81,11 @@ class LinearCodeResult(Result):
 
     sane: SANE
 
+    def save(self, folder: str | Path) -> Self:
+        """Save the code, which is then used wherever a SANE is expected; see `hf_sane.hub.save_sane` for errors."""
+        self.output = self.sane.save_pretrained(folder, title="Linear code of weights")
+        return self
+
     def tables(self) -> list[Table]:
         """R2 of each split."""
         return [Table(("split", "R2", "networks"), rows_of(self.record.results["reconstruction"]))]
@@ -131,10 +135,8 @@ def run_fit_linear(settings: LinearCodeSettings) -> LinearCodeResult:
         {"reconstruction_r2": found["test"]["r2"], "reconstruction": found},
         data={"zoos": ", ".join(zoo.facts.name for zoo in zoos), "networks": sum(map(len, training))},
     )
-    code = SANE(model, extractor, record=record)
-    if settings.output is not None:
-        save_sane(settings.output, model, extractor, record, title="Linear code of weights")
-    return LinearCodeResult(record=record, output=settings.output, sane=code)
+    result = LinearCodeResult(record=record, sane=SANE(model, extractor, record=record))
+    return result if settings.output is None else result.save(settings.output)
 
 
 def _reconstruction(

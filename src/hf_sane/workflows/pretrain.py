@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, NotRequired, TypedDict
+from typing import Any, ClassVar, NotRequired, Self, TypedDict
 
 from hf_sane.analysis._zoo_plots import plot_losses
 from hf_sane.core._adapters import load_adapter
@@ -65,6 +65,11 @@ class PretrainingResult(Result):
         adapted = load_adapter(SANE.from_pretrained(self.base).model, folder).merge_and_unload()
         extractor = SANEFeatureExtractor.from_pretrained(folder)
         return SANE(adapted.eval(), extractor, source=str(folder), record=self.record)
+
+    def save(self, folder: str | Path) -> Self:
+        """Save the autoencoder, after a LoRA run with the adapter merged in; see `hf_sane.hub.save_sane` for errors."""
+        self.output = self.sane.save_pretrained(folder)
+        return self
 
     def tables(self) -> list[Table]:
         """Reconstruction of the validation networks, losses and steps."""

@@ -81,14 +81,13 @@ class ZooJson(TypedDict):
 
 
 @dataclass(kw_only=True)
-class ZooResult(Result):
-    """A zoo and its description.
+class ResultWithZoo(Result):
+    """A result whose outcome is a zoo, which is what [`save`] saves.
 
     Attributes:
         zoo: The zoo.
     """
 
-    JSON: ClassVar[Any] = ZooJson
     JOB: ClassVar[str] = JOB
 
     zoo: Zoo
@@ -98,6 +97,17 @@ class ZooResult(Result):
         self.zoo.save(folder)
         self.output = Path(folder)
         return self
+
+    def draw(self, partial: Path) -> None:
+        """Draw accuracies.png, if accuracies are known and matplotlib is installed."""
+        _draw_accuracies(self.zoo, partial)
+
+
+@dataclass(kw_only=True)
+class ZooResult(ResultWithZoo):
+    """A zoo and its description."""
+
+    JSON: ClassVar[Any] = ZooJson
 
     def to_dict(self) -> dict[str, Any]:
         """Splits, architectures, layouts and excluded runs."""
@@ -131,10 +141,6 @@ class ZooResult(Result):
         """Runs that were left out, with the reason."""
         rows = [[run["run_id"], run.get("epoch"), run["reason"]] for run in self.zoo.facts.excluded]
         return [Table(("excluded run", "epoch", "reason"), rows)] if rows else []
-
-    def draw(self, partial: Path) -> None:
-        """Draw accuracies.png, if accuracies are known."""
-        draw_accuracies(self.zoo, partial)
 
 
 def load_zoo(source: str | Path | Zoo, config: str | None = None, *, revision: str | None = None) -> Zoo:
@@ -237,7 +243,7 @@ def describe_zoo(zoo: Zoo) -> dict[str, Any]:
     }
 
 
-def draw_accuracies(zoo: Zoo, partial: Path) -> None:
+def _draw_accuracies(zoo: Zoo, partial: Path) -> None:
     """Draw the accuracies of a zoo as accuracies.png into a folder, if they are known and matplotlib is installed."""
     known = {}
     for name, split in zoo.splits.items():
