@@ -55,9 +55,7 @@ def test_it_is_ready_to_use_and_knows_its_run(sane, tiny_zoo, run_folder):
     assert sane.embed(tiny_zoo.splits["test"].model(0)).isfinite().all()
 
 
-def test_a_finished_run_tells_again_what_it_found_and_saves_it(
-    sane, tiny_zoo, tiny_zoo_folder, run_folder, tmp_path
-):
+def test_a_finished_run_tells_again_what_it_found_and_saves_it(sane, tiny_zoo, tiny_zoo_folder, run_folder, tmp_path):
     settings = PretrainSettings(zoo=[str(tiny_zoo_folder)], output=run_folder, model=MODEL, **OPTIONS, resume=True)
     result = run_pretrain(settings, zoos=[tiny_zoo])
     assert same_weights(sane, result.sane)

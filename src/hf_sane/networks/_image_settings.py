@@ -7,6 +7,13 @@ from hf_sane.records._settings import CheckedSettings, setting
 
 
 @dataclass(kw_only=True)
+class TrainLimitSettings(CheckedSettings):
+    """Setting of networks that are trained on a part of the images."""
+
+    train_limit: int | None = setting("Use at most this many training images.", default=None, least=1)
+
+
+@dataclass(kw_only=True)
 class ImageSettings(CheckedSettings):
     """Settings of images that are converted for networks that expect another shape."""
 

@@ -163,6 +163,20 @@ class CheckedSettings(metaclass=_Fitting):
         check_numbers(self)
 
 
+@dataclass(kw_only=True)
+class SeedSettings(CheckedSettings):
+    """Setting of work in which one seed decides everything that is drawn."""
+
+    seed: int = setting("Random seed.", default=0)
+
+
+@dataclass(kw_only=True)
+class ProgressSettings(CheckedSettings):
+    """Setting of work that shows its progress; it may differ when the work is continued."""
+
+    progress_bar: bool = setting("Show a progress bar.", default=True)
+
+
 def option_name(entry: Field) -> str:
     """The option of a field, such as `--num-models`."""
     return f"--{entry.name.rstrip('_').replace('_', '-')}"

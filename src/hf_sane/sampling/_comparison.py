@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.networks._tasks import Task
-from hf_sane.records._settings import CheckedSettings, setting
+from hf_sane.records._settings import SeedSettings, setting
 from hf_sane.sampling._anchors import TOP_FRACTION, choose_anchors
 from hf_sane.sampling._baselines import (
     anchor_spread,
@@ -67,10 +67,9 @@ NOT_CONDITIONED = ("anchors", "nearest_training", "scratch", "shrunken_scratch")
 
 @strict
 @dataclass(kw_only=True)
-class SelectionSettings(CheckedSettings):
+class SelectionSettings(SeedSettings):
     """Settings that comparisons share with the demo: how many networks to draw, and how to select them."""
 
-    seed: int = setting("Random seed.", default=0)
     top_fraction: float = setting(
         "Share of the best training runs to take anchors from.",
         default=TOP_FRACTION,

@@ -10,9 +10,10 @@ from hf_sane.core._adapters import require_hub_id
 from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._modules import ModuleSettings
 from hf_sane.records._documents import read_settings
-from hf_sane.records._settings import as_arguments, check_numbers, former_names, setting
+from hf_sane.records._settings import ProgressSettings, as_arguments, check_numbers, former_names, setting
 from hf_sane.records._sources import hub_id
 from hf_sane.training._lora import LORA_TARGETS
+from hf_sane.zoo._settings import ZooRevisionSettings
 from hf_sane.zoo.windows._windows import WindowSettings
 
 # Settings that may differ between a run and its continuation.
@@ -30,7 +31,7 @@ RESUMABLE = (
 
 @strict
 @dataclass(kw_only=True)
-class PretrainSettings(WindowSettings, ModuleSettings):
+class PretrainSettings(WindowSettings, ModuleSettings, ZooRevisionSettings, ProgressSettings):
     """Settings of one pre-training run of a SANE autoencoder.
 
     The text next to each field is its documentation and its help text. Defaults follow the released settings for
@@ -49,7 +50,6 @@ class PretrainSettings(WindowSettings, ModuleSettings):
         "Run folder for model/, checkpoints/, logs/ and arguments.json.", short="-o", formerly="--output_dir"
     )
     zoo_config: str | None = setting("Name of the zoo, if a folder or dataset holds several.", default=None)
-    zoo_revision: str | None = setting("Branch, tag or commit of zoos on the Hub.", default=None)
     streaming: bool = setting(
         "Read the zoos as streams, from their folders or the Hub, without a full copy on this machine.",
         default=False,
@@ -74,7 +74,7 @@ class PretrainSettings(WindowSettings, ModuleSettings):
         "Freeze the pretrained model and train a LoRA adapter for it (docs/how-to/lora.md).", default=False
     )
     lora_rank: int = setting("Rank of the adapter.", default=4)
-    lora_alpha: float = setting("Alpha of the adapter, which is scaled by alpha / rank.", default=8.0)
+    lora_alpha: float = setting("Scale of the adapter, which is multiplied by alpha / rank.", default=8.0)
     lora_targets: list[str] = setting(
         "Names of the modules to adapt with low-rank matrices.", factory=lambda: list(LORA_TARGETS)
     )
@@ -164,7 +164,6 @@ class PretrainSettings(WindowSettings, ModuleSettings):
     )
     log_every_steps: int = setting("Number of optimizer steps between logged losses.", default=10)
     log_with: Literal["tensorboard", "none"] = setting("Logger of the losses.", default="tensorboard")
-    progress_bar: bool = setting("Show a progress bar.", default=True)
 
     def __post_init__(self) -> None:
         if isinstance(self.model, str):

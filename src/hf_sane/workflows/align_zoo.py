@@ -20,6 +20,7 @@ from hf_sane.workflows.show_zoo import ResultWithZoo
 from hf_sane.zoo import _alignment as alignment
 from hf_sane.zoo._dataset import Zoo, choose_config
 from hf_sane.zoo._facts import read_facts
+from hf_sane.zoo._settings import ZooNameSettings
 
 SHOWN_PLACES = 3  # examples shown for each reason
 WHEN = ("before", "after")
@@ -27,13 +28,10 @@ MEASURED_RUNS = 256  # runs of an architecture whose distances are measured
 
 
 @dataclass(kw_only=True)
-class AlignZooSettings(ModuleSettings):
+class AlignZooSettings(ZooNameSettings, ModuleSettings):
     """Settings of [`run_align_zoo`]."""
 
     zoo: Path = setting("Folder of the zoo.", positional=True, formerly="--zoo")
-    zoo_config: str | None = setting(
-        "Name of the zoo, if the folder holds several.", default=None, formerly="--config"
-    )
 
 
 class AlignmentJson(TypedDict):

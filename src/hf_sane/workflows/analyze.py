@@ -10,17 +10,17 @@ from hf_sane.analysis._report import NOT_FINITE, LayerSpectrum, SpectrumReport, 
 from hf_sane.analysis._spectral import SpectrumSettings, analyze_spectrum
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, check_numbers, setting
-from hf_sane.tokenization._checkpoints import CheckpointSource, Source
+from hf_sane.tokenization._checkpoints import Source
 from hf_sane.workflows.results import FINDING, Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
 from hf_sane.workflows.schemas import Fields
-from hf_sane.workflows.shared import PlotSettings, SaneSettings, WeightsSettings
+from hf_sane.workflows.shared import CheckpointSettings, PlotSettings, SaneSettings
 
 COLUMNS = ("layer", "N x M", "alpha", "95%", "alpha-w", "spikes", "st. rank", "log F", "log max", "w. corr", "phase")
 
 
 @dataclass(kw_only=True)
-class AnalyzeSettings(SpectrumSettings, WeightsSettings, SaneSettings, PlotSettings):
+class AnalyzeSettings(SpectrumSettings, CheckpointSettings, SaneSettings, PlotSettings):
     """Settings of [`analyze`]: how to compute and fit spectra, and what to write."""
 
     checkpoint: Source = setting(
@@ -29,7 +29,6 @@ class AnalyzeSettings(SpectrumSettings, WeightsSettings, SaneSettings, PlotSetti
     output: Path | None = setting("New folder for the report, the plots and the run record.", default=None, short="-o")
     sane: str | SANE | None = setting("SANE (folder or Hub repo id) that embeds the same layers.", default=None)
     eigenvalues: bool = setting("Include every eigenvalue in the report.", default=False)
-    revision: str | None = setting("Branch, tag or commit of the Hub repo.", default=None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -129,15 +128,13 @@ def run_analyze(settings: AnalyzeSettings) -> AnalyzeResult:
     if settings.output is not None:
         settings.require_matplotlib()
     spectrum = SpectrumSettings(**{entry.name: getattr(settings, entry.name) for entry in fields(SpectrumSettings)})
-    source = settings.checkpoint
+    source = settings.selected(settings.checkpoint)
     record = RunRecord.start(seed=settings.seed, arguments=as_arguments(settings))
-    if isinstance(source, str | Path):
-        source = CheckpointSource(source, settings.revision, settings.subfolder, settings.variant, settings.key)
     with optional_output(settings.output, AnalyzeResult.JOB) as output:
         report = analyze_spectrum(source, spectrum)
         spread = None
         if settings.sane is not None:
-            sane = open_sane(settings.sane, subfolder=settings.sane_subfolder)
+            sane = open_sane(settings.sane, **settings.sane_place)
             spread = layer_embedding_spread(sane.model, sane.extractor, source)
         if not isinstance(settings.checkpoint, str | Path):
             record.arguments["checkpoint"] = report.source

@@ -18,19 +18,16 @@ from hf_sane.workflows.results import report_writer
 from hf_sane.workflows.shared import temporary_folder
 from hf_sane.workflows.show_zoo import ZooResult
 from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo._settings import NewZooSettings
 from hf_sane.zoo.building import _build as build
 from hf_sane.zoo.building._settings import OF_PRESETS, RECIPES, ZooSettings
 
 
 @strict
 @dataclass(kw_only=True)
-class BuildZooSettings(ZooSettings, TextSettings):
+class BuildZooSettings(ZooSettings, NewZooSettings, TextSettings):
     """Settings of [`build_zoo`]: the zoo, optional texts to train on instead of images, and the output folder."""
 
-    output: str | Path = setting(
-        "Folder of the zoo; it may already hold zoos under other names.", short="-o", formerly="--output_dir"
-    )
-    zoo_config: str = setting("Name of the zoo in the folder.", default="default", formerly="--config")
     recipe: Literal["seed", "hyperparameter"] | None = setting(
         "Recipe that sets the defaults: 'seed' (networks differ only in their seed) or 'hyperparameter' (networks "
         "also differ in hyper-parameters).",

@@ -212,11 +212,15 @@ def _note(program: str, change: str) -> str:
 
 
 def _former_spellings(options: Sequence[Field]) -> Iterator[tuple[str, str]]:
-    """Former and current names; a former flag `--greedy=greedy` now means its option with that value."""
+    """Former and current names; a former flag `--greedy=greedy` now means its option with that value.
+
+    A former name that another option now has is left out.
+    """
+    known = {option_name(entry) for entry in options if not entry.metadata.get("positional")}
     for entry in options:
         for old in entry.metadata.get("formerly", ()):
             name, equals, value = old.partition("=")
-            if name.startswith("--"):
+            if name.startswith("--") and name not in known:
                 yield name, f"{option_name(entry)}{equals}{value}"
 
 

@@ -25,21 +25,23 @@ from hf_sane.workflows.finetune import usual_recipe
 from hf_sane.workflows.networks import open_images
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sample import SampleResult
-from hf_sane.workflows.sane import SANE, open_sane
-from hf_sane.workflows.shared import CodecSettings, SaneSettings
+from hf_sane.workflows.sane import SANE, GivenSaneSettings, open_sane
+from hf_sane.workflows.shared import CodecSettings
 from hf_sane.workflows.show_zoo import load_zoo
 from hf_sane.zoo._alignment import comparable_tokens
 from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo._settings import ZooSourceSettings
 
 REPORTED_EPOCHS = (0, 1, 5)  # of fine-tuning
 
 
 @strict
 @dataclass(kw_only=True)
-class CompareSettings(ComparisonSettings, ImageSettings, CodecSettings, SaneSettings, ModuleSettings):
+class CompareSettings(
+    ComparisonSettings, ImageSettings, CodecSettings, GivenSaneSettings, ZooSourceSettings, ModuleSettings
+):
     """Settings of [`compare_samplers`]."""
 
-    sane: str | Path | SANE = setting("SANE (folder or Hub repo id).")
     zoo: str | Path | Zoo = setting("Zoo of one architecture (folder or Hub repo id).")
     output: Path | None = setting("New folder for the run record.", default=None, short="-o")
     images: str | ImageData | None = setting(
@@ -55,8 +57,6 @@ class CompareSettings(ComparisonSettings, ImageSettings, CodecSettings, SaneSett
     judge: Judge | None = setting(
         "Judge that selects networks, instead of validation accuracy.", default=None, only_python=True
     )
-    zoo_config: str | None = setting("Name of the zoo, if there are several.", default=None, formerly="--config")
-    revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
 
     def validate_methods(self) -> None:
         """Check that the methods are known."""
@@ -239,8 +239,8 @@ def run_compare(settings: CompareSettings) -> ComparisonResult:
 
 
 def _compare(settings: CompareSettings, record: RunRecord) -> ComparisonResult:
-    zoo = load_zoo(settings.zoo, settings.zoo_config)
-    sane = open_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
+    zoo = load_zoo(settings.zoo, **settings.zoo_place)
+    sane = open_sane(settings.sane, **settings.sane_place)
     images = load_zoo_images(zoo.facts) if settings.images is None else settings.images
     data = open_images(images, **settings.image_shape)
     judge = settings.judge or Judge.of_images(

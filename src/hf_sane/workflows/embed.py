@@ -25,27 +25,35 @@ from hf_sane.records._settings import as_arguments, setting
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source
 from hf_sane.workflows.probe import POOLINGS_HELP, parse_poolings
 from hf_sane.workflows.results import Result, Table, joined_output
-from hf_sane.workflows.sane import SANE, open_sane
+from hf_sane.workflows.sane import SANE, GivenSaneSettings, open_sane
 from hf_sane.workflows.shared import (
     CodecSettings,
     PlotSettings,
-    SaneSettings,
     WeightsSettings,
     WorkerSettings,
+    ZooAlignmentSettings,
 )
 from hf_sane.workflows.show_zoo import is_zoo, load_zoo
 from hf_sane.zoo._alignment import layout_blocks, read_block
 from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo._settings import ZooSourceSettings
 
 ITSELF = ("config.json", ".safetensors", ".index.json", *PICKLE_SUFFIXES)  # files of a folder that is a network
 COLORS = ("test_accuracy", "validation_accuracy", "epoch", "weights")  # properties that can colour the map
 
 
 @dataclass(kw_only=True)
-class EmbedSettings(WeightsSettings, CodecSettings, SaneSettings, WorkerSettings, PlotSettings):
+class EmbedSettings(
+    WeightsSettings,
+    CodecSettings,
+    GivenSaneSettings,
+    ZooSourceSettings,
+    ZooAlignmentSettings,
+    WorkerSettings,
+    PlotSettings,
+):
     """Settings of [`embed`]."""
 
-    sane: str | Path | SANE = setting("SANE (folder or Hub repo id).")
     output: Path | None = setting("New folder for one parquet file per split, a map and a run record.", short="-o")
     checkpoints: list[Source] = setting(
         "Checkpoints: safetensors files, folders with one or several networks, weights-only pickles, or Hub repo ids.",
@@ -56,12 +64,6 @@ class EmbedSettings(WeightsSettings, CodecSettings, SaneSettings, WorkerSettings
     poolings: list[str] = setting(
         POOLINGS_HELP, factory=lambda: ["mean", "layer_mean_std"], choices=lambda: ("all", *POOLINGS)
     )
-    zoo_config: str | None = setting("Name of the zoo, if there are several.", default=None, formerly="--config")
-    align: bool | None = setting(
-        "Align networks to the zoo's reference first; by default only if the zoo is aligned.",
-        default=None,
-        formerly="--aligned",
-    )
     max_memory_bytes: int | None = setting(
         "Stream checkpoints with more bytes of weights than this; 256 MiB by default.", default=None
     )
@@ -69,7 +71,6 @@ class EmbedSettings(WeightsSettings, CodecSettings, SaneSettings, WorkerSettings
         "Property that colours the map; by default the first known of accuracy, epoch and size.",
         default=None,
     )
-    revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -165,8 +166,8 @@ def run_embed(settings: EmbedSettings) -> EmbedResult:
     names = parse_poolings(settings.poolings)
     with joined_output(settings.output, EmbedResult.JOB) as output:
         record = RunRecord.start(arguments=as_arguments(settings) | {"poolings": names})
-        zoo = None if settings.zoo is None else load_zoo(settings.zoo, settings.zoo_config)
-        sane = open_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
+        zoo = None if settings.zoo is None else load_zoo(settings.zoo, **settings.zoo_place)
+        sane = open_sane(settings.sane, **settings.sane_place)
         if zoo is None:
             result = _embed_checkpoints(sane, settings, names, record)
         else:

@@ -32,6 +32,7 @@ from hf_sane.workflows.scan import scan
 from hf_sane.workflows.shared import SaneSettings
 from hf_sane.workflows.show_zoo import is_zoo, load_zoo
 from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo._settings import ZooSourceSettings
 
 POOLING = "layer_mean_std"
 NO_GRADIO = "the explorer needs Gradio and matplotlib: pip install 'hf_sane[explore]'"
@@ -44,7 +45,7 @@ run_explore(ExploreSettings({arguments}))
 
 
 @dataclass(kw_only=True)
-class ExploreSettings(ImageSettings, SaneSettings):
+class ExploreSettings(ImageSettings, SaneSettings, ZooSourceSettings):
     """Settings of [`explore`]."""
 
     source: str | Path | Zoo | None = setting(
@@ -62,7 +63,6 @@ class ExploreSettings(ImageSettings, SaneSettings):
         f"Images on which sampled networks are evaluated: {IMAGE_KINDS}; by default those of the zoo.",
         default=None,
     )
-    zoo_config: str | None = setting("Name of the zoo, if there are several.", default=None, formerly="--config")
     port: int | None = setting("Port of the page; by default the first free one from 7860 on.", default=None)
     share: bool = setting("Let Gradio publish the page at a public address.", default=False)
     space: Path | None = setting(
@@ -72,7 +72,6 @@ class ExploreSettings(ImageSettings, SaneSettings):
     hosted: bool = setting(
         "Whether the page runs in a Space, where nothing can be written.", default=False, only_python=True
     )
-    revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -185,10 +184,10 @@ def _show(settings: ExploreSettings, record: RunRecord, use: Callable[[str], Non
 def open_atlas(settings: ExploreSettings) -> tuple[Atlas, Callable[..., SampleResult] | None]:
     """The map of the zoo and, if there is a SANE, what samples around its networks."""
     assert settings.source is not None
-    zoo = load_zoo(settings.source, settings.zoo_config)
+    zoo = load_zoo(settings.source, **settings.zoo_place)
     if settings.sane is None:
         return Atlas.of(zoo), None
-    sane = open_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
+    sane = open_sane(settings.sane, **settings.sane_place)
     is_one = len({key for split in zoo.splits.values() for key in split.column("layout").tolist()}) == 1
     embed = partial(sane.embed, pooling=POOLING if is_one else "mean")
     return Atlas.of(zoo, embed), partial(sample, sane=sane, images=settings.images, **settings.image_shape)
@@ -212,9 +211,9 @@ def space_files(settings: ExploreSettings) -> dict[str, str]:
             raise ValueError(
                 f"expected a {name} on the Hub, where a Space can read it, got {shown}; push it first (hf-sane push)"
             )
-    chosen = {**given, "zoo_config": settings.zoo_config, "revision": settings.revision}
-    chosen |= {"sane_subfolder": settings.sane_subfolder, **settings.image_shape}
-    arguments = [f"{name}={python_literal(value)}" for name, value in chosen.items() if value is not None]
+    for part in (ZooSourceSettings, SaneSettings, ImageSettings):
+        given |= as_arguments(settings, part)
+    arguments = [f"{name}={python_literal(value)}" for name, value in given.items() if value is not None]
     known: dict[str, Any] = {"datasets": [hub_id(given["source"])], "models": [hub_id(given["sane"])]}
     metadata = CardData(
         title="Networks on a map",

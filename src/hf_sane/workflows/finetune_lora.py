@@ -11,7 +11,7 @@ from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
 from hf_sane.core._adapters import ADAPTER, adapter_size, require_hub_id
 from hf_sane.hub._adapters import save_network_adapter
 from hf_sane.hub._push import plan_push
-from hf_sane.networks._image_settings import ImageSettings
+from hf_sane.networks._image_settings import ImageSettings, TrainLimitSettings
 from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData
 from hf_sane.records._run_record import RunRecord
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class FinetuneLoraSettings(ImageSettings, StepSettings):
+class FinetuneLoraSettings(ImageSettings, TrainLimitSettings, StepSettings):
     """Settings of [`finetune_lora`]."""
 
     network: Network = setting("Network (folder or Hub repo id).", positional=True)
@@ -37,11 +37,12 @@ class FinetuneLoraSettings(ImageSettings, StepSettings):
         f"Images to train on: {IMAGE_KINDS}.",
         default="digits",
     )
-    train_limit: int | None = setting("Use at most this many training images.", default=None)
-    rank: int = setting("Rank of the adapter.", default=4)
-    alpha: float = setting("Scale of the adapter, whose output is multiplied by alpha / rank.", default=8.0)
-    targets: list[str] = setting(
-        "Layers to adapt, by name; by default all linear and convolutional layers.", factory=list
+    lora_rank: int = setting("Rank of the adapter.", default=4, formerly="--rank")
+    lora_alpha: float = setting(
+        "Scale of the adapter, which is multiplied by alpha / rank.", default=8.0, formerly="--alpha"
+    )
+    lora_targets: list[str] = setting(
+        "Layers to adapt, by name; by default all linear and convolutional layers.", factory=list, formerly="--targets"
     )
     learning_rate: float = setting("Learning rate of Adam.", default=3e-3)
     base: str | None = setting(
@@ -128,13 +129,13 @@ def finetune_lora(network: Network, images: str | ImageData = "digits", **option
 def run_finetune_lora(settings: FinetuneLoraSettings) -> FinetuneLoraResult:
     """Fine-tune a network on images with a LoRA adapter, and optionally publish the adapter.
 
-    All linear and convolutional layers get low-rank updates, unless `--targets` names other layers. BatchNorm layers
-    are trained and saved in full, with their statistics; grouped convolutions are not supported. The adapter refers to
-    its base model by Hub repo id. If the network is a folder, name its repo id with `--base`, without which the
-    adapter cannot be published.
+    All linear and convolutional layers get low-rank updates, unless `--lora-targets` names other layers. BatchNorm
+    layers are trained and saved in full, with their statistics; grouped convolutions are not supported. The adapter
+    refers to its base model by Hub repo id. If the network is a folder, name its repo id with `--base`, without which
+    the adapter cannot be published.
     """
     steps = {entry.name: getattr(settings, entry.name) for entry in fields(StepSettings)}
-    lora: dict[str, Any] = {"rank": settings.rank, "alpha": settings.alpha}
+    lora: dict[str, Any] = {"rank": settings.lora_rank, "alpha": settings.lora_alpha}
     with optional_output(settings.output, FinetuneLoraResult.JOB) as output:
         data = open_images(settings.images, train_limit=settings.train_limit, **settings.image_shape)
         record = RunRecord.start(
@@ -149,7 +150,7 @@ def run_finetune_lora(settings: FinetuneLoraSettings) -> FinetuneLoraResult:
             kind = type(base).__name__
             raise ValueError(f"expected a network of this library's architectures, got a {kind}; use PEFT directly")
         _check_fit(base, data)
-        model = add_network_lora(deepcopy(base), **lora, targets=settings.targets or None)
+        model = add_network_lora(deepcopy(base), **lora, targets=settings.lora_targets or None)
         measured = finetune_network(model, data, settings, report_at=[0])
         changes = {f"{name}_before": value for name, value in measured[0].items()}
         record.finish({**measured[settings.steps], **changes, "adapter": adapter_size(model)})

@@ -9,22 +9,19 @@ from huggingface_hub.dataclasses import strict
 from hf_sane.networks._images import ImageData
 from hf_sane.records._progress import quietly
 from hf_sane.records._run_record import RunRecord
-from hf_sane.records._settings import setting
 from hf_sane.workflows.results import report_writer
 from hf_sane.workflows.shared import temporary_folder
 from hf_sane.workflows.show_zoo import ZooResult
 from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo._settings import NewZooSettings
 from hf_sane.zoo.building import _fields as building
 from hf_sane.zoo.building._fields import FieldSettings
 
 
 @strict
 @dataclass(kw_only=True)
-class FitZooSettings(FieldSettings):
+class FitZooSettings(FieldSettings, NewZooSettings):
     """Settings of [`fit_zoo`]: the networks, and the output folder."""
-
-    output: str | Path = setting("Folder of the zoo; it may already hold zoos under other names.", short="-o")
-    zoo_config: str = setting("Name of the zoo in the folder.", default="default", formerly="--config")
 
 
 def fit_zoo(images: str | Path | ImageData = "digits", *, output: str | Path | None = None, **options: Any) -> Zoo:

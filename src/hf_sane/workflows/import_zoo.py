@@ -11,12 +11,13 @@ from huggingface_hub.dataclasses import strict
 from hf_sane.records._errors import shorten
 from hf_sane.records._progress import progress
 from hf_sane.records._run_record import RunRecord
-from hf_sane.records._settings import setting
+from hf_sane.records._settings import ProgressSettings
 from hf_sane.workflows.results import Table, report_writer
 from hf_sane.workflows.shared import temporary_folder
 from hf_sane.workflows.show_zoo import ResultWithZoo
 from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo._facts import PROPERTIES_KEY, data_folder
+from hf_sane.zoo._settings import NewZooSettings
 from hf_sane.zoo._writing import REPORT_NAME
 from hf_sane.zoo.importing import _importing as importing
 from hf_sane.zoo.importing._settings import ImportSettings
@@ -29,11 +30,8 @@ NAMES_SHOWN = 5  # networks per reason; the JSON lists all
 
 @strict
 @dataclass(kw_only=True)
-class ImportZooSettings(ImportSettings):
+class ImportZooSettings(ImportSettings, NewZooSettings, ProgressSettings):
     """Settings of [`import_zoo`]: what to import, and the output folder."""
-
-    output: str | Path = setting("Folder of the zoo; it may already hold zoos under other names.", short="-o")
-    zoo_config: str = setting("Name of the zoo in the folder.", default="default", formerly="--config")
 
 
 class LeftOutJson(TypedDict):
@@ -154,7 +152,7 @@ def run_import_zoo(settings: ImportZooSettings) -> ImportZooResult:
 
     Repeat the command to continue an interrupted import.
     """
-    with progress(desc="importing", unit="network") as bar:
+    with progress(desc="importing", unit="network", wanted=settings.progress_bar) as bar:
 
         def report(entry: importing.ImportEntry) -> None:
             bar.update()

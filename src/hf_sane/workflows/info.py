@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypedDict
+from typing import Annotated, Any, ClassVar, TypedDict
 
 from torch import Tensor, nn
 
 from hf_sane.core._layout import Layout
 from hf_sane.core._layout_facts import describe_layout
+from hf_sane.core._token_settings import TokenSettings
 from hf_sane.records._errors import name_some, shorten
 from hf_sane.records._failures import describe_error
 from hf_sane.records._run_record import RunRecord
@@ -20,7 +21,7 @@ from hf_sane.tokenization._headers import read_meta_state_dict
 from hf_sane.workflows.results import FINDING, Result, Table
 from hf_sane.workflows.sane import SANE
 from hf_sane.workflows.schemas import Fields
-from hf_sane.workflows.shared import SaneSettings, WeightsSettings
+from hf_sane.workflows.shared import CheckpointSettings, SaneSettings
 from hf_sane.workflows.show_zoo import is_zoo
 
 MAX_UNSURE = 20  # layers to list one by one
@@ -31,7 +32,7 @@ FINITE = "all values are finite"
 
 
 @dataclass(kw_only=True)
-class InfoSettings(WeightsSettings, SaneSettings):
+class InfoSettings(CheckpointSettings, TokenSettings, SaneSettings):
     """Settings of [`info`]."""
 
     checkpoint: Source = setting(
@@ -39,18 +40,11 @@ class InfoSettings(WeightsSettings, SaneSettings):
         positional=True,
     )
     sane: str | SANE | SANEFeatureExtractor | None = setting(
-        "SANE (folder or Hub repo id) whose weight tokenizer replaces the next three options.",
+        "SANE (folder or Hub repo id) whose weight tokenizer replaces the three options on tokens.",
         default=None,
         formerly="--extractor",
     )
     token_dim: int = setting("Scalars per token.", default=289, least=1)
-    token_layout: Literal["rowwise", "dense"] = setting(
-        "Token layout: rowwise (one row per output channel), dense, or one added by a plug-in.", default="rowwise"
-    )
-    batch_norm: Literal["tokens", "template"] = setting(
-        "Whether BatchNorm tensors are tokenized or stored unchanged.", default="tokens"
-    )
-    revision: str | None = setting("Branch, tag or commit of the Hub repo.", default=None)
 
 
 class LayerJson(TypedDict):
@@ -250,10 +244,7 @@ def run_info(settings: InfoSettings) -> InfoResult | FolderInfoResult:
     if inside := _checkpoints_in(settings):
         found = {str(path): _outline(extractor, CheckpointSource(path, key=settings.key)) for path in inside}
         return FolderInfoResult(record=record.finish({}), checkpoints=found)
-    source: Any = settings.checkpoint
-    if isinstance(source, str | Path):
-        source = CheckpointSource(source, settings.revision, settings.subfolder, settings.variant, settings.key)
-    layout, facts = _describe(extractor, source)
+    layout, facts = _describe(extractor, settings.selected(settings.checkpoint))
     return InfoResult(record=record.finish({}), layout=layout, facts=facts)
 
 
@@ -276,7 +267,7 @@ def _extractor(settings: InfoSettings) -> SANEFeatureExtractor:
             settings.token_dim, settings.token_layout, settings.batch_norm, normalization="none"
         )
     if isinstance(given, str):
-        return SANEFeatureExtractor.load(given, subfolder=settings.sane_subfolder)
+        return SANEFeatureExtractor.load(given, **settings.sane_place)
     return given.extractor if isinstance(given, SANE) else given
 
 

@@ -19,10 +19,11 @@ from hf_sane.workflows.sane import SANE, open_sane
 from hf_sane.workflows.shared import SaneSettings
 from hf_sane.workflows.show_zoo import open_zoos
 from hf_sane.zoo._dataset import Zoo, ZooSplit
+from hf_sane.zoo._settings import ZooSourceSettings
 
 
 @dataclass(kw_only=True)
-class LinearCodeSettings(SaneSettings, ModuleSettings):
+class LinearCodeSettings(SaneSettings, ZooSourceSettings, ModuleSettings):
     """Settings of [`fit_linear`]."""
 
     zoo: list[str | Path | Zoo] = setting(
@@ -41,8 +42,6 @@ class LinearCodeSettings(SaneSettings, ModuleSettings):
         "Which tokens share principal components: all, those of one kind of layer, of one layer, or at one position.",
         default="kind",
     )
-    zoo_config: str | None = setting("Name of the zoo, if there are several.", default=None, formerly="--config")
-    revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
 
 
 class SplitReconstructionJson(TypedDict):
@@ -118,11 +117,11 @@ def run_fit_linear(settings: LinearCodeSettings) -> LinearCodeResult:
     """
     settings.register()
     record = RunRecord.start(arguments=as_arguments(settings))
-    zoos = list(open_zoos(settings.zoo, settings.zoo_config).values())
+    zoos = list(open_zoos(settings.zoo, **settings.zoo_place).values())
     training = [zoo.splits["train"] for zoo in zoos]
     latent_dim, extractor = settings.latent_dim or LINEAR_LATENTS, None
     if settings.sane is not None:
-        sane = open_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
+        sane = open_sane(settings.sane, **settings.sane_place)
         latent_dim, extractor = settings.latent_dim or sane.model.config.latent_dim, sane.extractor
     extractor = extractor or fit_extractor(training, "standardize")
     model = fit_on_splits(training, extractor, latent_dim=latent_dim, grouping=settings.grouping)

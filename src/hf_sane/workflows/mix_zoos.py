@@ -6,24 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from hf_sane.records._run_record import RunRecord
-from hf_sane.records._settings import CheckedSettings, as_arguments, setting
+from hf_sane.records._settings import as_arguments, setting
 from hf_sane.workflows.results import report_writer
 from hf_sane.workflows.shared import temporary_folder
 from hf_sane.workflows.show_zoo import ZooResult, load_zoo
 from hf_sane.zoo import _mixing as mixing
 from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo._settings import NewZooSettings
 
 
 @dataclass(kw_only=True)
-class MixZoosSettings(CheckedSettings):
+class MixZoosSettings(NewZooSettings):
     """Settings of [`mix_zoos`]."""
 
     zoos: list[str] | Mapping[str, str | Path | Zoo] = setting(
         "Zoos as NAME=SOURCE or NAME=SOURCE@CONFIG, where SOURCE is a folder, a Hub repo id or repo@revision.",
         positional=True,
     )
-    output: str | Path = setting("Folder of the mixture; it may already hold zoos under other names.", short="-o")
-    zoo_config: str = setting("Name of the mixture in the folder.", default="default", formerly="--config")
     name: str | None = setting("Title of the mixture's card; by default the names of the zoos.", default=None)
     token_dim: int | None = setting("Scalars per token; by default the largest in the zoos.", default=None, least=1)
     token_layout: str | None = setting("Token layout, as for zoo build; by default that of the zoos.", default=None)

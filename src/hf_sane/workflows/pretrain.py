@@ -67,7 +67,7 @@ class PretrainingResult(Result):
         return SANE(adapted.eval(), extractor, source=str(folder), record=self.record)
 
     def save(self, folder: str | Path) -> Self:
-        """Save the autoencoder, after a LoRA run with the adapter merged in; see `hf_sane.hub.save_sane` for errors."""
+        """Save the autoencoder, after a LoRA run with the adapter merged in; see `save_sane` for errors."""
         self.output = self.sane.save_pretrained(folder)
         return self
 

@@ -18,11 +18,12 @@ from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.training._preparation import fit_on_splits
 from hf_sane.workflows.results import Result, Table, optional_output
-from hf_sane.workflows.sane import SANE, open_sane
-from hf_sane.workflows.shared import CodecSettings, SaneSettings
+from hf_sane.workflows.sane import SANE, GivenSaneSettings, open_sane
+from hf_sane.workflows.shared import CodecSettings, ZooAlignmentSettings
 from hf_sane.workflows.show_zoo import open_zoos
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 from hf_sane.zoo._facts import PROPERTIES_KEY
+from hf_sane.zoo._settings import ZooSourceSettings
 
 METRICS = {"r2": "R2", "kendall_tau": "Kendall tau", "mae": "mean absolute error"}
 TRANSFER_METRICS = ("r2", "kendall_tau")
@@ -31,10 +32,9 @@ POOLINGS_HELP = "Poolings of the latents, or 'all'."
 
 
 @dataclass(kw_only=True)
-class ProbeSettings(CodecSettings, SaneSettings):
+class ProbeSettings(CodecSettings, GivenSaneSettings, ZooSourceSettings, ZooAlignmentSettings):
     """Settings of [`probe`]."""
 
-    sane: str | Path | SANE = setting("SANE (folder or Hub repo id).")
     zoo: str | Path | Zoo = setting("Zoo (folder or Hub repo id).")
     output: Path | None = setting("New folder for the results and the run record.", default=None, short="-o")
     properties: list[str] = setting(
@@ -43,12 +43,6 @@ class ProbeSettings(CodecSettings, SaneSettings):
         factory=list,
     )
     poolings: list[str] = setting(POOLINGS_HELP, factory=lambda: ["all"], choices=lambda: ("all", *POOLINGS))
-    zoo_config: str | None = setting("Name of the zoo, if there are several.", default=None, formerly="--config")
-    align: bool | None = setting(
-        "Align networks to the zoo's reference first; by default only if the zoo is aligned.",
-        default=None,
-        formerly="--aligned",
-    )
     spectra: bool = setting("Add spectra of weight matrices as a baseline.", default=False, formerly="--spectral")
     profile: bool = setting(
         "Add layer profiles as baselines: quantiles of each layer's weights, with and without spectra.", default=False
@@ -66,7 +60,6 @@ class ProbeSettings(CodecSettings, SaneSettings):
         factory=list,
         split=False,
     )
-    revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
 
 
 class ProbeJson(TypedDict):
@@ -144,7 +137,7 @@ def run_probe(settings: ProbeSettings) -> ProbeResult:
     """Fit probes on embeddings and baselines; report how well they predict properties of test networks."""
     record = RunRecord.start(arguments=as_arguments(settings))
     with optional_output(settings.output, ProbeResult.JOB) as output:
-        zoos = open_zoos([settings.zoo, *settings.transfer], settings.zoo_config)
+        zoos = open_zoos([settings.zoo, *settings.transfer], **settings.zoo_place)
         for split in (split for zoo in zoos.values() for split in zoo.splits.values()):
             for name in settings.properties:
                 split.column(name)  # rejects properties that a zoo lacks, before anything is computed
@@ -153,7 +146,7 @@ def run_probe(settings: ProbeSettings) -> ProbeResult:
         _check_differ(zoos, wanted)
         settings = replace(settings, properties=wanted)
         record.arguments["properties"] = wanted
-        sane = open_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
+        sane = open_sane(settings.sane, **settings.sane_place)
         found = {label: _features(zoo, sane, settings) for label, zoo in zoos.items()}
         first = next(iter(found.values()))
         table = first.probe(regressor=settings.regressor, ranks=settings.ranks)

@@ -19,18 +19,18 @@ from hf_sane.sampling._generation import NetworkCodec
 from hf_sane.training._evaluation import r2_from_sums, reconstruction_sums
 from hf_sane.workflows.networks import open_images
 from hf_sane.workflows.results import Result, Table, optional_output, rows_of
-from hf_sane.workflows.sane import SANE, open_sane
-from hf_sane.workflows.shared import CodecSettings, SaneSettings
+from hf_sane.workflows.sane import SANE, GivenSaneSettings, open_sane
+from hf_sane.workflows.shared import CodecSettings
 from hf_sane.workflows.show_zoo import open_zoos
 from hf_sane.zoo._alignment import comparable_tokens
 from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo._settings import ZooSourceSettings
 
 
 @dataclass(kw_only=True)
-class ReconstructSettings(CodecSettings, ImageSettings, SaneSettings, ModuleSettings):
+class ReconstructSettings(CodecSettings, ImageSettings, GivenSaneSettings, ZooSourceSettings, ModuleSettings):
     """Settings of [`reconstruct`]."""
 
-    sane: str | Path | SANE = setting("SANE (folder or Hub repo id).")
     zoo: list[str | Path | Zoo] | Mapping[str, str | Path | Zoo] = setting(
         "Zoos of one architecture each (folders, Hub repo ids or FOLDER:CONFIG). Repeat the option for several.",
         split=False,
@@ -40,8 +40,6 @@ class ReconstructSettings(CodecSettings, ImageSettings, SaneSettings, ModuleSett
         "Add a linear code with the same latent_dim, fitted to the training networks of each zoo.", default=True
     )
     output: Path | None = setting("New folder for the run record.", default=None, short="-o")
-    zoo_config: str | None = setting("Name of the zoo, if there are several.", default=None, formerly="--config")
-    revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
 
 
 class ZooReconstructionJson(TypedDict):
@@ -122,8 +120,8 @@ def run_reconstruct(settings: ReconstructSettings) -> ReconstructionResult:
     settings.register()
     record = RunRecord.start(arguments=as_arguments(settings))
     with optional_output(settings.output, ReconstructionResult.JOB) as output:
-        zoos = open_zoos(settings.zoo, settings.zoo_config)
-        sane = open_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
+        zoos = open_zoos(settings.zoo, **settings.zoo_place)
+        sane = open_sane(settings.sane, **settings.sane_place)
         data = open_images(settings.images, **settings.image_shape)
         total = torch.zeros(4, dtype=torch.float64)
         parts = {}

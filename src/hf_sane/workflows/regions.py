@@ -22,16 +22,19 @@ from hf_sane.records._settings import as_arguments, as_list, setting
 from hf_sane.workflows.judging import JudgeSettings
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
-from hf_sane.workflows.shared import PlotSettings, SaneSettings, SourceSettings
+from hf_sane.workflows.shared import PlotSettings, RunSettings, SaneSettings, SourceSettings
 from hf_sane.workflows.show_zoo import load_zoo
 from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo._settings import ZooSourceSettings
 
 SPLITS = ("train", "validation", "test")
 SCORE_HEADER = ("networks", "line", "hull", "outside", "line better than outside", "hull better than outside")
 
 
 @dataclass(kw_only=True)
-class RegionsSettings(SourceSettings, SaneSettings, ModuleSettings, JudgeSettings, PlotSettings):
+class RegionsSettings(
+    SourceSettings, SaneSettings, ZooSourceSettings, RunSettings, ModuleSettings, JudgeSettings, PlotSettings
+):
     """Settings of [`map_regions`]."""
 
     output: Path | None = setting("New folder for the run record and plots.", short="-o", formerly="--out")
@@ -48,7 +51,6 @@ class RegionsSettings(SourceSettings, SaneSettings, ModuleSettings, JudgeSetting
         "Base model of the adapters; required for DoRA, trained biases and modules that are saved in full.",
         default=None,
     )
-    zoo_config: str | None = setting("Name of the zoo, if there are several.", default=None, formerly="--config")
     label: list[str] = setting(
         "Levels by which to group networks: 'data_set', a level of --groups, or a column of the zoos. Repeat the "
         "option for several.",
@@ -59,9 +61,7 @@ class RegionsSettings(SourceSettings, SaneSettings, ModuleSettings, JudgeSetting
     splits: list[str] = setting(
         "Splits whose networks are mapped.", factory=lambda: list(SPLITS), choices=lambda: SPLITS
     )
-    epoch: int | None = setting("Epoch to take from every run; by default the last.", default=None)
     limit: int | None = setting("Use at most this many networks per zoo.", default=None, least=1)
-    align: bool = setting("Permute channels to match the first network.", default=True)
     metric: Literal["euclidean", "cosine"] | None = setting(
         "Distance metric; by default euclidean for zoos and cosine for adapters.", default=None
     )
@@ -293,7 +293,7 @@ def _map_zoos(
         )
     maps = {"weights": RegionMap.from_networks(networks.distinct, networks.labels, runs=networks.runs)}
     if settings.sane is not None:
-        sane = open_sane(settings.sane, subfolder=settings.sane_subfolder)
+        sane = open_sane(settings.sane, **settings.sane_place)
         points = latent_points(sane.model, sane.extractor, networks.distinct)
         maps["latents"] = RegionMap(points, networks.labels, networks.runs)
     if not settings.num_points:
@@ -314,7 +314,7 @@ def _read_networks(
     named = [source.source or id(source) if isinstance(source, Zoo) else str(Path(source)) for source in settings.zoo]
     if len(set(named)) < len(named):
         raise ValueError(f"expected different zoos, got {', '.join(map(str, named))}; name each only once")
-    zoos = [load_zoo(source, settings.zoo_config) for source in settings.zoo]
+    zoos = [load_zoo(source, **settings.zoo_place) for source in settings.zoo]
     found = zoo_networks(
         zoos, columns=columns, groups=groups, splits=settings.splits, epoch=settings.epoch, limit=settings.limit
     )

@@ -19,7 +19,7 @@ from hf_sane.networks._modules import ModuleSettings
 from hf_sane.networks._tasks import LabelledData, Task
 from hf_sane.networks._texts import TextData
 from hf_sane.records._run_record import RunRecord
-from hf_sane.records._settings import as_arguments, setting
+from hf_sane.records._settings import SeedSettings, as_arguments, setting
 from hf_sane.records._sources import hub_id
 from hf_sane.sampling._anchors import TOP_FRACTION
 from hf_sane.sampling._comparison import AnchorSet
@@ -42,6 +42,7 @@ from hf_sane.workflows.results import Table, joined_output, rows_of
 from hf_sane.workflows.shared import CodecSettings, SaneSettings, SourceSettings
 from hf_sane.workflows.show_zoo import load_zoo
 from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo._settings import ZooSourceSettings
 
 # Settings shown in the run record and on the networks' cards.
 RECORDED = (
@@ -78,7 +79,15 @@ class Autoencoder(Protocol):
 
 @dataclass(kw_only=True)
 class SampleSettings(
-    CodecSettings, SourceSettings, SaneSettings, ImageSettings, ModuleSettings, MetricSettings, TextSettings
+    CodecSettings,
+    SourceSettings,
+    SaneSettings,
+    ZooSourceSettings,
+    ImageSettings,
+    ModuleSettings,
+    MetricSettings,
+    TextSettings,
+    SeedSettings,
 ):
     """Settings of [`sample`]."""
 
@@ -134,10 +143,7 @@ class SampleSettings(
         "For layers that the SANE was not trained on, fit the scale to the zoo's training networks.",
         default=False,
     )
-    zoo_config: str | None = setting("Name of the zoo, if there are several.", default=None, formerly="--config")
-    seed: int = setting("Random seed.", default=0)
     include_code: bool = setting("Save networks with their modelling code (for trust_remote_code).", default=False)
-    revision: str | None = setting("Branch, tag or commit of the SANE repo.", default=None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -320,7 +326,7 @@ def _recorded(zoo: Zoo | None, anchors: AnchorSet) -> list[float]:
 
 def _open_task(settings: SampleSettings, record: RunRecord) -> tuple[Task, LabelledData | None, Zoo | None]:
     """The task that networks are judged by, its images or texts, and the zoo; records their sources."""
-    zoo = None if settings.zoo is None else load_zoo(settings.zoo, settings.zoo_config)
+    zoo = None if settings.zoo is None else load_zoo(settings.zoo, **settings.zoo_place)
     record.arguments["zoo_revision"] = None if zoo is None else zoo.revision
     record.data |= {} if zoo is None else {"zoo": zoo.facts.name}
     data: ImageData | TextData | None = None
@@ -344,10 +350,10 @@ def _own_anchors(settings: SampleSettings) -> Path:
     sane = settings.sane
     assert sane is not None  # a linear code needs a zoo
     if isinstance(sane, str):
-        source, revision, subfolder = sane, settings.revision, settings.sane_subfolder
+        source, place = sane, settings.sane_place
     else:
-        source, revision, subfolder = sane.source or "", sane.revision, sane.subfolder
-    found = find_anchors(source, revision=revision, subfolder=subfolder) if source else None
+        source, place = sane.source or "", {"revision": sane.revision, "subfolder": sane.subfolder}
+    found = find_anchors(source, **place) if source else None
     if found is None:
         raise ValueError(
             "expected a zoo (--zoo) or networks (--anchors) to sample around, got neither, and "
@@ -367,9 +373,9 @@ def _open_anchors(settings: SampleSettings, record: RunRecord, zoo: Zoo | None, 
         extractor = fit_extractor([zoo.splits["train"]], "standardize")
         model = fit_on_splits([zoo.splits["train"]], extractor, latent_dim=LINEAR_LATENTS, grouping="kind")
     elif isinstance(settings.sane, str):
-        model, extractor = load_sane(settings.sane, revision=settings.revision, subfolder=settings.sane_subfolder)
+        model, extractor = load_sane(settings.sane, **settings.sane_place)
         subfolder = settings.sane_subfolder
-        revision = loaded_commit(settings.sane, settings.revision, subfolder)
+        revision = loaded_commit(settings.sane, settings.sane_revision, subfolder)
     else:
         model, extractor = settings.sane.model, settings.sane.extractor
         revision, subfolder = settings.sane.revision, settings.sane.subfolder

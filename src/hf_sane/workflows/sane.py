@@ -18,10 +18,12 @@ from hf_sane.models.autoencoder_sane import WeightAutoencoder
 from hf_sane.probing._streaming import embed_checkpoint
 from hf_sane.probing._zoo_features import embed_split, stacked_features
 from hf_sane.records._run_record import RunRecord
+from hf_sane.records._settings import setting
 from hf_sane.tokenization._checkpoints import Source
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.workflows.networks import Network
 from hf_sane.workflows.sample import SampleResult, sample
+from hf_sane.workflows.shared import SaneSettings
 from hf_sane.workflows.show_zoo import is_zoo, load_zoo
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 
@@ -211,6 +213,13 @@ class SANE:
             **options: Fields of `SampleSettings`, such as `num_samples`, `method` and `images`.
         """
         return sample(anchors, self, **options)
+
+
+@dataclass(kw_only=True)
+class GivenSaneSettings(SaneSettings):
+    """Settings of workflows that need a SANE."""
+
+    sane: str | Path | SANE = setting("SANE (folder or Hub repo id).")
 
 
 def open_sane(source: "str | Path | SANE", *, revision: str | None = None, subfolder: str | None = None) -> SANE:

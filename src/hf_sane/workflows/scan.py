@@ -37,7 +37,7 @@ from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
 from hf_sane.workflows.results import FINDING, Result, Table, optional_output
 from hf_sane.workflows.sane import BUNDLE, SANE, open_sane
 from hf_sane.workflows.schemas import Fields
-from hf_sane.workflows.shared import SaneSettings, WeightsSettings, WorkerSettings
+from hf_sane.workflows.shared import CheckpointSettings, SaneSettings, WorkerSettings
 from hf_sane.workflows.show_zoo import is_zoo, load_zoo
 from hf_sane.zoo._dataset import Zoo
 
@@ -51,7 +51,7 @@ SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
 @dataclass(kw_only=True)
-class ScanSettings(SamplingSettings, WeightsSettings, SaneSettings, WorkerSettings):
+class ScanSettings(SamplingSettings, CheckpointSettings, SaneSettings, WorkerSettings):
     """Settings of [`scan`]."""
 
     checkpoints: list[str] = setting(
@@ -82,7 +82,6 @@ class ScanSettings(SamplingSettings, WeightsSettings, SaneSettings, WorkerSettin
         "or the output of hf-sane index (for checkpoints that are read in full).",
         default=None,
     )
-    revision: str | None = setting("Branch, tag or commit of the Hub repos.", default=None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -387,12 +386,12 @@ def _describe_kept() -> str:
 
 def _encoder(settings: ScanSettings) -> Encoder:
     """The SANE, whose model is not loaded until a checkpoint fits its weight tokenizer."""
-    source, subfolder = settings.sane, settings.sane_subfolder
+    source, where = settings.sane, settings.sane_place
     if isinstance(source, SANE):
         return Encoder(source.source or "a SANE", source.extractor, lambda: source.model)
     place = str(source or BUNDLE)
-    load = cache(lambda: open_sane(place, subfolder=subfolder).model)
-    return Encoder(place if source else BUNDLE.name, SANEFeatureExtractor.load(place, subfolder=subfolder), load)
+    load = cache(lambda: open_sane(place, **where).model)
+    return Encoder(place if source else BUNDLE.name, SANEFeatureExtractor.load(place, **where), load)
 
 
 def _known_models(index: str | Path | Zoo | None, encoder: Encoder) -> KnownModels | NetworkIndex | None:
@@ -439,7 +438,7 @@ def _embedding_lines(scan: Scan, nearest: Sequence[tuple[str, float]], *, is_ask
 def _targets(settings: ScanSettings) -> Iterable[CheckpointSource]:
     """One source per checkpoint."""
     for source in settings.checkpoints:
-        checkpoint = CheckpointSource(source, settings.revision, settings.subfolder, settings.variant, settings.key)
+        checkpoint = settings.selected(source)
         place = parse_source(source, revision=settings.revision)
         if not isinstance(place, Path) or not place.is_dir():
             yield checkpoint

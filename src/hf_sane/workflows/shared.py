@@ -61,6 +61,19 @@ def open_network(source: Source | CheckpointSource, base: str | None) -> Mapping
 
 
 @dataclass(kw_only=True)
+class CheckpointSettings(WeightsSettings):
+    """Settings that select the weights in a file, folder or repository, and the version of the latter."""
+
+    revision: str | None = setting("Branch, tag or commit of the checkpoint on the Hub.", default=None)
+
+    def selected(self, source: Source) -> Source | CheckpointSource:
+        """The selected weights of a file, folder or repository; modules and state dicts as they are."""
+        if not isinstance(source, str | Path):
+            return source
+        return CheckpointSource(source, self.revision, self.subfolder, self.variant, self.key)
+
+
+@dataclass(kw_only=True)
 class AlignmentSettings(CheckedSettings):
     """Setting that limits the memory for matching channels."""
 
@@ -74,9 +87,36 @@ class AlignmentSettings(CheckedSettings):
 
 @dataclass(kw_only=True)
 class SaneSettings(CheckedSettings):
-    """Setting that selects the autoencoder in a folder or repository."""
+    """Settings that select the autoencoder in a folder or repository."""
 
+    sane_revision: str | None = setting(
+        "Branch, tag or commit of the SANE on the Hub.", default=None, formerly="--revision"
+    )
     sane_subfolder: str | None = setting("Subfolder with the SANE, in its folder or repository.", default=None)
+
+    @property
+    def sane_place(self) -> dict[str, Any]:
+        """Keyword arguments of functions that load autoencoders."""
+        return {"revision": self.sane_revision, "subfolder": self.sane_subfolder}
+
+
+@dataclass(kw_only=True)
+class ZooAlignmentSettings(CheckedSettings):
+    """Setting of workflows that read the networks of a zoo, aligned or as they are."""
+
+    align: bool | None = setting(
+        "Align networks to the zoo's reference first; by default only if the zoo is aligned.",
+        default=None,
+        formerly="--aligned",
+    )
+
+
+@dataclass(kw_only=True)
+class RunSettings(CheckedSettings):
+    """Settings of workflows that compare the runs of zoos, one network of each."""
+
+    epoch: int | None = setting("Epoch to take from every run; by default the last.", default=None)
+    align: bool = setting("Permute channels to match the first network.", default=True)
 
 
 @dataclass(kw_only=True)

@@ -11,10 +11,11 @@ import numpy as np
 from hf_sane.analysis._zoo_plots import plot_accuracies
 from hf_sane.records._errors import name_some
 from hf_sane.records._run_record import RunRecord
-from hf_sane.records._settings import CheckedSettings, as_arguments, setting
+from hf_sane.records._settings import as_arguments, setting
 from hf_sane.workflows.results import Result, Table
 from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo._facts import FILE_NAME, IMPORTED, PROPERTIES_KEY
+from hf_sane.zoo._settings import ZooSourceSettings
 from hf_sane.zoo._writing import JOB
 
 MAX_SHOWN = 10  # architectures and layouts to print
@@ -22,12 +23,18 @@ SHOWN_PROPERTIES = ("test_accuracy", "validation_accuracy", "generalization_gap"
 
 
 @dataclass(kw_only=True)
-class ShowZooSettings(CheckedSettings):
-    """Settings of [`show_zoo`]."""
+class NamedZooSettings(ZooSourceSettings):
+    """Settings of workflows whose argument is a zoo."""
 
     zoo: str | Path | Zoo = setting("Zoo (folder or Hub repo id).", positional=True, formerly="--zoo")
-    zoo_config: str | None = setting("Name of the zoo, if there are several.", default=None, formerly="--config")
-    revision: str | None = setting("Branch, tag or commit on the Hub.", default=None)
+    zoo_revision: str | None = setting(
+        "Branch, tag or commit of the zoo on the Hub.", default=None, formerly="--revision"
+    )
+
+
+@dataclass(kw_only=True)
+class ShowZooSettings(NamedZooSettings):
+    """Settings of [`show_zoo`]."""
 
 
 class TokensJson(TypedDict):
@@ -164,7 +171,10 @@ def load_zoo(source: str | Path | Zoo, config: str | None = None, *, revision: s
 
 
 def open_zoos(
-    sources: Sequence[str | Path | Zoo] | Mapping[str, str | Path | Zoo], config: str | None = None
+    sources: Sequence[str | Path | Zoo] | Mapping[str, str | Path | Zoo],
+    config: str | None = None,
+    *,
+    revision: str | None = None,
 ) -> dict[str, Zoo]:
     """Open zoos, by the names that records use for them; `FOLDER:CONFIG` selects one of several in a folder.
 
@@ -172,7 +182,7 @@ def open_zoos(
         ValueError: If a zoo is given twice.
     """
     if isinstance(sources, Mapping):
-        return {label: load_zoo(source, config) for label, source in sources.items()}
+        return {label: load_zoo(source, config, revision=revision) for label, source in sources.items()}
     opened: dict[str, Zoo] = {}
     for source in sources:
         if isinstance(source, Zoo):
@@ -181,7 +191,7 @@ def open_zoos(
             place, named = split_config(str(source))
             part = named or config
             label = place if part is None else f"{place}:{part}"
-            zoo = opened[label] if label in opened else Zoo.load(place, part)
+            zoo = opened[label] if label in opened else Zoo.load(place, part, revision=revision)
         if label in opened:
             raise ValueError(
                 f"expected different zoos, got {label} twice; name zoos of the same folder as FOLDER:CONFIG"
@@ -215,7 +225,7 @@ def show_zoo(zoo: str | Path | Zoo, **options: Any) -> ZooResult:
 def run_show_zoo(settings: ShowZooSettings) -> ZooResult:
     """Show the splits, architectures, tokens, accuracy and excluded runs of a zoo."""
     record = RunRecord.start(arguments=as_arguments(settings))
-    zoo = load_zoo(settings.zoo, settings.zoo_config, revision=settings.revision)
+    zoo = load_zoo(settings.zoo, **settings.zoo_place)
     return ZooResult(record=record.finish({}), zoo=zoo)
 
 

@@ -12,6 +12,7 @@ from hf_sane.cards._tables import fact_text, markdown_table, result_tables
 from hf_sane.hub._onnx import ONNX_FILE, export_onnx, require_onnx
 from hf_sane.hub._publish import save_network
 from hf_sane.networks._hyperparameters import HyperParameters
+from hf_sane.networks._image_settings import TrainLimitSettings
 from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData
 from hf_sane.networks._stacked import StackedNetworks
@@ -19,7 +20,7 @@ from hf_sane.networks._training import train_stacked
 from hf_sane.records._escaping import markdown_text
 from hf_sane.records._progress import progress, quietly
 from hf_sane.records._run_record import RunRecord
-from hf_sane.records._settings import CheckedSettings, as_arguments, setting
+from hf_sane.records._settings import ProgressSettings, SeedSettings, as_arguments, setting
 from hf_sane.records._sources import hub_id
 from hf_sane.sampling._baselines import SCRATCH_SEED
 from hf_sane.sampling._heads import FittedHeads, fit_heads
@@ -28,6 +29,7 @@ from hf_sane.workflows.networks import open_images, open_stack
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sample import TRAINING_ONLY, SampleResult, sample
 from hf_sane.workflows.sane import BUNDLE, SANE, open_sane
+from hf_sane.workflows.shared import SaneSettings
 
 SCHEMES = ("kaiming_uniform", "kaiming_normal", "uniform", "normal")  # title of networks trained from scratch
 KINDS = {"sampled": "sampled, fine-tuned", "anchors": "anchors, fine-tuned", "scratch": "from scratch"}
@@ -41,27 +43,24 @@ FEW = 16  # training images per step; small, so that few images give many steps
 
 
 @dataclass(kw_only=True)
-class StartSettings(CheckedSettings):
+class StartSettings(SaneSettings, TrainLimitSettings, SeedSettings, ProgressSettings):
     """Settings of [`start`]."""
 
     images: str | ImageData = setting(f"Your labelled images: {IMAGE_KINDS}.")
     output: Path | None = setting("New folder for the best network, its card and the run record.", short="-o")
-    from_: str | Path | SANE | None = setting(
+    sane: str | Path | SANE | None = setting(
         "SANE that comes with networks to sample around (folder or Hub repo id); by default the built-in one, for "
         "colour or greyscale images of 32 pixels.",
         default=None,
-        formerly="source",
+        formerly=("--from", "from_", "source"),
     )
     num_candidates: int = setting("Number of networks to draw and evaluate in each round.", default=60, least=2)
     num_starts: int = setting("Number of networks of each kind to fine-tune; the best is kept.", default=4, least=1)
     bandwidth: list[float] = setting("Kernel widths to choose from.", factory=lambda: [0.1, 0.3, 0.5])
     epochs: int = setting("Number of passes over the training images in fine-tuning.", default=40, least=1)
     learning_rate: list[float] = setting("Learning rates to choose from.", factory=lambda: [1e-3, 3e-3, 1e-2])
-    train_limit: int | None = setting("Use at most this many training images.", default=None, least=1)
     onnx: bool = setting("Also write the network as an ONNX file (requires hf_sane[onnx]).", default=False)
-    seed: int = setting("Random seed.", default=0)
     include_code: bool = setting("Save the network with its modelling code (for trust_remote_code).", default=False)
-    progress_bar: bool = setting("Show a progress bar.", default=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -138,7 +137,7 @@ class StartResult(Result):
             self.network,
             replace(self.record, results=results),
             title=f"Network for {self.data.name}",
-            base_model=hub_id(self.record.arguments["from_"]),
+            base_model=hub_id(self.record.arguments["sane"]),
             include_code=self.include_code,
             origin=ORIGINS.get(self.kind),
         )
@@ -189,7 +188,7 @@ def run_start(settings: StartSettings) -> StartResult:
     """
     record = RunRecord.start(seed=settings.seed, arguments=as_arguments(settings))
     with optional_output(settings.output, StartResult.JOB) as output:
-        sane = open_sane(settings.from_ or BUNDLE)
+        sane = open_sane(settings.sane or BUNDLE, **settings.sane_place)
         anchors, names = _open_anchors(sane)
         data = _fitting_images(settings, anchors.config)  # type: ignore[arg-type]
         record.data["images"] = data.describe()

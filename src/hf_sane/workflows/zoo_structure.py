@@ -17,8 +17,8 @@ from hf_sane.records._settings import as_arguments, setting
 from hf_sane.symmetry._matching import match_many
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.schemas import Fields
-from hf_sane.workflows.shared import PlotSettings
-from hf_sane.workflows.show_zoo import load_zoo
+from hf_sane.workflows.shared import PlotSettings, RunSettings
+from hf_sane.workflows.show_zoo import NamedZooSettings, load_zoo
 from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo._records import ANCESTOR
 
@@ -28,14 +28,10 @@ PICTURE_NAME = "structure.png"
 
 
 @dataclass(kw_only=True)
-class ZooStructureSettings(ModuleSettings, PlotSettings):
+class ZooStructureSettings(NamedZooSettings, RunSettings, ModuleSettings, PlotSettings):
     """Settings of [`zoo_structure`]."""
 
-    zoo: str | Path | Zoo = setting("Zoo (folder or Hub repo id).", positional=True, formerly="--zoo")
     output: Path | None = setting("New folder for the run record and a plot.", default=None, short="-o")
-    zoo_config: str | None = setting("Name of the zoo, if there are several.", default=None, formerly="--config")
-    revision: str | None = setting("Branch, tag or commit on the Hub.", default=None)
-    epoch: int | None = setting("Epoch to take from every run; by default the last.", default=None)
     since: int | None = setting(
         "Use the change of the weights since this epoch instead of the weights; for children, the change from "
         "their ancestor at this epoch.",
@@ -44,7 +40,6 @@ class ZooStructureSettings(ModuleSettings, PlotSettings):
     limit: int | None = setting(
         "Use at most this many training networks, and at most as many held-out networks.", default=None, least=3
     )
-    align: bool = setting("Permute channels to match the first network.", default=True)
     seed: int = setting("Random seed for shuffles and confidence intervals.", default=0)
 
     def __post_init__(self) -> None:
@@ -135,7 +130,7 @@ def run_zoo_structure(settings: ZooStructureSettings) -> ZooStructureResult:
     given = as_arguments(settings)
     record = RunRecord.start(seed=settings.seed, arguments=given)
     with optional_output(settings.output, ZooStructureResult.JOB) as output:
-        zoo = load_zoo(settings.zoo, settings.zoo_config, revision=settings.revision)
+        zoo = load_zoo(settings.zoo, **settings.zoo_place)
         training, held_out = _weights(zoo, settings)
         structures = shared_structure(training, held_out, seed=settings.seed)
         counts = (len(next(iter(side.values()))) for side in (training, held_out))

@@ -31,7 +31,7 @@ from hf_sane.records._errors import InvalidFileError
 from hf_sane.records._files import write_atomically
 from hf_sane.records._progress import progress
 from hf_sane.records._run_record import RunRecord
-from hf_sane.records._settings import as_arguments, setting
+from hf_sane.records._settings import ProgressSettings, SeedSettings, as_arguments, setting
 from hf_sane.tokenization._safetensors_header import read_header
 from hf_sane.zoo._dataset import Zoo, open_data
 from hf_sane.zoo._facts import DEFAULT_CONFIG, MODULE_ARGUMENTS, ZooFacts, foreign_facts, layout_key, read_facts
@@ -46,7 +46,7 @@ FIELD_FEATURES = Features({**FEATURES, "image": Value("int64"), "label": Value("
 
 @strict
 @dataclass(kw_only=True)
-class FieldSettings(ImageSettings):
+class FieldSettings(ImageSettings, SeedSettings, ProgressSettings):
     """Settings of a zoo of implicit networks (SIREN), each of which is fitted to one image.
 
     Raises:
@@ -75,8 +75,6 @@ class FieldSettings(ImageSettings):
         least=1,
     )
     license: str | None = setting("Licence of the zoo, for its card.", default=None)
-    seed: int = setting("Random seed.", default=0)
-    progress_bar: bool = setting("Show a progress bar.", default=True)
 
     def validate_numbers(self) -> None:
         """Check that numbers are in range."""

@@ -13,8 +13,9 @@ from hf_sane.architectures import presets
 from hf_sane.architectures.configuration_zoo import Initialization, ZooConfig
 from hf_sane.architectures.modeling_zoo import ACTIVATIONS
 from hf_sane.core._token_layouts import find_token_layout
+from hf_sane.core._token_settings import TokenSettings
 from hf_sane.networks._hyperparameters import Optimizer
-from hf_sane.networks._image_settings import ImageSettings
+from hf_sane.networks._image_settings import ImageSettings, TrainLimitSettings
 from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData
 from hf_sane.networks._modules import EXAMPLES, ModuleArchitecture, ModuleSettings
@@ -23,7 +24,7 @@ from hf_sane.networks._stacked import call_arguments
 from hf_sane.networks._tasks import LabelledData
 from hf_sane.records._documents import read_settings
 from hf_sane.records._errors import did_you_mean
-from hf_sane.records._settings import as_arguments, check_numbers, setting
+from hf_sane.records._settings import ProgressSettings, SeedSettings, as_arguments, check_numbers, setting
 
 USUAL_EPOCHS = (0, 1, 2, 4, 8, 12, 16, 25, 35, 50)
 SPLIT_STREAM = 2**32  # larger than any run number; seeds the split
@@ -41,7 +42,7 @@ OF_PRESETS: dict[str, Any] = {
 
 @strict
 @dataclass(kw_only=True)
-class ZooSettings(ImageSettings, ModuleSettings):
+class ZooSettings(ImageSettings, TrainLimitSettings, ModuleSettings, TokenSettings, SeedSettings, ProgressSettings):
     """Settings of a zoo, whose architecture is one of this library or a user's own module.
 
     The text of each field is both its documentation and its help text.
@@ -57,7 +58,6 @@ class ZooSettings(ImageSettings, ModuleSettings):
 
     name: str | None = setting("Title of the zoo's card; by default the name of the dataset.", default=None)
     images: str = setting(f"Images to train on: {IMAGE_KINDS}.", default="digits")
-    train_limit: int | None = setting("Use at most this many training images.", default=None, least=1)
     validation_limit: int | None = setting("Use at most this many validation images.", default=None, least=1)
     test_limit: int | None = setting("Use at most this many test images.", default=None, least=1)
     architecture: str = setting(
@@ -120,12 +120,6 @@ class ZooSettings(ImageSettings, ModuleSettings):
     token_dim: int | None = setting(
         "Scalars per token; by default the length of the network's longest row.", default=None, least=1
     )
-    token_layout: str = setting(
-        "Token layout: rowwise (one row per output channel), dense, or one added by a plug-in.", default="rowwise"
-    )
-    batch_norm: Literal["tokens", "template"] = setting(
-        "Whether BatchNorm tensors are tokenized or stored unchanged.", default="tokens"
-    )
     split_shares: list[float] = setting(
         "Shares of the runs, or of the combinations of shifts, in the train, validation and test splits.",
         factory=lambda: [0.7, 0.15, 0.15],
@@ -139,8 +133,6 @@ class ZooSettings(ImageSettings, ModuleSettings):
         "Measure training accuracy on at most this many images.", default=None, least=1
     )
     license: str | None = setting("Licence of the zoo, for its card.", default=None)
-    seed: int = setting("Random seed.", default=0)
-    progress_bar: bool = setting("Show a progress bar.", default=True)
 
     def __post_init__(self) -> None:
         if isinstance(self.architecture_settings, str):

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 
-from hf_sane.core._layout import BatchNormStorage
 from hf_sane.core._token_layouts import find_token_layout
-from hf_sane.records._settings import CheckedSettings, as_arguments, check_numbers, setting
+from hf_sane.core._token_settings import TokenSettings
+from hf_sane.records._settings import as_arguments, check_numbers, setting
 from hf_sane.zoo.importing._network_names import read_pattern
 from hf_sane.zoo.importing._trees import is_tree
 
@@ -20,7 +20,7 @@ TOKEN_SETTINGS = ("token_dim", "token_layout", "batch_norm")
 
 @strict
 @dataclass(kw_only=True)
-class ImportSettings(CheckedSettings):
+class ImportSettings(TokenSettings):
     """Settings of an import: networks on the Hub or in a folder, and how they are stored.
 
     Raises:
@@ -73,12 +73,6 @@ class ImportSettings(CheckedSettings):
         "Maximum length of a network in tokens; of longer networks, only the header is downloaded.", default=None
     )
     token_dim: int = setting("Scalars per token.", default=289)
-    token_layout: str = setting(
-        "Token layout: rowwise (one row per output channel), dense, or one added by a plug-in.", default="rowwise"
-    )
-    batch_norm: BatchNormStorage = setting(
-        "Whether BatchNorm tensors are tokenized or stored unchanged.", default="tokens"
-    )
     properties: list[str | Path] = setting(
         "Table of properties of the networks (accuracies, hyper-parameters or others): CSV, JSON, JSON lines, "
         "parquet, an export of Weights & Biases or TensorBoard, an event file, or a folder of such files. Rows are "

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_sane.core._augmentation import erase_tokens, multiplicative_noise, random_token_mask
 from hf_sane.records._errors import did_you_mean
-from hf_sane.records._settings import CheckedSettings, setting
+from hf_sane.records._settings import SeedSettings, setting
 from hf_sane.symmetry._token_permutations import TokenPermutations
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo._dataset import ZooSplit
@@ -30,7 +30,7 @@ NEEDS_ALIGNMENT = (
 
 
 @dataclass(kw_only=True)
-class WindowSettings(CheckedSettings):
+class WindowSettings(SeedSettings):
     """Settings for drawing and augmenting training windows.
 
     The defaults follow SANE (arXiv:2406.09997): one aligned view, one randomly permuted view, and multiplicative noise
@@ -55,7 +55,6 @@ class WindowSettings(CheckedSettings):
         "Number of random permutations per architecture that the permuted view draws from.", default=200
     )
     erase: float = setting("Share of the tokens of each view that are set to zero, in [0, 1).", default=0.0)
-    seed: int = setting("Random seed.", default=0)
 
     def __post_init__(self) -> None:
         self.validate_windows()
