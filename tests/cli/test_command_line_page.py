@@ -1,5 +1,6 @@
 """The page on the command line lists what the program has; `python tests/cli/test_command_line_page.py` writes it."""
 
+import re
 from dataclasses import MISSING
 from pathlib import Path
 
@@ -65,6 +66,22 @@ def test_the_page_lists_all_verbs_and_options():
     text = PAGE.read_text(encoding="utf-8")
     assert text == by_hand() + START + verbs(), f"run: python {Path(__file__).name}"
     assert text.count("\n#### hf-sane ") == len(VERBS) + len(ZOO_VERBS)
+
+
+def test_the_page_says_which_verbs_take_zoos_as_arguments():
+    (sentence,) = re.findall(r"Zoos are arguments of (.*?\.)", " ".join(by_hand().split()))
+    arguments, _, options = sentence.partition(", and all other verbs take them as `--zoo`; ")
+    found, with_option = set(), set()
+    for name, verb in [*((verb.name, verb) for verb in VERBS), *((f"zoo {verb.name}", verb) for verb in ZOO_VERBS)]:
+        for entry in own_options(verb.load()[0]):
+            if entry.metadata["positional"] and (entry.name == "zoo" or re.search(r"\bZoo\b", str(entry.type))):
+                found.add(name)
+            elif entry.name == "zoo":
+                with_option.add(name)
+    assert set(re.findall("`(.*?)`", arguments)) == found
+    assert options == "`index` has `--zoo` as well, for zoos on the Hub."
+    assert found & with_option == {"index"}
+    assert {"embed", "probe", "sample"} <= with_option
 
 
 def test_the_page_names_every_exit_code():

@@ -55,6 +55,37 @@ def test_every_verb_takes_it(source, repo, tiny_zoo_folder, hf_sane_command, tmp
     )
 
 
+def test_a_revision_may_be_an_option(repo, tiny_zoo_folder, hf_sane_command, local_hub):
+    """Of the SANE and of the zoo, whose main branches hold neither."""
+    files = {path.relative_to(tiny_zoo_folder).as_posix(): path for path in tiny_zoo_folder.rglob("*")}
+    files = {name: path.read_bytes() for name, path in files.items() if path.is_file() and ".cache" not in name}
+    repository = local_hub.storage.add_files("datasets", "org/zoo", files)
+    repository.tags["v2"] = repository.head.sha
+    local_hub.storage.add_files("datasets", "org/zoo", {"zoo.json": b"{}"})
+    where = ("--sane", "org/run", "--sane-subfolder", "deep/model", "--sane-revision", "v1")
+    zoo = ("--zoo", "org/zoo", "--zoo-revision", "v2")
+    probed = json.loads(hf_sane_command("probe", *where, *zoo, "--poolings", "mean", "--json").output)
+    local = hf_sane_command("probe", *where, "--zoo", tiny_zoo_folder, "--poolings", "mean", "--json").output
+    assert probed["probe"] == json.loads(local)["probe"]
+    old = hf_sane_command("zoo", "show", "org/zoo", "--revision", "v2")
+    assert old.stdout == hf_sane_command("zoo", "show", "org/zoo", "--zoo-revision", "v2").stdout
+    assert "zoo show: --revision is now --zoo-revision; the old spelling works until version" in old.stderr
+    old = hf_sane_command("embed", "--zoo", "org/zoo@v2", *where[:-2], "--revision", "v1", "-o", "e")
+    assert "embed: --revision is now --sane-revision; the old spelling works until version" in old.stderr
+
+
+TAKE_BOTH = ["embed", "probe", "reconstruct", "sample", "compare", "linear", "regions", "pretrain"]
+
+
+@pytest.mark.parametrize("verb", TAKE_BOTH)
+def test_every_verb_asks_for_the_revision_of_the_zoo(verb, local_hub, hf_sane_command, tmp_path, tiny_sane_folder):
+    local_hub.storage.add_files("datasets", "org/zoo", {"zoo.json": b"{}"})
+    options = ("--zoo", "org/zoo", "--zoo-revision", "missing", "-o", tmp_path / "out")
+    options += () if verb in ("sample", "linear", "regions", "pretrain") else ("--sane", tiny_sane_folder)
+    options += ("--images", "digits") if verb == "reconstruct" else ()
+    assert "org/zoo@missing" in hf_sane_command(verb, *options, exit_code=2).stderr
+
+
 def test_what_is_not_there_is_said_with_what_to_do(repo, hf_sane_command):
     said = hf_sane_command("embed", "x", "--sane", "org/run@v1", "-o", "e", exit_code=2).stderr
     assert said == (

@@ -55,7 +55,7 @@ def bundle(tiny_sane_folder, tiny_zoo, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(bundle, digit_files, tmp_path_factory):
-    return start(digit_files, from_=str(bundle), output=tmp_path_factory.mktemp("start") / "out", onnx=True, **SMALL)
+    return start(digit_files, sane=str(bundle), output=tmp_path_factory.mktemp("start") / "out", onnx=True, **SMALL)
 
 
 def test_the_best_network_on_validation_images_is_kept(found, digit_files):
@@ -195,11 +195,11 @@ def test_sample_takes_the_networks_that_a_sane_brings(bundle, tiny_sane_folder, 
     with pytest.raises(ValueError, match=r"got neither, and .*model has no anchors of its own; name the zoo"):
         sample([], tiny_sane_folder, **options)
     with pytest.raises(ValueError, match=r"expected a SANE that comes with networks .* without; save it with some"):
-        start("digits", from_=str(tiny_sane_folder))
+        start("digits", sane=str(tiny_sane_folder))
 
 
 def test_the_verb_prints_the_comparison(bundle, digit_files, tmp_path, hf_sane_command):
-    arguments = ("start", "--images", digit_files, "--from", bundle, "--output", tmp_path / "out", "--json")
+    arguments = ("start", "--images", digit_files, "--sane", bundle, "--output", tmp_path / "out", "--json")
     sizes = ("--num-candidates", 4, "--num-starts", 1, "--bandwidth", 0.2, "--epochs", 1, "--learning-rate", 0.01)
     told = json.loads(hf_sane_command(*arguments, *sizes).stdout)
     assert told["compared"].keys() == {"sampled", "anchors", "scratch"}
@@ -213,7 +213,7 @@ def test_a_repository_brings_its_networks(bundle, digit_files, local_hub):
     repository.tags["v1"] = repository.head.sha
     local_hub.storage.add_files("models", "org/sane", {"anchors/anchor_0/config.json": b"{}"})  # what is there now
     settings = SMALL | {"num_starts": 1, "num_candidates": 2, "epochs": 1, "learning_rate": 0.01}
-    ours, theirs = (start(digit_files, from_=source, **settings) for source in (str(bundle), "org/sane@v1"))
+    ours, theirs = (start(digit_files, sane=source, **settings) for source in (str(bundle), "org/sane@v1"))
     assert theirs.comparison == ours.comparison
     drawn = sample([], "org/sane@v1", num_samples=1, num_candidates=2, bandwidth=0.1, images="digits")
     assert drawn.record.arguments["num_anchors"] == 3
@@ -226,5 +226,5 @@ def test_twenty_images_are_enough(bundle, tmp_path):
         Image.fromarray((pixels[index].reshape(8, 8) * 15).astype(np.uint8)).save(
             tmp_path / "few" / str(labels[index]) / f"{index}.png"
         )
-    found = start(tmp_path / "few", from_=str(bundle), **SMALL | {"epochs": 1, "learning_rate": 0.01})
+    found = start(tmp_path / "few", sane=str(bundle), **SMALL | {"epochs": 1, "learning_rate": 0.01})
     assert found.network.config.num_labels == 10

@@ -45,7 +45,7 @@ def inputs(tiny_sane_folder, tiny_zoo_folder, tiny_zoo, tmp_path_factory):
         "soup": ("soup", folder),
         "start": (
             *("start", "--images", images, "--num-candidates", 2, "--num-starts", 1, "--bandwidth", 0.1),
-            *("--epochs", 1, "--learning-rate", 0.01, "--from", brings),
+            *("--epochs", 1, "--learning-rate", 0.01, "--sane", brings),
         ),
     }
 

@@ -130,7 +130,18 @@ def test_a_card_needs_an_adapter(tmp_path):
 
 
 def test_the_script_adapts_and_reports(main, network_folder, tmp_path, capsys):
-    flags = ("--steps", "4", "--train_limit", "64", "--batch_size", "16", "--rank", "1", "--targets", "classifier")
+    flags = (
+        "--steps",
+        "4",
+        "--train_limit",
+        "64",
+        "--batch_size",
+        "16",
+        "--lora-rank",
+        "1",
+        "--lora-targets",
+        "classifier",
+    )
     folder = main([str(network_folder), "--output", str(tmp_path / "adapter"), *flags]).output
     printed = capsys.readouterr().out
     record = RunRecord.load(folder / "run.json")
@@ -158,7 +169,7 @@ def test_the_script_takes_images_from_a_file_and_refuses_those_that_do_not_fit(m
         images = generator.integers(0, 255, (40, size, size), dtype=np.uint8)
         np.savez(path, train_images=images, train_labels=labels, test_images=images, test_labels=labels)
 
-    flags = ["--images", str(path), "--steps", "2", "--rank", "1", "--output", str(tmp_path / "adapter")]
+    flags = ["--images", str(path), "--steps", "2", "--lora-rank", "1", "--output", str(tmp_path / "adapter")]
     write(12, 8)
     with pytest.raises(ValueError, match="the network distinguishes 10 classes, images has 12"):
         main([str(network_folder), *flags])

@@ -37,7 +37,7 @@ from hf_sane.networks._images import load_images
 
 plan_push("samples", folder / "network", "someone/network").push()
 main = runpy.run_path(finetune_lora)["main"]
-small = ["--steps", "8", "--learning-rate", "1e-2", "--train-limit", "200", "--rank", "2"]
+small = ["--steps", "8", "--learning-rate", "1e-2", "--train-limit", "200", "--lora-rank", "2"]
 main(["someone/network", "--output", str(folder / "from_hub"), "--push-to", "someone/adapter", "--public", *small])
 
 assert PeftConfig.from_pretrained("someone/adapter").base_model_name_or_path == "someone/network"

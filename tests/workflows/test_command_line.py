@@ -11,18 +11,22 @@ from typing import Any, Literal
 import pytest
 import typer
 
-from hf_sane.cli.verbs import VERBS, ZOO_VERBS
+from hf_sane.cli.verbs import VERBS, ZOO_VERBS, Verb
 from hf_sane.records._run_files import read_run_file
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import FORMER_NAMES_END, option_name, setting
 from hf_sane.training._settings import PretrainSettings
-from hf_sane.workflows.command_line import modern_arguments, own_options, run_workflow
+from hf_sane.workflows.command_line import _former_spellings, modern_arguments, own_options, run_workflow
 from hf_sane.workflows.probe import ProbeSettings
 from hf_sane.workflows.results import Result, Table
 from hf_sane.workflows.soup import SoupSettings
 
 USAGE_ERROR: Any = typer.BadParameter.__base__
-ENTRIES = [(verb.name, entry) for verb in (*VERBS, *ZOO_VERBS) for entry in own_options(verb.load()[0])]
+LORA_SCRIPT = Verb(
+    "finetune_lora.py", "finetune_lora", "FinetuneLoraSettings", "run_finetune_lora", "Fine-tune with a LoRA adapter."
+)
+PROGRAM = (*VERBS, *ZOO_VERBS, LORA_SCRIPT)
+ENTRIES = [(verb.name, entry) for verb in PROGRAM for entry in own_options(verb.load()[0])]
 
 
 @dataclass(kw_only=True)
@@ -176,7 +180,58 @@ def test_former_spellings_are_no_current_ones():
         "--config",
         "--aligned",
     } <= former
-    assert names & former == {"--zoo"}  # which is positional in the verbs of `hf-sane zoo`
+    # Positional in the verbs of `hf-sane zoo`; of a SANE to train on; of checkpoints; of soups of adapters.
+    assert names & former == {"--zoo", "--from", "--revision", "--rank"}
+    for verb in PROGRAM:
+        options = own_options(verb.load()[0])
+        assert (
+            not {option_name(entry) for entry in options if not entry.metadata["positional"]}
+            & dict(_former_spellings(options)).keys()
+        ), verb.name
+
+
+SUBJECTS = {"SANE": "sane_revision", "zoo": "zoo_revision", "checkpoint": "revision"}
+
+
+def test_a_revision_says_of_what():
+    """The prefixes are those of `--sane-subfolder` and `--zoo-config`; every verb that takes a SANE or zoo has it."""
+    for verb in PROGRAM:
+        entries = {entry.name: entry for entry in own_options(verb.load()[0])}
+        for subject, name in SUBJECTS.items():
+            if name in entries and verb.name not in ("push", "pull"):
+                assert entries[name].metadata["help"] == f"Branch, tag or commit of the {subject} on the Hub."
+        assert ("sane" in entries) == ("sane_revision" in entries) == ("sane_subfolder" in entries), verb.name
+        takes_zoo = "zoo" in str(entries.get("zoo", entries.get("source"))).lower()
+        assert ("zoo_revision" in entries) == (takes_zoo and verb.name not in ("align", "index")), verb.name
+
+
+def test_a_setting_is_declared_once_or_twice_word_for_word():
+    """A third declaration belongs into a class of settings that others share."""
+    homes = defaultdict(set)
+    for verb in PROGRAM:
+        for kind in verb.load()[0].__mro__:
+            for name in vars(kind).get("__annotations__", {}):
+                entry = getattr(kind, "__dataclass_fields__", {}).get(name)
+                if entry is not None and entry.metadata:
+                    homes[name, entry.metadata["help"]].add(kind)
+    assert len(homes) > 200
+    assert {key: kinds for key, kinds in homes.items() if len(kinds) > 2} == {}
+    subjects = ("zoo_config", "sane_revision", "progress_bar", "token_layout", "batch_norm")
+    assert [name for (name, _), kinds in homes.items() if name in subjects and len(kinds) > 1] == []
+
+
+@dataclass(kw_only=True)
+class LoadsSettings:
+    """Settings with the former name of one field as the name of another."""
+
+    revision: str | None = setting("Of the checkpoint.", default=None)
+    sane_revision: str | None = setting("Of the SANE.", default=None, formerly="--revision")
+
+
+def test_the_name_of_an_option_is_no_former_name_of_another(capsys):
+    given = run("--revision", "v1", settings=LoadsSettings)
+    assert given == LoadsSettings(revision="v1")
+    assert capsys.readouterr().err.count("old spelling") == 0
 
 
 # Options whose names are alike and whose meanings differ; all others whose names are alike have one meaning.
@@ -223,8 +278,9 @@ def test_positional_arguments_are_named_by_what_they_take():
             taken.setdefault(entry.name, set()).add(verb)
     assert taken["checkpoint"] == {"info", "diff", "search", "analyze"}
     assert taken["checkpoints"] == {"embed", "scan", "lineage"}
-    assert taken["networks"] == {"finetune", "soup"}
-    assert taken.keys() - {"checkpoint", "checkpoints", "networks"} == {
+    assert taken.pop("networks") == {"finetune", "soup"}
+    assert taken.pop("network") == {"finetune_lora.py"}
+    assert taken.keys() - {"checkpoint", "checkpoints"} == {
         *("other", "source", "sources", "kind", "folder", "repo_id", "repos", "zoo", "zoos")
     }
 
@@ -260,7 +316,10 @@ def test_former_names_of_fields_work_in_python_and_in_run_files(tmp_path):
         ("scan", {"sources": ["a"]}, {"checkpoints": ["a"]}),
         ("search", {"query": "a", "index": "b"}, {"checkpoint": "a", "index": "b"}),
         ("soup", {"ingredients": ["a", "b"]}, {"networks": ["a", "b"]}),
-        ("start", {"source": "a"}, {"from_": "a"}),
+        ("start", {"source": "a"}, {"sane": "a"}),
+        ("start", {"from_": "a"}, {"sane": "a"}),
+        ("probe", {"revision": "v1"}, {"sane_revision": "v1"}),
+        ("analyze", {"revision": "v1"}, {"revision": "v1"}),
     ],
 )
 def test_run_files_from_before_arguments_were_renamed_repeat_their_runs(verb, old, now, tmp_path):

@@ -97,7 +97,9 @@ def test_weights_are_averaged_over_the_last_epochs(tuned, networks, digits, tmp_
 
 def test_an_adapter_leaves_its_base_as_it_is(networks, digits, tmp_path):
     before = networks[0].state_dict()["classifier.weight"].clone()
-    found = finetune_lora(networks[0], digits, steps=4, rank=2, targets=["classifier"], output=tmp_path / "adapter")
+    found = finetune_lora(
+        networks[0], digits, steps=4, lora_rank=2, lora_targets=["classifier"], output=tmp_path / "adapter"
+    )
     assert torch.equal(networks[0].classifier.weight, before)
     results = found.record.results
     assert str(found).splitlines() == [

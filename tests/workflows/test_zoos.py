@@ -145,6 +145,8 @@ def test_imports_from_python_and_the_verb_are_the_same(checkpoints, tmp_path):
     assert left_out["networks"] == ["none.safetensors"]
     assert found["taken"] == [f"{index}.safetensors" for index in range(4)]
     assert found["splits"] == {name: len(split) for name, split in zoo.splits.items()}
+    again = import_zoo(checkpoints, output=tmp_path / "python", progress_bar=False, **options)  # no other zoo
+    assert same_networks(zoo, again)
     told = {e.name for e in fields(ImportSettings)} - {"max_size", "properties", "properties_key", "pattern"}
     assert zoo.facts.arguments.keys() == told | {"max_bytes"}
     result = run_import_zoo(ImportZooSettings(folder=checkpoints, output=tmp_path / "python", **options))

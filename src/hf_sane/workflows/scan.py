@@ -438,7 +438,7 @@ def _embedding_lines(scan: Scan, nearest: Sequence[tuple[str, float]], *, is_ask
 def _targets(settings: ScanSettings) -> Iterable[CheckpointSource]:
     """One source per checkpoint."""
     for source in settings.checkpoints:
-        checkpoint = settings.selected(source)
+        checkpoint = settings.place(source)
         place = parse_source(source, revision=settings.revision)
         if not isinstance(place, Path) or not place.is_dir():
             yield checkpoint

@@ -68,8 +68,10 @@ class CheckpointSettings(WeightsSettings):
 
     def selected(self, source: Source) -> Source | CheckpointSource:
         """The selected weights of a file, folder or repository; modules and state dicts as they are."""
-        if not isinstance(source, str | Path):
-            return source
+        return self.place(source) if isinstance(source, str | Path) else source
+
+    def place(self, source: str | Path) -> CheckpointSource:
+        """The selected weights of a file, folder or repository."""
         return CheckpointSource(source, self.revision, self.subfolder, self.variant, self.key)
 
 
