@@ -130,18 +130,7 @@ def test_a_card_needs_an_adapter(tmp_path):
 
 
 def test_the_script_adapts_and_reports(main, network_folder, tmp_path, capsys):
-    flags = (
-        "--steps",
-        "4",
-        "--train_limit",
-        "64",
-        "--batch_size",
-        "16",
-        "--lora-rank",
-        "1",
-        "--lora-targets",
-        "classifier",
-    )
+    flags = ("--steps", "4", "--train_limit", "64", "--batch_size", "16", "--rank", "1", "--targets", "classifier")
     folder = main([str(network_folder), "--output", str(tmp_path / "adapter"), *flags]).output
     printed = capsys.readouterr().out
     record = RunRecord.load(folder / "run.json")

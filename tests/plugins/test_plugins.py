@@ -38,6 +38,7 @@ sane = pretrain(zoo)
 network = zoo.splits["train"].model(0)
 latents, layout = sane.encode(network)
 assert layout.token_layout == "pairs"
+assert hf_sane.info(network, token_layout="pairs").layout.token_layout == "pairs"
 assert sane.embed(network, pooling="largest").tolist() == latents.amax(dim=0).tolist()
 networks = sane.sample(zoo, method="midpoints", num_samples=2, num_candidates=4, bandwidth=[0.1])
 print(len(networks), networks[0].num_parameters())
