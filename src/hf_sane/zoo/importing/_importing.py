@@ -486,11 +486,12 @@ def _write_rows(
         "parted": len(parted),
         "sha256": sha256("".join(network.content for network in networks.values()).encode()).hexdigest(),
     }
-    if properties.described:
+    notes = [*matched.notes, *properties.notes]
+    if properties.described or matched.unmatched or notes:
         data[PROPERTIES_KEY] = {
             "columns": properties.described,
             "unmatched_rows": matched.unmatched,
-            "notes": [*matched.notes, *properties.notes],
+            "notes": notes,
         }
     left_out = [entry for entry in importer.entries if entry.status != "taken"]
     return ZooFacts(
