@@ -424,3 +424,90 @@ def test_a_missing_configuration_is_called_so(tmp_path):
     networks = saved(tmp_path, a=root(0), b=tuned(root(0), 1))
     (reason,) = hf_sane.lineage(networks).lineage.unaligned.values()
     assert reason.startswith("there is no config.json next to the weights; pass the code of the network")
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+def test_fixed_tables_do_not_make_independent_networks_a_family(noise, tmp_path):
+    """Sinusoids, and the logarithms from which a Mamba is trained, have larger norms than all other weights."""
+
+    def independent(seed):
+        generator = torch.Generator().manual_seed(seed)
+        angles = torch.arange(300)[:, None] * 10_000 ** (-torch.arange(16) / 15)
+        state = {f"{i}.weight": 0.05 * torch.randn(40, 40, generator=generator) for i in range(3)}
+        logarithms = torch.log(torch.arange(1.0, 17)).expand(80, 16)
+        tables = {"positions": torch.cat([angles.sin(), angles.cos()], dim=1), "A_log": logarithms}
+        return state | {name: x + noise * torch.randn(x.shape, generator=generator) for name, x in tables.items()}
+
+    base = independent(0)
+    small = {name: x + 0.1 * x.std() * torch.randn(x.shape) if "weight" in name else x for name, x in base.items()}
+    networks = saved(tmp_path, base=base, liar=independent(1), tuned=small)
+    for name in ("liar", "tuned"):
+        card(tmp_path / name, tmp_path / "base")
+    result = hf_sane.lineage(networks, claims=True)
+    assert [list(map(short, family)) for family in result.lineage.families] == [["base", "tuned"], ["liar"]]
+    liar = result.claims[0]
+    assert (liar.verdict, liar.reason[:28]) == ("unknown", "their weights are far apart,")
+
+
+def test_heads_are_compared_in_any_order_of_the_networks(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    bare = {f"layer.{i}.weight": torch.randn(40, 40, generator=generator) for i in range(3)}
+
+    def under(prefix, trunk, head):
+        return {f"{prefix}{name}": x for name, x in trunk.items()} | {f"{prefix}head.weight": head}
+
+    heads = [torch.randn(10, 40, generator=generator) for _ in range(2)]
+    moved = {name: x + 0.1 * torch.randn(x.shape, generator=generator) for name, x in bare.items()}
+    later = {name: x + 0.1 * torch.randn(x.shape, generator=generator) for name, x in moved.items()}
+    made = {
+        "trunk": bare,
+        "one": under("model.", bare, heads[0]),
+        "two": under("", bare, heads[1]),
+        "two_again": under("model.", bare, heads[1]),
+        "tuned": under("net.", moved, heads[1] + 0.01 * torch.randn(10, 40, generator=generator)),
+        "later": under("", later, heads[1] + 0.02 * torch.randn(10, 40, generator=generator)),
+    }
+    saved(tmp_path, **made)
+    trees = []
+    for order in (list(made), list(made)[::-1], ["two_again", "later", "one", "tuned", "trunk", "two"]):
+        found = hf_sane.lineage([tmp_path / name for name in order]).lineage
+        assert len(found.families) == 1
+        edges = {short(x.child): (short(x.parents[0]), x.change, round(x.confidence, 9)) for x in found.descents}
+        assert edges["one"] == ("trunk", "partly copied", 0.5)
+        pair = ("two", "two_again") if order.index("two") < order.index("two_again") else ("two_again", "two")
+        assert edges[pair[0]] == ("trunk", "partly copied", 0.5)
+        assert edges[pair[1]] == (pair[0], "copied", 0.5)
+        trees.append({name: edges[name] for name in edges if name not in ("one", *pair)})
+    assert trees[0]
+    assert all({n: e[1:] for n, e in t.items()} == {n: e[1:] for n, e in trees[0].items()} for t in trees)
+    assert all(edge[0] not in ("one", "trunk") or name == "trunk" for t in trees for name, edge in t.items())
+
+
+def test_a_copy_of_which_one_layer_was_permuted_is_aligned(tmp_path):
+    state = root(0)
+    spec = permutation_spec(CONFIG)
+    order = spec.identity()
+    axis = list(order)[-1]
+    order[axis] = order[axis].flip(0)
+    moved = spec.apply(state, order)
+    equal = sum(x.numel() for name, x in state.items() if x.ndim > 1 and torch.equal(x, moved[name]))
+    assert equal > 0.1 * sum(x.numel() for x in state.values())
+    for name, network in {"a": state, "b": moved}.items():
+        CONFIG.save_pretrained(tmp_path / name)
+        save_file(network, tmp_path / name / "model.safetensors")
+    found = hf_sane.lineage(tmp_path / "a", tmp_path / "b").lineage
+    assert [(x.change, x.distance) for x in found.descents] == [("copied", 0)]
+    assert list(found.aligned.values()) == ["permuted"]
+
+
+def test_confidences_do_not_depend_on_the_order_of_the_networks(tmp_path):
+    base = root(0)
+    one, two = tuned(base, 1, 0.2), tuned(base, 2)
+    made = {"base": base, "one": one, "two": two, "soup": {name: (one[name] + two[name]) / 2 for name in base}}
+    made |= {"pruned": pruned(one), "half": {name: x.half() for name, x in base.items()}, "grid": quantised(two)}
+    networks = saved(tmp_path, **made)
+    found = []
+    for order in (networks, networks[::-1], networks[3:] + networks[:3]):
+        descents = hf_sane.lineage(order).lineage.descents
+        found.append({(x.child, *sorted(x.parents)): (x.change, pytest.approx(x.confidence)) for x in descents})
+    assert found[0] == found[1] == found[2]

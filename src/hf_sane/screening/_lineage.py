@@ -15,6 +15,7 @@ from hf_sane.screening._float8 import Readable
 from hf_sane.screening._index import likeness, signed_gap
 from hf_sane.screening._names import RenamedTensors, outlines, pair_names
 from hf_sane.screening._scaling import canonical_scales, scalable_axes
+from hf_sane.screening._tables import is_table, without_table
 from hf_sane.screening._trees import (
     AVERAGED,
     EQUAL,
@@ -38,6 +39,7 @@ Change = Literal["copied", "partly copied", "fine-tuned", "pruned", "quantised",
 MAX_DISTANCE = 0.5  # largest `|A - B| / sqrt(|A|^2 + |B|^2)` of relatives after alignment; 1 for independent networks
 SPARSER = 0.01  # least share of zeros that only one of two networks has
 EITHER = 0.5  # confidence in which of two copies came first
+NEARER = 0.9  # of the distance, that is left if a network was aligned or a relative is nearer than another
 MAX_HOMES = 3  # families, by the distance of fingerprints, with which a network is compared
 
 FindSpec = Callable[[str], tuple[PermutationSpec | None, str]]
@@ -203,10 +205,11 @@ def _nearest(me: Member, family: Sequence[Member]) -> tuple[float, Member]:
 def _align(me: Member, other: Member, find_spec: FindSpec, unaligned: dict[str, str]) -> tuple[Member, str] | None:
     """Reorder a network like a relative; `None` if it remains too far away."""
     pairs = pair_names(outlines(other.tensors), outlines(me.tensors))
-    renamed = replace(me, tensors=RenamedTensors(me.tensors, pairs))
-    best, how = (_distance(renamed.tensors, other.tensors), renamed), ""
+    names = _all_names(pairs, me)
+    renamed = replace(me, tensors=RenamedTensors(me.tensors, names))
+    best, chosen, how = _compare(renamed.tensors, other.tensors), renamed, ""
     spec, reason = None, ""
-    if best[0] > EQUAL:
+    if best.whole > EQUAL:
         spec, reason = find_spec(other.name)
     if spec is not None:
         spec = select_tensors(spec, {name: name for name in spec.axes if name in pairs})
@@ -214,15 +217,42 @@ def _align(me: Member, other: Member, find_spec: FindSpec, unaligned: dict[str, 
     if reason:
         unaligned[me.name] = reason
     if spec is not None:
-        mine = {name: renamed.tensors[name] for name in pairs}
+        mine = {name: renamed.tensors[name] for name in names}
         theirs = {name: other.tensors[name] for name in pairs}
         for is_rescaled in (False, True) if scalable_axes(spec) else (False,):
             moved = _in_frame(spec, theirs, mine, is_rescaled=is_rescaled)
-            distance = _distance(moved, other.tensors)
-            if distance < 0.9 * best[0]:
-                best = distance, replace(me, tensors=moved)
+            found = _compare(moved, other.tensors)
+            if found.equal >= best.equal and (found.whole < NEARER * best.whole or found.kept < NEARER * best.kept):
+                best, chosen = found, replace(me, tensors=moved)
                 how = "permuted and rescaled" if is_rescaled else "permuted"
-    return (best[1], how) if best[0] < MAX_DISTANCE else None
+    if best.kept >= MAX_DISTANCE or (best.mean >= REPLACED and likeness(me.print, other.print) == "other"):
+        return None
+    return chosen, how
+
+
+def _all_names(pairs: Mapping[str, str], me: Member) -> dict[str, str]:
+    """The names of all tensors of a network by those in its family; those of tensors without a counterpart are kept.
+
+    They only lose or get the prefix that the paired names lose or get, so that the heads of several networks meet.
+    """
+    names = dict(pairs)
+    theirs, mine = _prefixes(pairs)
+    paired = set(pairs.values())
+    for name in me.tensors:
+        if name not in paired:
+            new = theirs + name.removeprefix(mine) if name.startswith(mine) else name
+            names[new if new not in names else f"{me.name}: {name}"] = name
+    return names
+
+
+def _prefixes(pairs: Mapping[str, str]) -> tuple[str, str]:
+    """The prefixes of the paired names, before their common end."""
+    for one, other in pairs.items():
+        first, second = one.split("."), other.split(".")
+        while first and second and first[-1] == second[-1]:
+            first, second = first[:-1], second[:-1]
+        return "".join(f"{x}." for x in first), "".join(f"{x}." for x in second)
+    return "", ""
 
 
 def _in_frame(spec: PermutationSpec, fixed: StateDict, moving: StateDict, *, is_rescaled: bool) -> StateDict:
@@ -233,25 +263,54 @@ def _in_frame(spec: PermutationSpec, fixed: StateDict, moving: StateDict, *, is_
     return canonical_scales(spec, moved, like=fixed) if is_rescaled else moved
 
 
-def _distance(first: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
-    """Distance over common matrices, without those that were replaced if at least a tenth of the weights is equal."""
-    found = []
+@dataclass(frozen=True)
+class _Distances:
+    """How far apart two networks are.
+
+    Attributes:
+        kept: Distance over common matrices, without those that were replaced if a tenth of the weights is equal.
+        whole: Distance over all of them.
+        mean: Mean distance of the matrices that were kept, by their sizes.
+        equal: Number of equal weights.
+    """
+
+    kept: float
+    whole: float
+    mean: float
+    equal: int
+
+
+def _compare(first: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> _Distances:
+    """Distances of two networks, in which fixed tables do not count and what was trained from one counts beside it."""
+    every, found = [], []
+    known, theirs = outlines(first), outlines(other)
     for name in matrices(first):
-        if name in other:
-            a, b = first[name].double(), other[name].double()
-            found.append((a.numel(), float((a - b).square().sum()), float(a.square().sum() + b.square().sum())))
-    size = sum(numel for numel, _, _ in found)
+        if name in theirs and known[name].shape == theirs[name].shape:
+            a, b = first[name], other[name]
+            x, y = without_table(a.double(), b.double())
+            part = a.numel(), float((x - y).square().sum()), float(x.square().sum() + y.square().sum())
+            every.append(part)
+            if not is_table(a) and not is_table(b):
+                found.append(part)
+    found = found or every
+    size, whole = sum(part[0] for part in found), _total(found)
     equal = sum(numel for numel, gap, scale in found if gap <= EQUAL**2 * scale and scale)
     if equal >= EQUAL_PART * size > 0:
         found = [part for part in found if part[1] < REPLACED**2 * part[2]]
-    gap, scale = (sum(part[i] for part in found) for i in (1, 2))
+    mean = sum(numel * math.sqrt(gap / scale) for numel, gap, scale in found if scale)
+    return _Distances(_total(found), whole, mean / max(1, sum(part[0] for part in found)), equal)
+
+
+def _total(parts: Sequence[tuple[int, float, float]]) -> float:
+    gap, scale = (sum(part[place] for part in parts) for place in (1, 2))
     return math.sqrt(gap / scale) if scale else math.inf
 
 
 def trace_family(family: Sequence[Member]) -> list[Descent]:
-    """The descents within one family."""
+    """The descents within one family, which do not depend on the order of its networks but for copies."""
     whole = measure([member.tensors for member in family])
     unique, copies = whole.unique()
+    unique = sorted(unique, key=lambda place: family[place].print.digest)
     descents = [
         _descent(family, whole, child, (place,), "partly copied" if whole.partial[place, child] else "copied", EITHER)
         for child, place in copies.items()
@@ -264,9 +323,22 @@ def trace_family(family: Sequence[Member]) -> list[Descent]:
         places = tuple(unique[parent] for parent in made_from)
         descents.append(_descent(family, whole, unique[child], places, "averaged", AVERAGED))
     for child, parent in parents.items():
-        places, change = (unique[parent],), _change(found, parent, child)
-        descents.append(_descent(family, whole, unique[child], places, change, float(sure[parent, child])))
-    return descents
+        place = _nearest_head(whole, unique[parent], unique[child], copies)
+        change = _change(whole, place, unique[child])
+        descents.append(_descent(family, whole, unique[child], (place,), change, float(sure[parent, child])))
+    return sorted(descents, key=lambda descent: [member.name for member in family].index(descent.child))
+
+
+def _nearest_head(whole: Geometry, parent: int, child: int, copies: Mapping[int, int]) -> int:
+    """Which of the networks that share a trunk the child has more of: its parent, or one of its partial copies."""
+    best = parent
+    for place, original in sorted(copies.items()):
+        if original == parent and whole.partial[original, place]:
+            has_more = whole.alike[place, child] - whole.alike[best, child]
+            is_nearer = whole.distances[place, child] < NEARER * whole.distances[best, child]
+            if has_more > 0 or (has_more == 0 and is_nearer):
+                best = place
+    return best
 
 
 def _descent(

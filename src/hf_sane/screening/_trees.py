@@ -12,6 +12,7 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 from torch import Tensor
 
 from hf_sane.screening._names import outlines
+from hf_sane.screening._tables import is_table
 from hf_sane.screening._tensor_differences import COARSE, is_rounded
 
 SAME = 1e-5  # distance that reordering and rescaling leave between copies
@@ -51,6 +52,8 @@ class Geometry:
         rounded: Whether it is the first, rounded: in few distinct values, of which zero may be one.
         pruned: Whether it is the first with zeros, and all its other values are those of the first.
         partial: Whether one of the two has matrices that the other lacks, or new ones.
+        alike: Number of matrices that are nearer than independent ones.
+        held: Number of matrices of the first.
     """
 
     gaps: Tensor
@@ -61,6 +64,8 @@ class Geometry:
     rounded: Tensor
     pruned: Tensor
     partial: Tensor
+    alike: Tensor
+    held: Tensor
 
     @property
     def distances(self) -> Tensor:
@@ -70,14 +75,28 @@ class Geometry:
         return found.fill_diagonal_(FAR)
 
     def unique(self) -> tuple[list[int], dict[int, int]]:
-        """The first of each group of copies, and which of those the others are copies of."""
-        near, unique, copies = self.distances, list[int](), dict[int, int]()
+        """One of each group of copies, and which of those the others are copies of.
+
+        The one with the fewest matrices, and the first of these, of which the others are whole or partial copies.
+        """
+        near = self.distances
+        groups: list[list[int]] = []
         for i in range(len(near)):
-            original = next((j for j in unique if near[i, j] < SAME), None)
-            if original is None:
-                unique.append(i)
+            home = next((group for group in groups if near[i, group[0]] < SAME), None)
+            if home is None:
+                groups.append([i])
             else:
-                copies[i] = original
+                home.append(i)
+        unique, copies = list[int](), dict[int, int]()
+        for group in groups:
+            first = min(group, key=lambda i: float(self.held[i, i]))
+            unique.append(first)
+            originals = [first]
+            for i in group:
+                if i != first:
+                    whole = (j for j in originals if near[i, j] < SAME and not self.partial[i, j])
+                    copies[i] = next(whole, first)
+                    originals += [i] if self.partial[i, first] else []
         return unique, copies
 
     def of(self, places: Sequence[int]) -> "Geometry":
@@ -86,14 +105,17 @@ class Geometry:
 
 
 def measure(family: Sequence[Mapping[str, Tensor]]) -> Geometry:
-    """Compare the networks of a family matrix by matrix."""
+    """Compare the networks of a family matrix by matrix, but for fixed tables, which say nothing."""
     count = len(family)
     zeros, kurtosis, sizes, shared = torch.zeros(4, count, count, dtype=torch.float64)
     pressed, rounded, pruned = torch.zeros(3, count, count, dtype=torch.float64)
     parts = []  # squared distances and norms by matrix, and its size
-    for name, shape in dict.fromkeys((name, tensors[name].shape) for tensors in family for name in matrices(tensors)):
-        here = {i: tensors[name].double() for i, tensors in enumerate(family) if name in tensors}
-        here = {i: x for i, x in here.items() if x.shape == shape}
+    held = torch.zeros(count, dtype=torch.float64)
+    every = dict.fromkeys((name, tensors[name].shape) for tensors in family for name in matrices(tensors))
+    compared = [key for key in every if not all(map(is_table, _with(family, *key).values()))] or list(every)
+    for name, shape in compared:
+        here = {i: x.double() for i, x in _with(family, name, shape).items()}
+        held[list(here)] += 1
         is_coarse = {i: is_rounded(x, x) for i, x in here.items()}
         facts = {i: (float(x.square().sum()), float((x == 0).sum()), _log_kurtosis(x)) for i, x in here.items()}
         gaps, norms = torch.zeros(2, count, count, dtype=torch.float64)
@@ -114,8 +136,8 @@ def measure(family: Sequence[Mapping[str, Tensor]]) -> Geometry:
                     pruned[i, j] += is_cut
                     pressed[i, j] += is_round or is_cut
         parts.append((gaps, norms, shape.numel()))
+    alike = torch.stack([(a + a.T > 0) & (gap < REPLACED**2 * (a + a.T)) for gap, a, _ in parts]).double().sum(0)
     gaps, norms, are_new = _without_new(parts, sizes)
-    held = torch.tensor([len(matrices(tensors)) for tensors in family], dtype=torch.float64)
     return Geometry(
         gaps,
         norms,
@@ -125,7 +147,14 @@ def measure(family: Sequence[Mapping[str, Tensor]]) -> Geometry:
         (shared > 0) & (rounded > 0.5 * shared),
         (shared > 0) & (pruned > 0.5 * shared),
         are_new | (shared < torch.maximum(held[:, None], held[None, :])),
+        alike,
+        held[:, None].expand(count, count),
     )
+
+
+def _with(family: Sequence[Mapping[str, Tensor]], name: str, shape: torch.Size) -> dict[int, Tensor]:
+    """A matrix of those networks that have it."""
+    return {i: x[name] for i, x in enumerate(family) if name in x and outlines(x)[name].shape == shape}
 
 
 def _without_new(parts: Sequence[tuple[Tensor, Tensor, int]], sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -486,12 +486,11 @@ def _write_rows(
         "parted": len(parted),
         "sha256": sha256("".join(network.content for network in networks.values()).encode()).hexdigest(),
     }
-    notes = [*matched.notes, *properties.notes]
-    if properties.described or matched.unmatched or notes:
+    if properties.described:
         data[PROPERTIES_KEY] = {
             "columns": properties.described,
             "unmatched_rows": matched.unmatched,
-            "notes": notes,
+            "notes": [*matched.notes, *properties.notes],
         }
     left_out = [entry for entry in importer.entries if entry.status != "taken"]
     return ZooFacts(

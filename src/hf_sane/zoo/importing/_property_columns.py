@@ -54,10 +54,7 @@ MOSTLY = 0.9  # share of numbers from which a column with some texts is numeric
 MAX_CATEGORIES, MAX_CATEGORY_SHARE = 50, 0.5
 MAX_COLUMNS, MAX_NAME, MAX_TEXT = 200, 100, 1000
 PERCENT = 100.0
-ROUNDING = 1e-4  # by which accuracies in single precision may exceed 1 or 100
-MAX_INTEGERS = {"epoch": 2**31 - 1}  # of columns that are not int64
 MAX_INTEGER = 2**63 - 1
-MAX_DIGITS = 300  # of a number
 SHOWN = 3
 
 
@@ -96,8 +93,8 @@ def zoo_name(name: str) -> str | None:
 def typed_columns(raw: Mapping[str, Mapping[str, Any]]) -> PropertyColumns:
     """Determine the names and types of property columns.
 
-    Accuracies above 1 are interpreted as percentages, with a note, and impossible ones are left out. If
-    `generalization_gap` is not given, it is computed from the accuracies.
+    Accuracies above 1 are interpreted as percentages, with a note. If `generalization_gap` is not given, it is
+    computed from the accuracies.
 
     Args:
         raw: `{name in the table: value}` of each network, with texts, numbers, flags or `None` as values.
@@ -112,13 +109,16 @@ def typed_columns(raw: Mapping[str, Mapping[str, Any]]) -> PropertyColumns:
     features: dict[str, Value] = {}
     described: dict[str, dict[str, Any]] = {}
     for name, column in named.items():
-        typed, kind, note = _typed(values[name], wanted=_wanted(column), limit=MAX_INTEGERS.get(column, MAX_INTEGER))
+        typed, kind, note = _typed(values[name], wanted=_wanted(column))
         notes += [f"{shorten(name)}: {note}"] if note else []
-        if column in ACCURACIES:
-            typed, told = _accuracies(values[name], typed)
-            notes += [f"{shorten(name)}: {note}" for note in told]
-        if not typed and column in FEATURES:
-            continue
+        if column in ACCURACIES and typed and max(typed.values()) > 1:
+            if max(typed.values()) > PERCENT:
+                notes.append(f"{shorten(name)}: {max(typed.values()):g} is not an accuracy; the column is left out")
+                continue
+            typed = {network: value / PERCENT for network, value in typed.items()}
+            notes.append(
+                f"{shorten(name)}: interpreted as percentages, since it reaches {PERCENT * max(typed.values()):g}"
+            )
         if column not in FEATURES:
             features[column] = VALUES[kind]
         described[column] = {"type": kind, "from": name, "known": len(typed)}
@@ -126,35 +126,6 @@ def typed_columns(raw: Mapping[str, Mapping[str, Any]]) -> PropertyColumns:
             rows[network][column] = value
     _add_gaps(rows, described)
     return PropertyColumns(rows, Features(features), described, tuple(notes))
-
-
-def _accuracies(values: Mapping[str, Any], numbers: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
-    """Accuracies between 0 and 1, and notes about what was left out or interpreted as percentages.
-
-    Cells with a percent sign are shares already. If others exceed 1, they are percentages; of these, values below 1
-    are left empty, since they may be shares.
-    """
-    signed = {name for name in numbers if isinstance(values[name], str) and values[name].endswith("%")}
-    plain = {name: value for name, value in numbers.items() if name not in signed}
-    most = PERCENT * (1 + ROUNDING)
-    possible = {name: value for name, value in plain.items() if 0 <= value <= most}
-    shares = {name: numbers[name] for name in signed if 0 <= numbers[name] <= 1 + ROUNDING}
-    notes = []
-    if wrong := [values[name] for name in numbers if name not in possible and name not in shares]:
-        verb = "is not an accuracy" if len(wrong) == 1 else "are not accuracies"
-        notes.append(f"{_examples(wrong)} {verb}, left empty: {len(wrong)} of {len(values)}")
-    reach = max(possible.values(), default=0.0)
-    if reach > 1 + ROUNDING:
-        unclear = {name: value for name, value in possible.items() if 0 < value < 1}
-        notes.append(f"interpreted as percentages, since it reaches {reach:g}")
-        if unclear:
-            notes.append(
-                f"values that may be shares or percentages, left empty: {len(unclear)} of {len(values)} "
-                f"({_examples(list(unclear.values()))}); write all in one unit"
-            )
-        possible = {name: value / PERCENT for name, value in possible.items() if name not in unclear}
-    found = {name: min(value, 1.0) for name, value in (shares | possible).items()}
-    return {name: found[name] for name in numbers if name in found}, notes
 
 
 def _named(names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -185,30 +156,34 @@ def _wanted(column: str) -> Kind | None:
     return "category" if column in CHOICES else None
 
 
-def _typed(
-    values: Mapping[str, Any], wanted: Kind | None, limit: int = MAX_INTEGER
-) -> tuple[dict[str, Any], Kind, str | None]:
+def _typed(values: Mapping[str, Any], wanted: Kind | None) -> tuple[dict[str, Any], Kind, str | None]:
     """Values of a column in a single type, its name, and notes about what was left out."""
     if wanted != "category":
         numbers = numbers_of(values)
         is_number = len(numbers) >= MOSTLY * len(values) and numbers
-        whole = {name: int(x) for name, x in numbers.items() if float(x).is_integer() and abs(x) <= limit}
-        if wanted == "integer":
-            return whole, "integer", _left_empty(values, whole, "are not whole numbers, or too large")
         if is_number or wanted is not None:
-            note = _left_empty(values, numbers, "are not numbers")
-            if wanted is None and len(whole) == len(numbers) and all(isinstance(x, int) for x in numbers.values()):
-                return dict(whole), "integer", note
+            odd = [value for network, value in values.items() if network not in numbers]
+            note = (
+                f"values that are not numbers, left empty: {len(odd)} of {len(values)} ({_examples(odd)})"
+                if odd
+                else None
+            )
+            are_whole = all(float(value).is_integer() and abs(value) <= MAX_INTEGER for value in numbers.values())
+            if wanted == "integer" or (wanted is None and all(isinstance(v, int) for v in numbers.values())):
+                if are_whole:
+                    return {network: int(value) for network, value in numbers.items()}, "integer", note
+                whole = {network: int(v) for network, v in numbers.items() if float(v).is_integer()}
+                if wanted == "integer":
+                    return (
+                        whole,
+                        "integer",
+                        f"values that are not whole numbers, left empty: {len(values) - len(whole)} of {len(values)}",
+                    )
             return {network: float(value) for network, value in numbers.items()}, "float", note
     texts = {network: _text(value) for network, value in values.items()}
     distinct = len(set(texts.values()))
     is_category = wanted == "category" or distinct <= min(MAX_CATEGORIES, max(2, MAX_CATEGORY_SHARE * len(texts)))
     return texts, "category" if is_category else "text", None
-
-
-def _left_empty(values: Mapping[str, Any], kept: Mapping[str, Any], reason: str) -> str | None:
-    odd = [value for network, value in values.items() if network not in kept]
-    return f"values that {reason}, left empty: {len(odd)} of {len(values)} ({_examples(odd)})" if odd else None
 
 
 def numbers_of(values: Mapping[str, Any]) -> dict[str, int | float]:
@@ -232,8 +207,8 @@ def numbers_of(values: Mapping[str, Any]) -> dict[str, int | float]:
         if isinstance(value, bool):
             continue
         if isinstance(value, int | float):
-            found |= {network: value} if isinstance(value, float) or abs(value) < 10**MAX_DIGITS else {}
-        elif isinstance(value, str) and len(value) <= MAX_DIGITS:
+            found[network] = value
+        elif isinstance(value, str):
             if INTEGER.fullmatch(value):
                 found[network] = int(value)
             elif NUMBER.fullmatch(value):
@@ -249,11 +224,7 @@ def _text(value: Any) -> str:
 
 
 def _examples(values: Sequence[Any]) -> str:
-    return ", ".join(repr(_short(value)) for value in values[:SHOWN])
-
-
-def _short(value: Any) -> str:
-    return "a huge number" if isinstance(value, int) and abs(value) >= 10**MAX_DIGITS else shorten(value, 40)
+    return ", ".join(repr(shorten(value, 40)) for value in values[:SHOWN])
 
 
 def _add_gaps(rows: Mapping[str, dict[str, Any]], described: dict[str, dict[str, Any]]) -> None:

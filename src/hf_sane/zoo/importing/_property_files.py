@@ -41,7 +41,6 @@ NO_TABLES = (
     (b"SQLite format 3", "an SQLite database", "export its table as CSV"),
 )
 EVENTS = "tfevents"  # part of the names of TensorBoard's event files
-LISTS = (list, tuple, bytes)
 SEPARATOR = re.compile(r'"?sep=(?P<mark>.)"?', re.IGNORECASE)  # the first line of files from Excel
 NETWORK_COLUMN = re.compile(r"(^|_|\b)(file|filename|path|network|net|checkpoint|ckpt|weights)($|_|\b)", re.IGNORECASE)
 NETWORK_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
@@ -364,34 +363,21 @@ def _from_objects(path: Path, objects: Sequence[Any], digest: str, notes: Sequen
         raise TypeError(f"expected objects with a name for every value, got {shorten(json.dumps(wrong[0]))}")
     rows = [dict(flat_values(value)) for value in objects if value]
     places = [f"row {number}" for number in range(1, len(rows) + 1)]
-    entries = [(name, entry) for value in objects for name, entry in _flat_entries(value)]
-    if lists := sorted(
-        {name for name, entry in entries if isinstance(entry, LISTS)} - {n for row in rows for n in row}
-    ):
-        notes = [
-            *notes,
-            f"{path.name}: left out {name_some(lists)}: lists and bytes are not properties of one network",
-        ]
     return _checked(path, PropertyTable(path.name, rows, places, tuple(notes), digest))
 
 
-def flat_values(value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def flat_values(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Values of nested objects, by path; lists are not properties of one network."""
-    for name, entry in _flat_entries(value):
-        if isinstance(entry, str):
+    for key, entry in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(entry, Mapping):
+            yield from flat_values(entry, f"{name}.")
+        elif isinstance(entry, str):
             yield name, _present(entry)
         elif entry is None or isinstance(entry, bool | int | float):
             yield name, None if isinstance(entry, float) and entry != entry else entry
-        elif not isinstance(entry, LISTS):
+        elif not isinstance(entry, list | tuple | bytes):
             yield name, str(entry)  # dates in parquet
-
-
-def _flat_entries(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, entry in value.items():
-        if isinstance(entry, Mapping):
-            yield from _flat_entries(entry, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", entry
 
 
 def _from_scalars(path: Path, triples: Sequence[Sequence[Any]], digest: str) -> PropertyTable:
