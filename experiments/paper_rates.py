@@ -19,7 +19,7 @@ from autoencoders import train_sane
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from paper_zoos import GREY
-from rates import measure_rates, rounded_weights
+from rates import measure_rates, one_network, rounded_weights
 from results import rates as page
 from script_options import ScriptParser
 
@@ -84,6 +84,8 @@ def run_family(name: str, options: argparse.Namespace) -> dict[str, Any]:
         kept = {key: found[-2]["accuracy"] for key, found in results["codes"].items()}
         print(name, rate, chosen, {key: f"{sum(part) / len(part):.3f}" for key, part in kept.items()}, flush=True)
     results["codes"]["rounded"] = measure(rounded_weights(codec), "test", WEIGHT_BITS)
+    constant = one_network(codec, tokens["train"], tokens["test"], data.split("validation"), data.split("test"))
+    results["one_network"] = constant.to_dict()
     original = codec.networks(tokens["test"]).evaluate(*data.split("test"))[1]
     results |= {"original_accuracy": original.tolist(), "chance": 1 / data.num_classes}
     data_facts = {"images": data.describe(), "networks": {part: len(found) for part, found in tokens.items()}}

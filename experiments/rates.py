@@ -156,6 +156,31 @@ def rate_points(
     return points
 
 
+def one_network(
+    codec: NetworkCodec,
+    training_tokens: Tensor,
+    tokens: Tensor,
+    validation: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+) -> RatePoint:
+    """One training network, the best on validation images, in place of every network: a code of no bits.
+
+    A decoder that ignores its latents and always returns a good network is no better than this.
+
+    Args:
+        codec: Layout and architecture.
+        training_tokens: `[T, N, D]` raw tokens of training networks.
+        tokens: `[M, N, D]` raw tokens of other networks.
+        validation: Images and labels that select the network.
+        test: Images and labels that it is compared on.
+    """
+    accuracy = codec.networks(training_tokens).evaluate(*validation)[1]
+    chosen = _predictions(codec.networks(training_tokens[[int(accuracy.argmax())]]), test[0])
+    kept = (chosen == _predictions(codec.networks(tokens), test[0])).float().mean(dim=1)
+    right = (chosen == test[1]).float().mean().item()
+    return RatePoint(0.0, 0, (right,) * len(tokens), tuple(kept.tolist()))
+
+
 def latent_groups(layout: Layout) -> Tensor:
     """Tokens of one layer whose weights are at the same places, `[N]`."""
     places = torch.cat([layout.layer_index[:, None], layout.weight_mask.long()], dim=1)

@@ -112,6 +112,12 @@ def table_block(records: Mapping[str, Mapping[str, Any]]) -> str:
             markdown_table([*header, "components"], rows, numbers=True),
             markdown_table(["rounded weights: bits", *MEASURED.values()], rounded, numbers=True),
         ]
+        if (one := results.get("one_network")) is not None:
+            kept, agreement = _cells(one, results)
+            parts.append(
+                f"One training network in place of every test network, without any bits: accuracy kept {kept}, "
+                f"agreement {agreement}."
+            )
     return "\n\n".join(parts)
 
 
@@ -132,9 +138,24 @@ def verdict_block(records: Mapping[str, Mapping[str, Any]]) -> str:
             f"- {title(name)}: {SUBJECTS[order[0]]} has the largest area under accuracy kept "
             f"({found[order[0]][0]:.3f}), then {SUBJECTS[order[1]]} ({found[order[1]][0]:.3f}) and "
             f"{SUBJECTS[order[2]]} ({found[order[2]][0]:.3f}); the "
-            f"intervals of SANE and the linear code {'do not overlap' if apart else 'overlap'}."
+            f"intervals of SANE and the linear code {'do not overlap' if apart else 'overlap'}.{_beside_one(record)}"
         )
     return "\n".join(lines)
+
+
+def _beside_one(record: Mapping[str, Any]) -> str:
+    """Whether any code of SANE says more about a network than one network for all does."""
+    results = record["results"]
+    if (one := results.get("one_network")) is None:
+        return ""
+    rows = range(len(results["original_accuracy"]))
+    agreement = max(value(point, results, "agreement", rows) for point in results["codes"]["sane"])
+    alone = value(one, results, "agreement", rows)
+    than = "more than" if agreement > alone else "no more than"
+    return (
+        f" The predictions of networks from SANE agree with those of the originals on at most {agreement:.3f} of the "
+        f"images, {than} those of one training network in place of all ({alone:.3f})."
+    )
 
 
 def blocks(root: Path) -> dict[str, str]:

@@ -1,7 +1,15 @@
 """The page on rates says what its records say: on an invented record whose answer is known."""
 
+import json
+
 import pytest
+from rates import one_network
 from results import rates as page
+
+from hf_sane.models.configuration_linear import LinearCodeConfig
+from hf_sane.models.modeling_linear import LinearCode
+from hf_sane.sampling import NetworkCodec
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 
 
 def point(latents, bits, accuracy, agreement):
@@ -56,3 +64,28 @@ def test_sanes_that_keep_predictions_have_a_record_of_their_own(folder):
     shown = page.blocks(folder)["areas"]
     assert shown.count("| USPS, CNN-s, seeds | SANE |") == 1
     assert shown.count("| USPS, CNN-s, seeds; SANE trained to keep predictions | SANE |") == 1
+
+
+@pytest.mark.parametrize(("agreement", "told"), [(0.95, "no more than"), (0.85, "more than")])
+def test_a_code_is_compared_with_one_network_for_all(agreement, told, folder):
+    path = folder / "runs/paper/rates/usps_seed_0.json"
+    record = json.loads(path.read_text())
+    record["results"]["one_network"] = point(0, 0, 0.76, agreement)
+    path.write_text(json.dumps(record))
+    found = page.blocks(folder)
+    assert f"at most 0.900 of the images, {told} those of one training network in place of all" in found["verdict"]
+    assert f"without any bits: accuracy kept 0.950, agreement {agreement:.3f}." in found["rates"]
+
+
+def test_one_network_for_all_is_the_best_on_validation_images(tiny_zoo, digits):
+    split = tiny_zoo.splits["train"].final_epochs()
+    layout, config = split.layout_and_config()
+    tokens = split.stacked_tokens()
+    size = layout.token_dim
+    code = LinearCode(LinearCodeConfig(token_dim=size, latent_dim=size, grouping="all")).eval()
+    codec = NetworkCodec(code, SANEFeatureExtractor(size), layout, config)
+    found = one_network(codec, tokens, tokens, digits.split("validation"), digits.split("test"))
+    best = int(codec.networks(tokens).evaluate(*digits.split("validation"))[1].argmax())
+    assert found.bits_per_weight == 0
+    assert found.agreement[best] == 1
+    assert found.accuracy == pytest.approx([split.column("test_accuracy")[best]] * len(tokens), abs=1e-6)
