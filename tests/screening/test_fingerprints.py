@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from traced_networks import network, traced
 import hf_sane
 from hf_sane.records._errors import InvalidFileError
 from hf_sane.screening._fingerprints import fingerprint, fingerprint_many, matrix_features
+from hf_sane.screening._index import NetworkIndex
 from hf_sane.zoo._dataset import Zoo
 
 
@@ -188,3 +190,67 @@ def test_what_is_not_indexed_is_listed(tmp_path):
     with pytest.raises(ValueError, match="found none that can be read: no files"):
         hf_sane.index_networks([], tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_repeated_layers_are_not_equal_but_tied_tensors_are():
+    generator = torch.Generator().manual_seed(0)
+    first = {f"layers.{i}.{n}.weight": torch.randn(24, 24, generator=generator) for i in range(6) for n in "qkv"}
+    first["embed.weight"] = torch.randn(50, 24, generator=generator)
+    deep = {"embed.weight": first["embed.weight"]}
+    for place, layer in enumerate([0, 1, 2, 3, 2, 3, 4, 5]):
+        deep |= {f"layers.{place}.{n}.weight": first[f"layers.{layer}.{n}.weight"].clone() for n in "qkv"}
+    tied = first | {"lm_head.weight": first["embed.weight"].clone()}
+    for other, kind in ((deep, "related"), (tied, "equal"), (first, "equal")):
+        for pair in ((first, other), (other, first)):
+            known = NetworkIndex()
+            known.add("known", fingerprint(pair[0]))
+            assert [near.likeness for near in known.nearest(fingerprint(pair[1]))] == [kind]
+
+
+UNREADABLE = {
+    "sparse": lambda: torch.eye(5).to_sparse(),
+    "csr": lambda: torch.eye(5).to_sparse_csr(),
+    "quantised": lambda: torch.quantize_per_tensor(torch.randn(5, 5), 0.1, 0, torch.qint8),
+    "meta": lambda: torch.empty(5, 5, device="meta"),
+    "nested": lambda: torch.nested.nested_tensor([torch.randn(2), torch.randn(3)]),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_tensors_without_plain_values_are_named_and_stop_nothing_else(kind, tmp_path):
+    state = {"a.weight": torch.randn(20, 20), "b.weight": torch.randn(20, 20)}
+    torch.save(state | {"odd": UNREADABLE[kind]()}, tmp_path / "odd.pt")
+    for name in ("a", "b"):
+        torch.save({key: x + 0.01 * torch.randn(x.shape) for key, x in state.items()}, tmp_path / f"{name}.pt")
+    a, b, odd = (tmp_path / f"{name}.pt" for name in ("a", "b", "odd"))
+    what = r"expected tensors of plain values, got odd \("
+    for pair in ((odd, a), (a, odd), (odd, odd)):
+        with pytest.raises(ValueError, match=what):
+            hf_sane.diff(*pair)
+    found = hf_sane.lineage(a, odd, b).lineage
+    assert [len(family) for family in found.families] == [2]
+    assert re.match(what, found.skipped[str(odd)])
+    made = hf_sane.index_networks([a, odd, {}, state], tmp_path / "known")
+    assert (len(made.index), len(made.skipped)) == (2, 2)
+    assert re.match(what, made.skipped[str(odd)])
+    with pytest.raises(ValueError, match=what):
+        hf_sane.search(odd, tmp_path / "known")
+
+
+def test_values_behind_a_sign_or_conjugation_bit_are_read(tmp_path):
+    plain = torch.randn(5, 5, dtype=torch.complex64)
+    state = {"a.weight": torch.randn(20, 20), "b.weight": plain}
+    for view, other in ((plain.conj(), plain.conj().resolve_conj()), (plain.conj().imag, -plain.imag)):
+        torch.save(state | {"b.weight": view}, tmp_path / "view.pt")
+        torch.save(state | {"b.weight": other}, tmp_path / "plain.pt")
+        assert hf_sane.diff(tmp_path / "view.pt", tmp_path / "plain.pt").difference.relation == "equal"
+        prints = [fingerprint(torch.load(tmp_path / f"{name}.pt")) for name in ("view", "plain")]
+        assert prints[0].digest == prints[1].digest
+
+
+def test_matrices_without_values_are_compared_as_nothing():
+    state = {"a.weight": torch.randn(20, 20), "none": torch.empty(0, 5)}
+    tuned = state | {"a.weight": state["a.weight"] + 0.01 * torch.randn(20, 20)}
+    assert hf_sane.diff(state, tuned).difference.relation == "close"
+    assert len(hf_sane.lineage(state, tuned).lineage.families) == 1

@@ -7,7 +7,6 @@ from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import torch
 from huggingface_hub import HfApi, ModelInfo, hf_hub_download
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from hf_sane.screening._experts import Experts
 from hf_sane.screening._finding import Finding, damaged
 from hf_sane.screening._other_formats import BY_SUFFIX, OPENERS, Encoding, OtherFile, choose_other
 from hf_sane.screening._pickles import check_whole, is_pickle
+from hf_sane.screening._plain import why_not_plain
 from hf_sane.screening._shards import Header, join_headers, missing_index
 from hf_sane.tokenization._byte_ranges import HubFile, LocalFile, RandomAccessFile
 from hf_sane.tokenization._checkpoints import (
@@ -191,17 +191,8 @@ def _header(shard: Path) -> Header:
 
 def _usable(tensors: StateDict) -> tuple[StateDict, dict[str, str]]:
     """Tensors of plain values, and the reasons why others have none."""
-    skipped = {name: reason for name, tensor in tensors.items() if (reason := _unusable(tensor))}
+    skipped = {name: reason for name, tensor in tensors.items() if (reason := why_not_plain(tensor))}
     return {name: tensor for name, tensor in tensors.items() if name not in skipped}, skipped
-
-
-def _unusable(tensor: Tensor) -> str:
-    """Why statistics of a tensor are not computed; empty if they are."""
-    if tensor.is_quantized:
-        return f"{str(tensor.dtype).removeprefix('torch.')}: quantised values of PyTorch are not supported"
-    if tensor.layout != torch.strided or tensor.is_nested:
-        return f"values of the layout {str(tensor.layout).removeprefix('torch.')} are not supported"
-    return "it is on the device meta, without values" if tensor.is_meta else ""
 
 
 def _opened(source: str, parts: Sequence[OtherFile], surroundings: Surroundings) -> OpenCheckpoint:

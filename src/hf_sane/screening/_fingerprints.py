@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_sane.screening._float8 import readable
+from hf_sane.screening._plain import plain_tensors
 
 LEVELS = (0.02, 0.1, 0.25, 0.4, 0.6, 0.75, 0.9, 0.98)  # quantiles over channels
 NUM_FEATURES = 6 * len(LEVELS)  # per matrix: two measures over rows, columns and the rest
@@ -43,8 +44,9 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> Fingerprint:
         tensors: Tensors by name, which are read one at a time.
 
     Raises:
-        ValueError: If there are no weights.
+        ValueError: If there are no weights, or values that are not plain.
     """
+    tensors = plain_tensors(tensors)
     digests, shapes, features = set(), {}, []
     for name in tensors:
         tensor = readable(tensors[name].detach())

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,8 +36,8 @@ class Neighbour:
 
     Attributes:
         source: Name in the index.
-        likeness: `equal` (same weights in some order), `same` (up to rounding and scales), `related`, or none of
-            these.
+        likeness: `equal` (same weights in some order, none more often), `same` (up to rounding and scales), `related`,
+            or none of these.
         distance: Root mean square difference of the features: about 1 for independent networks.
         shared: Share of the query's matrices that the known network also has.
     """
@@ -159,12 +161,14 @@ def _read_group(entry: Entry, features: Tensor | None, path: Path, name: str) ->
 
 def _nearest_of(group: _Group, found: Fingerprint, count: int) -> list[Neighbour]:
     equal = {i for i, digest in enumerate(group.digests) if digest == found.digest}
+    count_of = [_num_matrices(found.shapes, found.features)] if equal else []
+    whole = {i for i in equal if _num_matrices(group.shapes, group.stacked()[i]) in count_of}
     pairs = pair_names(_outlines(found.shapes), _outlines(group.shapes))
     is_enough = len(pairs) >= HALF * max(len(found.shapes), len(group.shapes)) and pairs
     if not is_enough:
-        return [
-            Neighbour(group.sources[i], "equal", 0.0 if not found.shapes else math.nan, 0.0) for i in sorted(equal)
-        ]
+        distance = 0.0 if not found.shapes else math.nan
+        kinds: dict[bool, Likeness] = {True: "equal", False: "related"}
+        return [Neighbour(group.sources[i], kinds[i in whole], distance, 0.0) for i in sorted(equal)]
     mine, theirs = list(found.shapes), list(group.shapes)
     known = group.stacked()
     if list(pairs.values()) != theirs:
@@ -173,14 +177,29 @@ def _nearest_of(group: _Group, found: Fingerprint, count: int) -> list[Neighbour
     distances = gaps.square().mean((1, 2)).sqrt()
     chosen = equal.union(distances.topk(min(count, len(distances)), largest=False).indices.tolist())
     shared = len(pairs) / len(found.shapes)
-    return [_neighbour(group.sources[i], i in equal, float(distances[i]), shared) for i in sorted(chosen)]
+    return [
+        Neighbour(
+            group.sources[i], _likeness(float(distances[i]), i in whole, i in equal), float(distances[i]), shared
+        )
+        for i in sorted(chosen)
+    ]
 
 
-def _neighbour(source: str, is_equal: bool, distance: float, shared: float) -> Neighbour:
-    likeness: Likeness = (
-        "equal" if is_equal else "same" if distance < SAME else "related" if distance < RELATED else "other"
-    )
-    return Neighbour(source, likeness, distance, shared)
+def _likeness(distance: float, is_whole: bool, has_same_weights: bool) -> Likeness:
+    if is_whole:
+        return "equal"
+    if distance < SAME and not has_same_weights:
+        return "same"
+    return "related" if has_same_weights or distance < RELATED else "other"
+
+
+def _num_matrices(shapes: Shapes, features: Tensor) -> int:
+    """The number of matrices, without tied ones: equal ones under another name than that of a layer with a number."""
+    repeats: dict[tuple[tuple[int, ...], bytes], Counter[str]] = {}
+    for (name, shape), row in zip(shapes.items(), features, strict=True):
+        key = tuple(sorted(shape)), row.numpy().tobytes()
+        repeats.setdefault(key, Counter())[re.sub(r"\d+", "0", name)] += 1
+    return sum(max(count.values()) for count in repeats.values())
 
 
 def _outlines(shapes: Shapes) -> dict[str, Tensor]:

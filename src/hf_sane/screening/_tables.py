@@ -20,7 +20,7 @@ def is_table(tensor: Tensor) -> bool:
     values = readable(tensor.detach())
     values = torch.view_as_real(values) if values.is_complex() else values
     if values.ndim < 2 or values.numel() < 2:
-        return bool((values == values.flatten()[:1]).all())
+        return values.numel() < 2 or bool((values == values.flatten()[0]).all())
     if values.ndim == 2 and int((values != 0).sum()) <= max(values.shape):
         return True
     exact = max(EXACT, 4 * torch.finfo(tensor.dtype).eps) if tensor.is_floating_point() else EXACT

@@ -199,7 +199,10 @@ def _networks(settings: IndexSettings) -> Iterator[tuple[str, Fingerprint | str]
     """Names and fingerprints of all networks; if a network has no fingerprint, the reason takes its place."""
     for number, source in enumerate((*settings.sources, *map(load_zoo, settings.zoo))):
         if not isinstance(source, str | Path | Zoo):
-            yield f"network_{number}", fingerprint(open_checkpoint(source))
+            try:
+                yield f"network_{number}", fingerprint(open_checkpoint(source))
+            except (TypeError, ValueError) as error:
+                yield f"network_{number}", shorten(error)
             continue
         if isinstance(source, Zoo) or is_zoo(source):
             zoo = source if isinstance(source, Zoo) else load_zoo(source)

@@ -13,6 +13,7 @@ from torch import Tensor
 from hf_sane.merging._adapters import are_adapters
 from hf_sane.records._settings import CheckedSettings, setting
 from hf_sane.records._sources import find_source
+from hf_sane.screening._plain import plain_tensors
 from hf_sane.tokenization._adapter_changes import merge_adapter
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source
 from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
@@ -57,7 +58,7 @@ def open_network(source: Source | CheckpointSource, base: str | None) -> Mapping
     """Tensors of a network, read one at a time; of a LoRA adapter, those of its base with its product."""
     if isinstance(source, CheckpointSource) and is_adapter(source):
         return merge_adapter(source, base)
-    return open_checkpoint(source)
+    return plain_tensors(open_checkpoint(source))
 
 
 @dataclass(kw_only=True)
