@@ -232,7 +232,10 @@ def test_an_imagefolder_with_a_table_of_classes(tmp_path):
     ("rows", "reason"),
     [
         (["file_name,label", "0.png,0.5"], r"row 1: expected the class of an image, got '0.5'; multiple labels"),
-        (["file_name,label", "0.png,cat", "1.png,"], "row 2: expected the class of an image, got an empty cell"),
+        (
+            ["file_name,label", "0.png,", "1.png, "],
+            r"expected the class of each image \(label\), got empty cells; fill",
+        ),
         (
             ["file_name,cat,dog", "0.png,1,1"],
             r"expected one column with the class of each image \(label\), got cat, dog",
@@ -246,14 +249,61 @@ def test_an_imagefolder_with_a_table_of_classes(tmp_path):
             "got 20 different labels of 20 examples; multiple labels per example and numeric targets",
         ),
         (["image,label", "0.png,cat"], "expected one row per image, got .*file_name"),
-        (["file_name,label", "30.png,cat"], "row 1: no such image"),
+        (
+            ["file_name,label", "30.png,cat", ",dog"],
+            "expected image files in the column file_name, relative to .*, got 2 without a file: 30.png, row 2; correct",
+        ),
     ],
-    ids=["regression", "empty cell", "columns of labels", "list of labels", "numbers", "no file_name", "no file"],
+    ids=["regression", "empty cells", "columns of labels", "list of labels", "numbers", "no file_name", "no file"],
 )
 def test_tables_of_something_else_than_classes_are_refused(rows, reason, tmp_path):
     metadata(tmp_path, rows, "metadata.jsonl" if rows[0].startswith("{") else "metadata.csv")
     with pytest.raises((ValueError, FileNotFoundError), match=reason):
         load_images(tmp_path)
+
+
+def test_rows_without_an_image_or_a_class_are_left_out_and_named(tmp_path, caplog):
+    rows = ["file_name,label", *(f"{index}.png,{'dog' if index % 2 else 'cat'}" for index in range(16))]
+    expected = load_images(metadata(tmp_path / "whole", rows))
+    caplog.clear()
+    faulty = [*rows[:5], "ghost.png,cat", ",dog", f"{'long' * 100}.png,cat", "16.png,", *rows[5:], "17.svg,dog"]
+    place = metadata(tmp_path / "faulty", faulty)
+    (place / "18.png").rename(place / "18.heic")
+    (place / "elsewhere").mkdir()
+    found = load_images(place)
+    for split in SPLITS:
+        assert all(torch.equal(*pair) for pair in zip(found.split(split), expected.split(split), strict=True))
+    assert [message.removeprefix(str(place)).partition("long")[0] for message in caplog.messages] == [
+        "/metadata.csv: 4 rows are left out (no such image): ghost.png, row 6, ",
+        "/metadata.csv: 1 row is left out (no label): 16.png",
+        "faulty: 3 images are left out, not in the table: 16.png, 17.png, 19.png",
+        "faulty: 1 image is left out, of kinds that are not read (convert to PNG or JPEG): 18.heic",
+    ]
+
+
+def test_damaged_images_that_a_table_names_elsewhere_are_left_out(tmp_path, caplog):
+    (tmp_path / "elsewhere.png").write_text("no image")
+    rows = ["file_name,label", *(f"{index}.png,{'dog' if index % 2 else 'cat'}" for index in range(20))]
+    load_images(metadata(tmp_path / "pets", [*rows, f"{tmp_path / 'elsewhere.png'},cat"]))
+    assert f"pets: 1 image is left out (cannot be read): {tmp_path / 'elsewhere.png'}" in caplog.messages
+
+
+def test_a_single_image_is_no_data_and_a_folder_is_named(tmp_path):
+    with pytest.raises(ValueError, match="got the single image .*0.png; pass the folder that contains the folders of"):
+        load_images(pets(tmp_path, 1) / "cat" / "0.png")
+
+
+def test_images_of_other_kinds_are_named_and_greyscale_is_said_once(tmp_path, caplog):
+    pets(tmp_path / "pets", 10)
+    (tmp_path / "pets" / "cat" / "photo.HEIC").write_bytes(b"ftypheic")
+    (tmp_path / "pets" / "dog" / "drawing.svg").write_text("<svg/>")
+    save(tmp_path / "pets" / "dog" / "colour.png", 9, mode="RGB")
+    assert load_images(tmp_path / "pets", image_channels=1).num_channels == 1
+    assert caplog.messages == [
+        "pets: 2 images are left out, of kinds that are not read (convert to PNG or JPEG): "
+        "cat/photo.HEIC, dog/drawing.svg",
+        "pets: colour images are converted to greyscale, by luminance",
+    ]
 
 
 def test_datasets_with_several_labels_or_without_some_are_refused():

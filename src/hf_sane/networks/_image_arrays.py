@@ -15,6 +15,7 @@ import numpy as np
 
 from hf_sane.networks._image_sources import (
     IMAGE_KINDS,
+    IMAGE_SUFFIXES,
     REMEDY,
     SPLIT_NAMES,
     SPLITS,
@@ -48,6 +49,11 @@ def npz_parts(path: Path) -> dict[str, Part]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no image file {path}; expected {IMAGE_KINDS}")
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        raise ValueError(
+            f"expected {IMAGE_KINDS}, got the single image {path}; pass the folder that contains the folders of the "
+            "classes"
+        )
     if path.suffix.lower() != ".npz":
         raise ValueError(f"expected {IMAGE_KINDS}, got the file {path}; unpack archives, and pass folders of images")
     found: dict[str, tuple[np.ndarray, Fetch]] = {}

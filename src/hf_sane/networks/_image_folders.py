@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+import os.path
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ import numpy as np
 from hf_sane.architectures.image_processing_zoo import read_pixels
 from hf_sane.networks._image_sources import (
     DEEP_MODES,
+    IMAGE_SUFFIXES,
     LABEL_COLUMNS,
     LISTED,
     SPLIT_NAMES,
@@ -30,7 +32,11 @@ from hf_sane.records._separators import find_separator
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+# Kinds of pictures that Pillow does not read on every machine, or at all.
+OTHER_SUFFIXES = (
+    *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".svgz", ".eps", ".ai", ".psd", ".xcf", ".tga", ".ico"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".dcm", ".exr", ".hdr", ".jfif"),
+)
 METADATA_FILES = ("metadata.csv", "metadata.jsonl")
 FILE_COLUMN = "file_name"  # of an imagefolder's metadata
 DEPTH = "8 bits per channel"
@@ -39,13 +45,15 @@ MAX_DECODED = 10_000  # images to decode in search of damaged ones; in larger fo
 DEFAULT_SIZE = 32  # pixels, if images have several sizes
 
 
-def folder_parts(root: Path, image_size: int | None = None) -> dict[str, Part]:
+def folder_parts(root: Path, image_size: int | None = None, image_channels: int | None = None) -> dict[str, Part]:
     """Image files by class, optionally below folders named train, validation and test.
 
     The class is the name of a file's folder or, in folders with a metadata.csv or metadata.jsonl, the column `label`
     of its row (an `imagefolder` of datasets). Classes are numbered in the order of their names. Images that differ in
     size, or are not square, are centre-cropped to squares and resized to `image_size` (32 pixels if that is `None`);
-    they are in colour unless all are greyscale. Conversions are logged.
+    they are in colour unless all are greyscale. Conversions are logged, unless `image_channels` (1) reverts them.
+
+    Files of other kinds, damaged images and rows of the table without an image or a class are logged and left out.
 
     Raises:
         FileNotFoundError: If there are no images or no classes.
@@ -64,11 +72,17 @@ def folder_parts(root: Path, image_size: int | None = None) -> dict[str, Part]:
         )
     has_table = any((place / name).is_file() for place in places.values() for name in METADATA_FILES)
     taken = {file for pairs in files.values() for file, _ in pairs}
-    if (left := [str(path.relative_to(root)) for path in below if path not in taken]) and not has_table:
+    if left := [_name(root, path) for path in below if path not in taken]:
+        reason = "not in the table" if has_table else "not directly in the folder of a class"
+        logger.warning("%s: %s left out, %s: %s", root.name, _are(len(left)), reason, name_some(left))
+    if others := [_name(root, path) for path in sorted(root.rglob("*")) if _is_other_kind(path) and path not in taken]:
         logger.warning(
-            "%s: %s left out, not directly in the folder of a class: %s", root.name, _are(len(left)), name_some(left)
+            "%s: %s left out, of kinds that are not read (convert to PNG or JPEG): %s",
+            root.name,
+            _are(len(others)),
+            name_some(others),
         )
-    if not has_table and (empty := [str(path.relative_to(root)) for path in _empty_classes(places.values())]):
+    if not has_table and (empty := [_name(root, path) for path in _empty_classes(places.values())]):
         logger.warning(
             "%s: %s without images, which %s no class: %s",
             root.name,
@@ -84,7 +98,7 @@ def folder_parts(root: Path, image_size: int | None = None) -> dict[str, Part]:
     for split, pairs in files.items():
         if foreign := sorted({label for _, label in pairs} - set(names)):
             raise ValueError(f"{root}: the {split} split has classes that train lacks: {', '.join(foreign[:LISTED])}")
-    convert = _conversion(root, [file for pairs in files.values() for file, _ in pairs], image_size)
+    convert = _conversion(root, [file for pairs in files.values() for file, _ in pairs], image_size, image_channels)
     numbers = {name: index for index, name in enumerate(names)}
     check_labels(str(root), np.array([numbers[label] for _, label in files["train"]], np.int64))
     return {
@@ -125,10 +139,10 @@ def _readable(root: Path, files: dict[str, list[tuple[Path, str]]]) -> dict[str,
                         image.load()
                     has_frames = getattr(image, "n_frames", 1) > 1 and image.format != PREVIEWED
             except InvalidFileError as error:
-                errors[str(file.relative_to(root))] = error
+                errors[_name(root, file)] = error
             else:
                 kept[split].append((file, label))
-                moving += [str(file.relative_to(root))] if has_frames else []
+                moving += [_name(root, file)] if has_frames else []
     if errors and not any(kept.values()):
         raise next(iter(errors.values()))
     if errors:
@@ -158,6 +172,15 @@ def _are(count: int) -> str:
 def _is_image(path: Path) -> bool:
     """Whether a file is named as an image; hidden ones, which macOS writes next to others, are not."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _is_other_kind(path: Path) -> bool:
+    return path.suffix.lower() in OTHER_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _name(root: Path, file: Path) -> str:
+    """Path relative to the folder, unless a table names a file elsewhere."""
+    return str(file.relative_to(root) if file.is_relative_to(root) else file)
 
 
 def _empty_classes(places: Iterable[Path]) -> list[Path]:
@@ -216,25 +239,36 @@ def _metadata(path: Path) -> list[tuple[Path, str]]:
             f"{path}: expected one column with the class of each image (label), got {', '.join(others) or 'none'}; "
             f"{UNSUPPORTED}"
         )
-    pairs = []
-    for number, row in enumerate(rows, start=1):
-        file, value = path.parent / str(row.get(FILE_COLUMN)), row.get(label)
-        if not file.is_file():
-            raise FileNotFoundError(f"{path}, row {number}: no such image: {file}")
-        pairs.append((file, _class_name(path, number, value)))
-    return pairs
+    named = {number: str(row.get(FILE_COLUMN) or f"row {number}") for number, row in enumerate(rows, start=1)}
+    classes = {number: _class_name(path, number, row.get(label)) for number, row in enumerate(rows, start=1)}
+    missing = [number for number, name in named.items() if not os.path.isfile(path.parent / name)]
+    if len(missing) == len(rows):
+        raise FileNotFoundError(
+            f"{path}: expected image files in the column {FILE_COLUMN}, relative to {path.parent}, got "
+            f"{len(rows)} without a file: {name_some(named.values())}; correct the names, or move the table"
+        )
+    unlabelled = [number for number, name in classes.items() if name is None and number not in missing]
+    if len(missing) + len(unlabelled) == len(rows):
+        raise ValueError(f"{path}: expected the class of each image ({label}), got empty cells; fill them in")
+    for numbers, fault in ((missing, "no such image"), (unlabelled, f"no {label}")):
+        if numbers:
+            rows_are = "1 row is" if len(numbers) == 1 else f"{len(numbers)} rows are"
+            logger.warning("%s: %s left out (%s): %s", path, rows_are, fault, name_some(named[n] for n in numbers))
+    left = {*missing, *unlabelled}
+    return [(path.parent / named[n], name) for n, name in classes.items() if name is not None and n not in left]
 
 
-def _class_name(path: Path, number: int, value: Any) -> str:
-    """A class from metadata, which is text or a whole number."""
+def _class_name(path: Path, number: int, value: Any) -> str | None:
+    """A class from metadata, which is text or a whole number; `None` for an empty cell."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
     is_real = isinstance(value, float)
     if isinstance(value, str):
         with suppress(ValueError):
             is_real = not float(value).is_integer() or "." in value
-    if isinstance(value, bool | int | str) and str(value).strip() and not is_real:
+    if isinstance(value, bool | int | str) and not is_real:
         return str(value).strip()
-    got = "an empty cell" if value is None or value == "" else repr(value)
-    raise ValueError(f"{path}, row {number}: expected the class of an image, got {got}; {UNSUPPORTED}")
+    raise ValueError(f"{path}, row {number}: expected the class of an image, got {value!r}; {UNSUPPORTED}")
 
 
 @dataclass(frozen=True)
@@ -245,7 +279,7 @@ class _Conversion:
     size: int | None  # side of the squares; `None` for no conversion
 
 
-def _conversion(root: Path, files: Sequence[Path], image_size: int | None) -> _Conversion:
+def _conversion(root: Path, files: Sequence[Path], image_size: int | None, image_channels: int | None) -> _Conversion:
     """Read all headers and decide how to convert the images."""
     from PIL import Image
 
@@ -267,7 +301,7 @@ def _conversion(root: Path, files: Sequence[Path], image_size: int | None) -> _C
             size,
             size,
         )
-    if 0 < grey < len(files):
+    if 0 < grey < len(files) and image_channels != 1:  # otherwise, all are converted to greyscale later
         logger.warning("%s: %s greyscale, unlike others, and converted to colour", root.name, _are(grey))
     return _Conversion(1 if grey == len(files) else 3, size)
 

@@ -13,6 +13,7 @@ logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
 # Description for the help of options.
 IMAGE_KINDS = "'digits', a folder of image files by class, a dataset on the Hub or on disk, or an .npz file"
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 # Other common names of folders and splits.
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),

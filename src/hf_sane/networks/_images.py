@@ -242,7 +242,7 @@ def load_images(
     elif str(source) == "digits":
         parts, label, sizes = digits_parts(), "digits", DIGITS_SIZES
     elif isinstance(source, str | Path):
-        parts, label = _named_parts(source, image_size)
+        parts, label = _named_parts(source, image_size, image_channels)
     else:
         raise TypeError(
             f"expected 'digits', a folder of images, an .npz file, a dataset on the Hub or a datasets object, got "
@@ -253,7 +253,9 @@ def load_images(
     return data if image_channels is None else data.with_channels(image_channels)
 
 
-def _named_parts(source: str | Path, image_size: int | None) -> tuple[dict[str, Part], str]:
+def _named_parts(
+    source: str | Path, image_size: int | None, image_channels: int | None
+) -> tuple[dict[str, Part], str]:
     """Images from a folder, a file or a dataset on the Hub, and their name."""
     place = parse_source(source)
     if isinstance(place, HubRepo):
@@ -263,7 +265,7 @@ def _named_parts(source: str | Path, image_size: int | None) -> tuple[dict[str, 
         loaded = open_dataset(place, "a dataset of images and labels", "see load_images()")
         return dataset_parts(loaded, image_size), dataset_name(place)
     if place.is_dir():
-        return folder_parts(place, image_size), place.resolve().name
+        return folder_parts(place, image_size, image_channels), place.resolve().name
     return npz_parts(place), place.stem
 
 
