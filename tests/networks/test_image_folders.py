@@ -251,7 +251,7 @@ def test_an_imagefolder_with_a_table_of_classes(tmp_path):
         (["image,label", "0.png,cat"], "expected one row per image, got .*file_name"),
         (
             ["file_name,label", "30.png,cat", ",dog"],
-            "expected image files in the column file_name, relative to .*, got 2 without a file: 30.png, row 2; correct",
+            "expected image files in the column file_name, relative to .*, got 2 without a file: 30.png, row 2; ",
         ),
     ],
     ids=["regression", "empty cells", "columns of labels", "list of labels", "numbers", "no file_name", "no file"],

@@ -13,6 +13,7 @@ import hf_sane
 from hf_sane.records import _progress
 from hf_sane.records._progress import announce, keeping_warnings, progress, quietly, tracked
 from hf_sane.workflows.command_line import hide_loading_bars
+from hf_sane.zoo._writing import remove_networks
 
 PACKAGE = Path(hf_sane.__file__).parent
 
@@ -72,3 +73,18 @@ def test_quiet_work_shows_nothing_of_downloads_neither():
 def test_no_other_module_makes_bars():
     makers = {path.name for path in PACKAGE.rglob("*.py") if re.search(r"(from|import) tqdm", path.read_text())}
     assert makers == {"_progress.py"}
+
+
+def test_removing_what_an_import_has_read_shows_a_bar(tmp_path):
+    """Silence of ten seconds, for thousands of networks, looks as if the import hung."""
+    for name in ("a", "b"):
+        for index in range(5):
+            file = tmp_path / ".import" / name / f"{index}" / "network.safetensors"
+            file.parent.mkdir(parents=True)
+            file.touch()
+    for name in ("a", "b"):
+        with redirect_stderr(Terminal()) as terminal:
+            remove_networks(tmp_path, name)
+        assert re.search(r"remove what was read: .* [0-5]/5 ", terminal.getvalue())
+        assert not (tmp_path / ".import" / name).exists()
+        assert (tmp_path / ".import").exists() == (name == "a")

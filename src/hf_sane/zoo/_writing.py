@@ -27,6 +27,7 @@ from hf_sane.records._outputs import (
     resumable_folder,
     unfinished_command,
 )
+from hf_sane.records._progress import tracked
 from hf_sane.records._run_files import ALIGNMENT_REPORT, REPORT, RUN_FILE, write_run_file
 from hf_sane.zoo._alignment_record import FILE_NAME as ALIGNMENT_NAME
 from hf_sane.zoo._alignment_record import Alignment
@@ -278,7 +279,12 @@ def _check_section(folder: Path, config: str) -> None:
 
 def remove_networks(folder: Path, config: str) -> None:
     """Remove the networks that an import has read, once no network will be retried."""
-    _clear(folder / NETWORKS_NAME / config)
+    work = folder / NETWORKS_NAME / config
+    files = [os.path.join(parent, name) for parent, _, names in os.walk(work) for name in names]
+    for file in tracked(files, desc="remove what was read", unit="file"):  # slow for many thousands of networks
+        with suppress(OSError):
+            os.unlink(file)
+    _clear(work)
 
 
 def remove_state(path: Path) -> None:
