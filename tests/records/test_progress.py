@@ -75,8 +75,9 @@ def test_no_other_module_makes_bars():
     assert makers == {"_progress.py"}
 
 
-def test_removing_what_an_import_has_read_shows_a_bar(tmp_path):
+def test_removing_what_an_import_has_read_shows_a_bar(tmp_path, monkeypatch):
     """Silence of ten seconds, for thousands of networks, looks as if the import hung."""
+    monkeypatch.setattr(_progress, "DELAY", 0.0)  # shown at once
     for name in ("a", "b"):
         for index in range(5):
             file = tmp_path / ".import" / name / f"{index}" / "network.safetensors"
