@@ -13,8 +13,8 @@ from traced_networks import network, traced
 
 import hf_sane
 from hf_sane.records._errors import InvalidFileError
-from hf_sane.screening._fingerprints import fingerprint, fingerprint_many, matrix_features
-from hf_sane.screening._index import NetworkIndex
+from hf_sane.screening._fingerprints import Fingerprint, fingerprint, fingerprint_many, matrix_features
+from hf_sane.screening._index import NetworkIndex, likeness
 from hf_sane.zoo._dataset import Zoo
 
 
@@ -254,3 +254,13 @@ def test_matrices_without_values_are_compared_as_nothing():
     tuned = state | {"a.weight": state["a.weight"] + 0.01 * torch.randn(20, 20)}
     assert hf_sane.diff(state, tuned).difference.relation == "close"
     assert len(hf_sane.lineage(state, tuned).lineage.families) == 1
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (10, 10), (20, 20)])
+def test_small_independent_matrices_are_rarely_related(shape):
+    generator = torch.Generator().manual_seed(0)
+    features = matrix_features(torch.randn(400, *shape, generator=generator)).float()
+    prints = [Fingerprint(f"{i:032d}", {"weight": shape}, features[i : i + 1]) for i in range(400)]
+    related = sum(likeness(a, b) != "other" for a, b in zip(prints[:200], prints[200:], strict=True))
+    assert related <= 2
+    assert likeness(prints[0], Fingerprint("", {"weight": shape}, features[:1] + 0.05)) == "related"

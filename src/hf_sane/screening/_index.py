@@ -24,6 +24,7 @@ INDEX, FEATURES = "index.json", "fingerprints.safetensors"
 FORMAT_VERSION = 1
 AGAIN = "build the index again with hf-sane index"
 SAME, RELATED = 0.02, 0.6  # largest distances explained by rounding and by a common ancestor
+ENOUGH = 64  # rows, columns and positions; of fewer, the distances of independent networks are often smaller
 HALF = 0.5  # share of matrices that two networks must have in common to be compared
 
 Likeness = Literal["equal", "same", "related", "other"]
@@ -177,20 +178,15 @@ def _nearest_of(group: _Group, found: Fingerprint, count: int) -> list[Neighbour
     distances = gaps.square().mean((1, 2)).sqrt()
     chosen = equal.union(distances.topk(min(count, len(distances)), largest=False).indices.tolist())
     shared = len(pairs) / len(found.shapes)
-    return [
-        Neighbour(
-            group.sources[i], _likeness(float(distances[i]), i in whole, i in equal), float(distances[i]), shared
-        )
-        for i in sorted(chosen)
-    ]
-
-
-def _likeness(distance: float, is_whole: bool, has_same_weights: bool) -> Likeness:
-    if is_whole:
-        return "equal"
-    if distance < SAME and not has_same_weights:
-        return "same"
-    return "related" if has_same_weights or distance < RELATED else "other"
+    limit = RELATED * min(1.0, math.sqrt(sum(sum(found.shapes[name]) for name in pairs) / ENOUGH))
+    neighbours = []
+    for i in sorted(chosen):
+        distance = float(distances[i])
+        kind: Likeness = "same" if distance < SAME else "related" if distance < limit else "other"
+        if i in equal:
+            kind = "equal" if i in whole else "related"
+        neighbours.append(Neighbour(group.sources[i], kind, distance, shared))
+    return neighbours
 
 
 def _num_matrices(shapes: Shapes, features: Tensor) -> int:
