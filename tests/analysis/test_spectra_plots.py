@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from hf_sane.analysis import _plots as plots
+from hf_sane.analysis._pictures import collecting_pictures
 from hf_sane.analysis._spectral import SpectrumSettings, analyze_spectrum
 
 
@@ -43,3 +44,20 @@ def test_one_layer_is_enough(tmp_path):
     plots.plot_densities(report, tmp_path / "densities.png")
     plots.plot_depth(report, tmp_path / "depth.png")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_only_what_was_measured_has_a_panel_and_a_legend(tmp_path):
+    small = analyze_spectrum(nn.Sequential(*[nn.Linear(4, 4) for _ in range(60)]))
+    with collecting_pictures(files=False) as pictures:
+        plots.plot_depth(small, tmp_path / "depth.png")
+        plots.plot_densities(small, tmp_path / "densities.png")
+        plots.plot_distances([(f"{index}.weight", 1.0) for index in range(60)], tmp_path / "distances.png")
+    depth, densities, distances = (svg for _, svg in pictures)
+    assert ">stable rank<" in depth
+    assert "alpha" not in depth
+    assert "power law" not in densities
+    assert "Marchenko" not in densities
+    for svg in (depth, distances):  # of 60 names, 30 are legible
+        assert ">58.weight<" in svg
+        assert ">59.weight<" not in svg
+        assert "one of 2 is named" in svg

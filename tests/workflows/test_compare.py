@@ -41,7 +41,11 @@ def test_every_method_is_measured(compared, digits):
     assert results["nearest_training_distance"]["scratch"] > 0
     assert results["bandwidth"] in (0.1, 0.3)
     accuracy = compared.methods["anchors"].evaluate(*digits.split("test"))[1]
-    assert compared.test_accuracy()["anchors"] == accuracy.mean().item()
+    assert compared.test_accuracy()["anchors"] == pytest.approx(accuracy.mean().item(), abs=1e-6)
+    assert results["epoch_0"] == compared.test_accuracy()
+    (table,) = compared.tables()
+    assert table.header[1] == "test accuracy"
+    assert table.rows[0][1] == results["epoch_0"]["anchors"]
 
 
 def test_a_comparison_is_one_call_with_its_settings(compared, tiny_zoo_folder, sane, digits, tmp_path):
@@ -57,6 +61,7 @@ def test_a_comparison_is_one_call_with_its_settings(compared, tiny_zoo_folder, s
     found = run_compare(settings)
     saved = RunRecord.load(tmp_path / "out/run.json")
     assert saved.results == found.record.results
+    assert ">anchors (trained networks)</text>" in (tmp_path / "out/report.html").read_text()
     assert saved.results["epoch_1"].keys() == {"anchors"}
     assert saved.arguments["zoo"] == str(tiny_zoo_folder)
     assert saved.arguments["bandwidth"] == [0.1, 0.3]
@@ -87,7 +92,7 @@ def test_fine_tuned_networks_are_kept_with_their_accuracies(compared, tmp_path):
     assert list(results)[:3] == ["epoch_0", "epoch_1", "nearest_training_distance"]  # the order of columns on cards
     (table,) = compared.tables()
     distances = ("nearest training distance", "nearest reconstruction distance", "pairwise distance")
-    assert table.header == ("networks", "epoch 0", "epoch 1", *distances)
+    assert table.header == ("networks", "test accuracy", "after epoch 1", *distances)
     assert [row[0] for row in table.rows] == list(METHODS.values())
     record = RunRecord.start(seed=3).finish({})
     saved = compared.sampled(1, record, sane="org/sane", zoo="org/zoo", title="Network").save(tmp_path / "out")

@@ -88,6 +88,9 @@ def test_it_says_all_that_the_result_says(page):
     for told in (*NAMES, EVIL, "How it was made", "torch threads", hf_sane.__version__):
         assert told in text, told
     assert sum(tag == "svg" for tag, _ in elements.found) == 1
+    for heading in ("Settings", "Machine", "Versions"):
+        assert f"<h3>{heading}</h3>" in page
+    assert '<button type="button">value</button>' not in page  # of notes on tensors, which none of these has
 
 
 def test_nothing_of_it_is_elsewhere_and_only_its_own_program_runs(page):
@@ -158,6 +161,8 @@ for (const width of [390, 1280]) {
     ink: view.getComputedStyle(page.body).color, paper: view.getComputedStyle(page.body).backgroundColor,
     pictures: [...page.querySelectorAll("svg")].map((s) => s.getBoundingClientRect().width > 300),
     alerts: page.querySelectorAll("td script").length,
+    broken: table.tBodies[0].rows[0].cells[0].querySelectorAll("wbr").length,
+    clipped: [...page.querySelectorAll("td")].filter((cell) => cell.scrollWidth > cell.clientWidth + 1).length,
   };
 }
 document.body.textContent = JSON.stringify(found);
@@ -202,9 +207,23 @@ def test_tables_are_sorted_and_filtered_on_a_phone_and_on_a_desktop(page, tmp_pa
         assert seen["kept"] == 2  # layers.1 and layers.10
         assert seen["pictures"] == [True]
         assert seen["alerts"] == 0
+        assert seen["broken"] == 2  # layers. 10. weight
+        assert seen["clipped"] == 0
         red, green, blue = map(int, re.findall(r"\d+", seen["ink"]))
         back = "#{:02x}{:02x}{:02x}".format(*map(int, re.findall(r"\d+", seen["paper"])))
         assert contrast(f"#{red:02x}{green:02x}{blue:02x}", back) >= 4.5
+
+
+def test_findings_of_several_checkpoints_share_a_table(output, tmp_path):
+    names = [output.parent / f"network_{seed}.safetensors" for seed in range(2)]
+    tensors = {"weight": torch.full((8, 8), torch.nan)}
+    save_file(tensors, tmp_path / "broken.safetensors")
+    result = hf_sane.scan(*names, tmp_path / "broken.safetensors")
+    page = hf_sane.report(result, tmp_path / "scan.html").read_text(encoding="utf-8")
+    headings = re.findall("<h2>(.*?)</h2>", page)
+    assert headings[:2] == ["Checkpoint", "Findings"]
+    assert str(tmp_path / "broken.safetensors") not in headings
+    assert page.count('<td class="short">nan</td>') == 1
 
 
 def test_a_report_of_any_result_goes_where_it_is_wanted(output, tmp_path):

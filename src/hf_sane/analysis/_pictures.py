@@ -33,6 +33,7 @@ BLUE, RED, GREEN, PURPLE, ORANGE, SKY, GREY = (
 )
 PALETTE = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, GREY)
 SCALE = "cividis"  # for numbers; every kind of colour vision can order its shades
+SMALLEST = 0.7  # share of its width to which a page may shrink a plot; below, its labels are illegible
 MAX_VECTOR_DOTS = 2000  # in one drawing; more dots are embedded as a bitmap
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 HEAD = re.compile(r"^.*?(?=<svg)", re.DOTALL)
@@ -179,5 +180,6 @@ def _inline_svg(figure: "Figure", name: str) -> str:
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(drawn, format="svg", transparent=True, metadata=NO_METADATA)
     svg = HEAD.sub("", drawn.getvalue(), count=1).replace("#000000", "currentColor")
+    svg = svg.replace("<svg ", f'<svg style="min-width: {SMALLEST * figure.get_figwidth():.1f}in" ', 1)
     prefix = re.sub(r"\W", "-", name)
     return NAMES.sub(lambda found: f"{found[0]}{prefix}-", svg)

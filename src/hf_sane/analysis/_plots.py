@@ -41,7 +41,9 @@ def plot_densities(report: SpectrumReport, path: Path, *, bins: int = 60) -> Non
     for axes, index in zip(panels, chosen, strict=False):
         _draw_density(axes, report.layers[index], bins)
     thinned = "" if len(chosen) == len(report) else f", {len(chosen)} of {len(report)} layers"
-    kinds = {"eigenvalues of W W^T": DATA, "Marchenko-Pastur bulk and edge": BULK, "power law": TAIL}
+    kinds = {"eigenvalues of W W^T": DATA}
+    kinds |= {"Marchenko-Pastur bulk and edge": BULK} if any(report.layers[index].sigma for index in chosen) else {}
+    kinds |= {"power law": TAIL} if any(report.layers[index].alpha is not None for index in chosen) else {}
     lines = [Line2D([], [], color=colour, linewidth=3, label=name) for name, colour in kinds.items()]
     figure.legend(handles=lines, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.suptitle(f"{plot_text(report.source)}{thinned}", fontsize=10)
@@ -76,30 +78,43 @@ def _draw_density(axes: "Axes", layer: LayerSpectrum, bins: int) -> None:
 
 
 def plot_depth(report: SpectrumReport, path: Path, *, spread: Mapping[str, float] | None = None) -> None:
-    """Plot alpha with its bootstrap interval, stable rank and the spread of SANE's latents over depth.
+    """Plot alpha with its interval, if it was measured, stable rank, and the spread of SANE's latents over depth.
 
     Args:
         report: Report of one network.
         path: PNG to write.
         spread: Result of [`layer_embedding_spread`], by name of the tensor.
     """
-    count = 2 if spread is None else 3
-    figure, panels = make_figure(8, 2.4 * count, count, sharex=True)
-    depth = np.arange(len(report))
     alpha = _column(report, "alpha")
-    low, high = (np.abs(_column(report, name) - alpha) for name in ("alpha_low", "alpha_high"))
-    bars = np.nan_to_num(np.stack([low, high]))
-    panels[0].errorbar(depth, alpha, bars, marker="o", markersize=4, color=TAIL, ecolor=GREY, linewidth=1.2)
-    panels[0].set(ylabel="alpha (95% interval)")
+    has_alpha = bool(np.isfinite(alpha).any())
+    count = 1 + has_alpha + (spread is not None)
+    figure, panels = make_figure(8, 2.4 * count + (count == 1), count, sharex=True)
+    depth = np.arange(len(report))
+    if has_alpha:
+        low, high = (np.abs(_column(report, name) - alpha) for name in ("alpha_low", "alpha_high"))
+        bars = np.nan_to_num(np.stack([low, high]))
+        panels[0].errorbar(depth, alpha, bars, marker="o", markersize=4, color=TAIL, ecolor=GREY, linewidth=1.2)
+        panels[0].set(ylabel="alpha (95% interval)")
     panels[0].set_title(plot_text(report.source), fontsize=9)
-    panels[1].plot(depth, _column(report, "stable_rank"), marker="o", markersize=4, color=BULK)
-    panels[1].set(ylabel="stable rank", yscale="log")
+    ranks = panels[int(has_alpha)]
+    ranks.plot(depth, _column(report, "stable_rank"), marker="o", markersize=4, color=BULK)
+    ranks.set(ylabel="stable rank", yscale="log")
+    use_decades(ranks.yaxis)
     if spread is not None:
         values = [spread.get(layer.name.partition("[")[0], math.nan) for layer in report.layers]
-        panels[2].plot(depth, values, marker="o", markersize=4, color=OTHER)
-        panels[2].set(ylabel="spread of SANE latents")
-    panels[-1].set_xticks(depth, [layer.name for layer in report.layers], rotation=90, fontsize=6)
+        panels[-1].plot(depth, values, marker="o", markersize=4, color=OTHER)
+        panels[-1].set(ylabel="spread of SANE latents")
+    _name_ticks(panels[-1], [layer.name for layer in report.layers])
     save_picture(figure, path)
+
+
+def _name_ticks(axes: "Axes", names: Sequence[str]) -> None:
+    """Name places by layers or tensors, with evenly spaced ones if there are too many to be legible."""
+    step = math.ceil(len(names) / MAX_PANELS)
+    places = range(0, len(names), step)
+    axes.set_xticks(places, [plot_text(names[place], 40) for place in places], rotation=90, fontsize=8)
+    if step > 1:
+        axes.set_xlabel(f"in the order of the network; one of {step} is named")
 
 
 def plot_distances(distances: Sequence[tuple[str, float]], path: Path) -> None:
@@ -112,11 +127,7 @@ def plot_distances(distances: Sequence[tuple[str, float]], path: Path) -> None:
     figure, (axes,) = make_figure(max(5.0, min(16.0, 0.2 * len(distances) + 2)), 4)
     axes.bar(range(len(distances)), [distance for _, distance in distances], color=DATA)
     axes.axhline(1, color=OTHER, linewidth=0.8, linestyle=":")
-    if len(distances) <= MAX_PANELS:
-        names = [plot_text(name, 40) for name, _ in distances]
-        axes.set_xticks(range(len(distances)), names, rotation=90, fontsize=6)
-    else:
-        axes.set_xlabel("tensor, in the order of the network")
+    _name_ticks(axes, [name for name, _ in distances])
     axes.set(ylabel="distance (0: equal, 1: independent networks)", ylim=(0, None))
     save_picture(figure, path)
 
@@ -153,7 +164,7 @@ def plot_trees(
         (x, y), (left, top) = places[child], places[parent]
         style = "-" if first[child] == parent else ":"
         axes.plot([left, left, x], [top, y, y], color=OTHER, linestyle=style, linewidth=0.6 + 1.8 * sure, alpha=0.7)
-        axes.text(x - 0.04, y - 0.08, f"{change}, {sure:.2f}", fontsize=6, ha="right", va="bottom")
+        axes.text(x - 0.04, y - 0.08, f"{change}, {sure:.2f}", fontsize=7, ha="right", va="bottom")
     for name, (x, y) in places.items():
         axes.plot([x], [y], marker="o", color=TAIL if name not in first else BULK, markersize=5)
         axes.text(x + 0.08, y, plot_text(name, 40), fontsize=8, va="center")

@@ -17,7 +17,9 @@ def plot_structure(found: SharedStructure, path: Path) -> None:
     low, high = zip(*found.intervals, strict=True)
     axes.fill_between(found.directions, low, high, color=BLUE, alpha=0.2, linewidth=0)
     axes.set_xscale("log", base=2)
-    axes.set(ylim=(0, 1), xlabel="principal directions", ylabel="variance of other runs explained")
+    shown = [*low, *high, *found.explained, *found.chance]
+    axes.set_ylim(min(0, *shown), min(1, 1.1 * max(shown)) or 1)
+    axes.set(xlabel="principal directions", ylabel="variance of other runs explained")
     ends = []
     for values, colour, label in ((found.explained, BLUE, "training runs"), (found.chance, GREY, "shuffled weights")):
         axes.plot(found.directions, values, color=colour, marker="o", markersize=3)

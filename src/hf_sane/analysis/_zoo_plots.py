@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_sane.analysis._pictures import BLUE, GREY, PALETTE, label_ends, make_figure, save_picture
+from hf_sane.analysis._pictures import BLUE, GREY, PALETTE, RED, label_ends, make_figure, save_picture
 from hf_sane.records._escaping import plot_text
 
 MAX_BINS = 30
@@ -78,4 +78,22 @@ def plot_losses(history: Sequence[tuple[int, float]], path: Path) -> None:
     steps, losses = zip(*history, strict=True)
     axes.plot(steps, losses, color=BLUE, linewidth=1.2, marker="o" if len(steps) < MAX_BINS else None, markersize=3)
     axes.set(xlabel="optimizer step", ylabel="training loss", ylim=(0, None) if min(losses) >= 0 else None)
+    save_picture(figure, path)
+
+
+def plot_methods(accuracies: Mapping[str, Sequence[float]], path: Path) -> None:
+    """Plot the test accuracy of the networks of each method, one row per method, with the mean as a line.
+
+    Args:
+        accuracies: Test accuracies by method, the first of which is at the top.
+        path: Picture to write.
+    """
+    figure, (axes,) = make_figure(7, max(2.0, 0.26 * len(accuracies) + 0.8))
+    places = range(len(accuracies))
+    for place, values in zip(places, accuracies.values(), strict=True):
+        axes.scatter(values, [place] * len(values), s=14, color=BLUE, alpha=0.5, linewidth=0)
+        axes.plot([sum(values) / len(values)] * 2, [place - 0.35, place + 0.35], color=RED, linewidth=2)
+    axes.set_yticks(places, [plot_text(name, 60) for name in accuracies])
+    axes.invert_yaxis()
+    axes.set(xlabel="test accuracy (dots: networks, lines: means)")
     save_picture(figure, path)

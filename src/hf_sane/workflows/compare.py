@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, NotRequired, TypedDict
 
 from huggingface_hub.dataclasses import strict
 
+from hf_sane.analysis._zoo_plots import plot_methods
 from hf_sane.networks._image_settings import ImageSettings
 from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData, load_zoo_images
@@ -69,6 +71,9 @@ class ComparisonJson(TypedDict):
     """The JSON object that `--json` prints; methods are named as in the table.
 
     Attributes:
+        epoch_0: Mean test accuracy of each method's networks before fine-tuning.
+        epoch_1: The same after one epoch of fine-tuning, if they were fine-tuned.
+        epoch_5: The same after five epochs.
         nearest_training_distance: Distance of each method's networks to the nearest training network.
         nearest_reconstruction_distance: Distance to the nearest reconstruction of a training network by the method's
             code.
@@ -85,6 +90,9 @@ class ComparisonJson(TypedDict):
         finetuning_curves: Test accuracy by method, epoch and network, if they were fine-tuned.
     """
 
+    epoch_0: dict[str, float]
+    epoch_1: NotRequired[dict[str, float]]
+    epoch_5: NotRequired[dict[str, float]]
     nearest_training_distance: dict[str, float]
     nearest_reconstruction_distance: dict[str, float]
     pairwise_distance: dict[str, float]
@@ -111,7 +119,7 @@ class ComparisonResult(Result):
         zoo: Zoo of the anchors.
         settings: Settings of the comparison.
         facts: Values that were selected along the way, such as the bandwidth.
-        curves: `{method: [epochs + 1][networks]}`: test accuracy during fine-tuning, from [`finetune`].
+        curves: `{method: [epochs + 1][networks]}`: test accuracy before and, after [`finetune`], during fine-tuning.
     """
 
     JSON: ClassVar[Any] = ComparisonJson
@@ -127,8 +135,15 @@ class ComparisonResult(Result):
 
     def test_accuracy(self) -> dict[str, float]:
         """Mean test accuracy before fine-tuning, by method."""
+        return {name: sum(found) / len(found) for name, found in self._accuracies().items()}
+
+    def _accuracies(self) -> dict[str, list[float]]:
         images = self.data.split("test")
-        return {name: networks.evaluate(*images)[1].mean().item() for name, networks in self.methods.items()}
+        return {name: networks.evaluate(*images)[1].tolist() for name, networks in self.methods.items()}
+
+    def evaluate(self) -> None:
+        """Evaluate the networks of all methods on the test images, without fine-tuning."""
+        self._keep({name: [found] for name, found in self._accuracies().items()}, epochs=0)
 
     def finetune(self, epochs: int, recipe: Mapping[str, Any] | None = None) -> dict[str, list[list[float]]]:
         """Fine-tune the networks of all methods together; return the `curves` and store them in the result.
@@ -144,18 +159,28 @@ class ComparisonResult(Result):
             if not is_known:
                 shown = ", ".join(f"{name} {value}" for name, value in recipe.items())
                 self.notes.append(f"the zoo does not record how its networks were trained; fine-tuned with {shown}")
-        self.curves = finetune_all(self.methods, self.data, recipe, epochs=epochs, seed=self.settings.seed)
+        curves = finetune_all(self.methods, self.data, recipe, epochs=epochs, seed=self.settings.seed)
+        self._keep(curves, epochs=epochs)
+        self.record.finish({"finetuning_curves": curves})
+        return curves
+
+    def _keep(self, curves: dict[str, list[list[float]]], *, epochs: int) -> None:
+        self.curves = curves
         means = {
             f"epoch_{epoch}": {name: sum(found[epoch]) / len(found[epoch]) for name, found in self.curves.items()}
             for epoch in REPORTED_EPOCHS
             if epoch <= epochs
         }
         self.record.results = means | self.record.results
-        self.record.finish({"finetuning_curves": self.curves})
-        return self.curves
+
+    def draw(self, partial: Path) -> None:
+        """Draw accuracies.png, if the networks were evaluated and matplotlib is installed."""
+        if self.curves and find_spec("matplotlib") is not None:
+            before = {METHODS[name]: found[0] for name, found in self.curves.items()}
+            plot_methods(before, partial / "accuracies.png")
 
     def tables(self) -> list[Table]:
-        """Distances and, after fine-tuning, accuracies at the reported epochs."""
+        """Accuracies at the reported epochs, and distances."""
         return [comparison_table(self.record.results)]
 
     def sampled(self, count: int, record: RunRecord, *, sane: str, zoo: str, title: str) -> SampleResult:
@@ -202,7 +227,8 @@ def comparison_table(results: Mapping[str, Any]) -> Table:
         [METHODS.get(name, name), *(results[key].get(name) for key in (*epochs, *distances))]
         for name in results[(*epochs, *distances)[0]]
     ]
-    return Table(("networks", *(key.replace("_", " ") for key in (*epochs, *distances))), rows)
+    titles = ["test accuracy", *(f"after {key.replace('_', ' ')}" for key in epochs[1:])][: len(epochs)]
+    return Table(("networks", *titles, *(key.replace("_", " ") for key in distances)), rows)
 
 
 def compare_samplers(
@@ -225,9 +251,9 @@ def compare_samplers(
 def run_compare(settings: CompareSettings) -> ComparisonResult:
     """Compare methods that generate networks, from the latent space of a SANE or without an autoencoder.
 
-    All methods keep the same number of networks. The report holds their distances to the nearest training network, to
-    the nearest reconstruction of one and to each other and, with `--finetune-epochs`, their test accuracies before and
-    during fine-tuning.
+    All methods keep the same number of networks. The report holds their test accuracies, with `--finetune-epochs` also
+    during fine-tuning, and their distances to the nearest training network, to the nearest reconstruction of one and
+    to each other.
     """
     settings.register()
     record = RunRecord.start(seed=settings.seed, arguments=as_arguments(settings))
@@ -235,6 +261,8 @@ def run_compare(settings: CompareSettings) -> ComparisonResult:
         result = _compare(settings, record)
         if settings.finetune_epochs:
             result.finetune(settings.finetune_epochs)
+        else:
+            result.evaluate()
         return output.write(result)
 
 

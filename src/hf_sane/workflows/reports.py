@@ -17,7 +17,9 @@ from hf_sane.records._outputs import add_file, output_file
 from hf_sane.records._run_files import REPORT
 from hf_sane.records._run_record import RunRecord
 
-PARTS = ("hardware", "versions", "arguments", "data")  # of run records: shown as the origin of a result
+# Parts of run records that are shown as the origin of a result, and their headings.
+PARTS = {"arguments": "Settings", "data": "Data", "hardware": "Machine", "versions": "Versions"}
+SHORT = 32  # characters of a cell that is not broken into lines
 
 
 class Reported(Protocol):
@@ -31,11 +33,8 @@ class Reported(Protocol):
     def summary(self) -> list[str]:
         """Sentences before the tables."""
 
-    def tables(self) -> Sequence[Any]:
-        """Tables, see `Table`."""
-
-    def details(self) -> Sequence[Any]:
-        """Tables that only the report shows."""
+    def report_tables(self) -> Sequence[Any]:
+        """Tables of the report, see `Table`."""
 
     def draw(self, partial: Path) -> None:
         """Draw plots into a folder."""
@@ -87,27 +86,37 @@ def render_report(result: Reported, pictures: Sequence[tuple[str, str]] = ()) ->
         pictures: Names and SVG of its plots.
     """
     record = result.record
-    known = {name: value for part in PARTS for name, value in getattr(record, part).items()}
     seconds = "" if record.seconds is None else f", in {fact_text(record.seconds)} seconds"
+    started = (record.started_at or "some time").replace("T", " ").replace("+00:00", " UTC")
     return render_page(
         "report.html",
         script="report.js",
         title=f"hf_sane: {result.JOB or 'result'}",
-        made=f"Made by hf_sane {record.versions.get('hf_sane', '')}, {record.started_at or 'some time'}{seconds}",
+        made=f"Made by hf_sane {record.versions.get('hf_sane', '')}, {started}{seconds}",
         summary=[shorten(line) for line in result.summary()],
         notes=[shorten(note) for note in result.notes],
-        tables=[_table(table) for table in (*result.tables(), *result.details())],
+        tables=[_table(table) for table in result.report_tables()],
         pictures=[(name, Markup(svg)) for name, svg in pictures],  # drawn by this library, which escaped its texts
         command=record.command,
-        facts=[*_facts({"seed": record.seed, "commit": record.commit}), *_facts(known)],
+        facts=[
+            ("", [*_facts({"seed": record.seed, "commit": record.commit})]),
+            *((title, [*_facts(getattr(record, part))]) for part, title in PARTS.items()),
+        ],
     )
 
 
 def _table(table: Any) -> dict[str, Any]:
+    title = table.title or next(filter(None, table.header), "") or "Results"
+    shown = [column for column, name in enumerate(table.header) if name or any(row[column] for row in table.rows)]
+    rows = [[_cell(row[column]) for column in shown] for row in table.rows]
     return {
-        "title": shorten(table.title or next(filter(None, table.header), "") or "Results"),
-        "header": [shorten(str(name)) for name in table.header],
-        "rows": [[_cell(value) for value in row] for row in table.rows],
+        "title": shorten(title if table.title else title[:1].upper() + title[1:]),
+        "header": [
+            {"text": shorten(str(table.header[column])), "is_long": any(not row[place]["is_short"] for row in rows)}
+            for place, column in enumerate(shown)
+        ],
+        "rows": rows,
+        "name_width": max((len(row[0]["text"]) for row in rows if row), default=0),
         "caption": [shorten(line) for line in table.caption.split("\n") if line.strip()],
     }
 
@@ -118,7 +127,11 @@ def _cell(value: Any) -> dict[str, Any]:
     number = value if isinstance(value, int | float) else math.nan
     with suppress(ValueError):
         number = float(text.replace(",", "")) if isinstance(value, str) else number
-    return {"text": text, "number": number if math.isfinite(number) else None}
+    return {
+        "text": text,
+        "number": number if math.isfinite(number) else None,
+        "is_short": len(text) <= SHORT,
+    }
 
 
 def _facts(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -84,6 +84,10 @@ class Result:
         """Tables that only the report shows."""
         return []
 
+    def report_tables(self) -> list[Table]:
+        """Tables of the report: those that are printed, and the details."""
+        return [*self.tables(), *self.details()]
+
     def to_dict(self) -> dict[str, Any]:
         """The measurements in a form that JSON supports, with `None` for non-finite numbers."""
         return self.record.to_dict().get("results", {})

@@ -243,6 +243,16 @@ class ScanResult(Result):
         rows = [_cells(row) for row in tensors[:MAX_ROWS]]
         return [*tables, Table(header, rows, caption=caption)] if rows else tables
 
+    def report_tables(self) -> list[Table]:
+        """The same, with the findings of several checkpoints in one table that can be filtered."""
+        tables = self.tables()
+        listed = {scan.source for scan in self.scans if scan.findings}
+        if len(self.scans) == 1 or not listed:
+            return tables
+        rows = [[place, f"{x.message}; {x.remedy}", x.severity, x.rule] for place, x in self.findings]
+        findings = Table(("checkpoint", "finding", "severity", "rule"), rows, title="Findings")
+        return [tables[0], findings, *(table for table in tables[1:] if table.title not in listed)]
+
     def _unmet(self) -> list[Table]:
         """Conditions of `fail_on` that failed, which are not findings."""
         told = {sentence_of(scan, finding) for scan in self.scans for finding in scan.findings}
