@@ -38,6 +38,7 @@ RATES = {"1": 1.0, "1/2": 0.5, "1/4": 0.25, "1/8": 0.125, "1/16": 0.0625}  # lat
 LATENT_BITS = (8, 4)
 WEIGHT_BITS = (1, 2, 3, 4, 6, 8)
 GROUPINGS = ("kind", "layer", "position")
+GREY_LINE = "#969696"
 STYLES: dict[str, dict[str, Any]] = {
     "sane": {"color": "#3182bd", "marker": "o"},
     "linear": {"color": "#807dba", "marker": "s"},
@@ -106,13 +107,22 @@ def draw(families: Mapping[str, Mapping[str, Any]], path: Path) -> None:
                 axes.plot(*zip(*found, strict=True), linestyle="", markersize=4, label=title, **STYLES[code])
                 steps = page.best_so_far(found)
                 axes.step(*zip(*steps, strict=True), where="post", color=STYLES[code]["color"], linewidth=1.2)
+            if (one := results.get("one_network")) is not None:
+                rows = range(len(results["original_accuracy"]))
+                level = page.value(one, results, measured, rows)
+                axes.axhline(
+                    level, color=GREY_LINE, linestyle=":", linewidth=1.2, label="one training network for all"
+                )
             axes.set_xscale("log", base=2)
             axes.spines[["top", "right"]].set_visible(False)
-        column[0].set_title(page.title(name))
+        column[0].set_title(page.title(name).replace("; ", "\n"))
     for axes, title in zip(panels[:, 0], page.MEASURED.values(), strict=True):
         axes.set_ylabel(title)
     figure.supxlabel("bits per weight", fontsize="medium")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    named = {
+        title: line for axes in figure.axes for line, title in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(named.values(), named, loc="outside upper center", ncols=len(named), frameon=False)
     save_picture(figure, path)
 
 
