@@ -696,3 +696,17 @@ def test_weights_are_no_tables():
     kept = torch.rand(90, 90, generator=generator)
     for weights in (x, x + 3, x.bfloat16(), x.sign(), x.round(), x * (kept > 0.9), quantised(x), x.view(90, 10, 3, 3)):
         assert not is_table(weights)
+
+
+def test_other_settings_beside_equal_weights_are_noted(tmp_path):
+    sizes = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    network = LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=24))
+    for name, options in {"a": {}, "b": {"hidden_act": "relu"}, "c": {"attention_dropout": 0.1}}.items():
+        network.save_pretrained(tmp_path / name)
+        LlamaConfig(**sizes, intermediate_size=24, **options).save_pretrained(tmp_path / name)
+    result = hf_sane.diff(tmp_path / "a", tmp_path / "b")
+    assert result.difference.relation == "equal"
+    assert result.notes == ["the weights are the same, but config.json differs in hidden_act"]
+    assert result.verdict == "the same weights, bit by bit"
+    same = hf_sane.diff(tmp_path / "a", tmp_path / "c")
+    assert (same.notes, same.verdict) == ([], "the same network, bit by bit")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -21,6 +21,7 @@ from hf_sane.symmetry._permutation import PermutationSpec
 from hf_sane.symmetry._transformers_models import select_tensors
 from hf_sane.tokenization._adapter_changes import open_factors
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source
+from hf_sane.tokenization._loading import load_config
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.schemas import Fields
 from hf_sane.workflows.search import LIKENESS
@@ -47,6 +48,9 @@ VERDICTS = {
 }
 ALIGNED = "undecided: far apart even with the channels matched, but by their fingerprints, "
 UNTOLD = "undecided: nothing in common but constants and tables that any network has, such as sinusoids"
+# Settings of Transformers that do not change outputs.
+HARMLESS = ("architectures", "dtype", "torch_dtype", "transformers_version", "quantization_config", "use_cache")
+HARMLESS_PARTS = ("dropout", "label", "token_id", "return_dict", "output_")
 PRODUCTS = "the same change of the base: the products of the factors are equal up to rounding"
 
 
@@ -78,6 +82,7 @@ class DiffResult(Result):
         difference: Relation, distances and tensors.
         plots: Whether to draw a plot.
         are_products: Whether products of the factors of adapters were compared.
+        other_settings: Settings in config.json that differ although the weights are the same.
     """
 
     JSON: ClassVar[Any] = Annotated[
@@ -92,6 +97,7 @@ class DiffResult(Result):
     difference: Difference
     plots: bool = True
     are_products: bool = False
+    other_settings: list[str] = field(default_factory=list)
 
     @property
     def verdict(self) -> str:
@@ -104,12 +110,15 @@ class DiffResult(Result):
             return start + LIKENESS[found.likeness or "other"]
         if found.relation == "rounded" and self.are_products:
             return PRODUCTS
+        verdict = VERDICTS[found.relation or "unrelated"]
+        if self.other_settings:
+            verdict = verdict.replace("the same network", "the same weights")
         how = [text for text, holds in (("reordered", found.is_permuted), ("rescaled", found.is_rescaled)) if holds]
         counters = [x.name for x in found.tensors if not (x.shape or x.holds_weights or x.is_same)]
         if counters and found.relation in SAME:
-            return f"{VERDICTS[found.relation]}, apart from {name_some(counters)}"
+            return f"{verdict}, apart from {name_some(counters)}"
         after = f" (channels {' and '.join(how)} before the comparison)" if how else ""
-        return VERDICTS[found.relation or "unrelated"] + after
+        return verdict + after
 
     def to_dict(self) -> dict[str, Any]:
         """Relation, verdict, distances and tensors."""
@@ -209,6 +218,9 @@ def run_diff(settings: DiffSettings) -> DiffResult:
         )
         record.finish({"relation": found.relation, "distance": _known(found.distance)})
         result = DiffResult(record=record, difference=found, plots=settings.plots, are_products=are_products)
+        if found.relation in SAME and not are_products and (names := _other_settings(settings)):
+            result.other_settings = names
+            result.notes.append(f"the weights are the same, but config.json differs in {name_some(names)}")
         return output.write(result)
 
 
@@ -245,6 +257,24 @@ def _symmetries(
             names = {name: stored for name, stored in pairs.items() if stored in theirs.axes}
             return select_tensors(theirs, names), ""
     return spec, why_not
+
+
+def _other_settings(settings: DiffSettings) -> list[str]:
+    """Names of settings that differ, with which equal weights are not the same network."""
+    found = []
+    for source in (settings.checkpoint, settings.other):
+        if not isinstance(source, str | Path) or Path(source).is_file():
+            return []
+        try:
+            found.append(load_config(source).to_dict())
+        except (OSError, TypeError, ValueError):
+            return []
+    names = [
+        name
+        for name in sorted(set().union(*found))
+        if not (name.startswith("_") or name in HARMLESS or any(part in name for part in HARMLESS_PARTS))
+    ]
+    return [name for name in names if found[0].get(name) != found[1].get(name)]
 
 
 def _order(tensor: TensorDifference) -> float:
