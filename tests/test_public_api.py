@@ -10,21 +10,28 @@ import sys
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import griffe
 import pytest
 import torch
+from test_architecture import public_names
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForImageClassification
 
 import hf_sane
 from hf_sane.architectures.presets import MODEL_CLASSES, build_model, cifar_resnet, cnn_digits, mlp
+from hf_sane.cli.verbs import VERBS, ZOO_VERBS
 from hf_sane.hub._publish import save_network, save_sane
 from hf_sane.records._run_record import RunRecord
+from hf_sane.sampling import Provenance
 from hf_sane.workflows.embed import EmbedSettings
+from hf_sane.workflows.results import Result
+from hf_sane.workflows.sample import SampleResult
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "reference" / "api.md").read_text(encoding="utf-8")
 LISTED = re.findall(r"^::: ([\w.]+)$", PAGE, flags=re.MULTILINE)
+WITHOUT_CALL = {"demo", "doctor"}  # they check an installation
 NETWORKS = {"cnn": cnn_digits(), "mlp": mlp(image_size=8, hidden_sizes=(4,)), "resnet": cifar_resnet(20, width=2)}
 STRANGER = """
 import sys
@@ -56,20 +63,59 @@ def test_type_checkers_see_every_name_where_it_is_loaded_from():
     assert seen == hf_sane._HOMES | hf_sane._ALSO
 
 
-def room_exports():
-    """Names that rooms export and `hf_sane` does not, with the room."""
-    for path in sorted(Path(hf_sane.__file__).parent.rglob("*/__init__.py")):
-        room = import_module(".".join(("hf_sane", *path.parent.relative_to(Path(hf_sane.__file__).parent).parts)))
-        for name in getattr(room, "__all__", ()):
-            if getattr(hf_sane, name, None) is not getattr(room, name):
-                yield f"{room.__name__}.{name}"
+def value_of(name: str):
+    """What a full name stands for."""
+    module, _, last = name.rpartition(".")
+    return getattr(import_module(module), last)
 
 
-def test_the_reference_lists_every_name_once():
-    exported = [f"hf_sane.{name}" for name in hf_sane._HOMES | hf_sane._ALSO] + list(room_exports())
-    assert len(exported) > 100
-    assert set(exported) - set(LISTED) == set()
+def test_the_reference_lists_every_public_name_once():
+    """Under `hf_sane`, or else under the room or module that exports it; and no others but type aliases."""
+    exported = {f"hf_sane.{name}" for name in hf_sane._HOMES | hf_sane._ALSO}
+    others = {f"{home}.{name}" for name, home in public_names()}
+    exported |= {name for name in others if getattr(hf_sane, name.rpartition(".")[2], None) is not value_of(name)}
+    assert len(exported) > 150
+    assert exported - set(LISTED) == set()
+    assert set(LISTED) - exported == {"hf_sane.architectures.configuration_zoo.Initialization"}
     assert len(LISTED) == len(set(LISTED))
+
+
+def classes_of(kind: object) -> list[type]:
+    """Classes of this library in a type, such as `dict[str, Zoo] | None`."""
+    found = [kind] if inspect.isclass(kind) and kind.__module__.startswith("hf_sane.") else []
+    return [*found, *(one for part in get_args(kind) for one in classes_of(part))]
+
+
+def test_the_reference_lists_what_its_functions_return_and_results_hold():
+    known = [value_of(name) for name in LISTED]
+    types = {"PeftModel": object}  # of a library that need not be installed
+    met = set()
+    for value in known:
+        if inspect.isfunction(value):
+            met |= set(classes_of(get_type_hints(value, localns=types).get("return")))
+        elif inspect.isclass(value) and issubclass(value, Result):
+            met |= {one for entry in fields(value) for one in classes_of(entry.type)}
+    assert {SampleResult, Provenance, hf_sane.Zoo} < met
+    assert {one.__name__ for one in met - set(known)} == {"CompareSettings"}  # documented with `compare_samplers`
+
+
+@pytest.mark.parametrize("verb", [*VERBS, *ZOO_VERBS], ids=lambda verb: verb.name)
+def test_workflows_export_their_functions_and_results_alike(verb):
+    """Not the settings, whose fields are arguments of the functions, nor `run_NAME`, which the program calls."""
+    settings, run = verb.load()
+    module = import_module(run.__module__)
+    assert not {run.__name__, settings.__name__} & set(module.__all__)
+    public = {name for name, home in (hf_sane._HOMES | hf_sane._ALSO).items() if f"hf_sane.{home}" == module.__name__}
+    assert bool(public) == (verb.name not in WITHOUT_CALL)
+    returned = {one for name in public for one in classes_of(get_type_hints(getattr(hf_sane, name))["return"])}
+    results = {one.__name__ for one in returned if issubclass(one, Result) and one.__module__ == module.__name__}
+    assert public | results <= set(module.__all__)
+    held = (
+        {one.__name__ for one in returned for entry in fields(one) for one in classes_of(entry.type)}
+        if results
+        else set()
+    )
+    assert set(module.__all__) <= public | results | held
 
 
 @pytest.mark.parametrize("name", LISTED)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from hf_sane.workflows.embed import embed
     from hf_sane.workflows.explore import explore as explore
     from hf_sane.workflows.finetune import finetune
+    from hf_sane.workflows.finetune_lora import finetune_lora as finetune_lora
     from hf_sane.workflows.fit_zoo import fit_zoo as fit_zoo
     from hf_sane.workflows.import_zoo import import_zoo
     from hf_sane.workflows.info import info as info
@@ -89,6 +90,7 @@ _ALSO = {
     "compare_samplers": "workflows.compare",
     "diff": "workflows.diff",
     "explore": "workflows.explore",
+    "finetune_lora": "workflows.finetune_lora",
     "fit_linear": "workflows.linear_code",
     "fit_zoo": "workflows.fit_zoo",
     "index_networks": "workflows.search",

@@ -23,9 +23,8 @@ def read_npz(path):
 @pytest.fixture
 def npz(monkeypatch):
     monkeypatch.setattr(formats.FORMATS, "_entries", dict(formats.FORMATS._entries))
-    return register_format(
-        "a NumPy archive", lambda head, path: head.startswith(b"PK") and path.suffix == ".npz", read_npz
-    )
+    register_format("a NumPy archive", lambda head, path: head.startswith(b"PK") and path.suffix == ".npz", read_npz)
+    return formats.FORMATS.find("a NumPy archive")[1]
 
 
 @pytest.fixture

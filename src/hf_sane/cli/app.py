@@ -126,4 +126,4 @@ def main() -> None:
     app(prog_name=PROGRAM)
 
 
-__all__ = ["app", "main"]
+__all__: list[str] = []  # the program

@@ -96,7 +96,7 @@ class TokenLayout:
 TOKEN_LAYOUTS: Registry[TokenLayout] = Registry("token layout")
 
 
-def register_token_layout(name: str, rows: Callable[[LayerSpec], int], *, counts_rows: bool) -> TokenLayout:
+def register_token_layout(name: str, rows: Callable[[LayerSpec], int], *, counts_rows: bool) -> None:
     """Register a rule for cutting layers into tokens, under a name for `token_layout` settings.
 
     Args:
@@ -108,9 +108,7 @@ def register_token_layout(name: str, rows: Callable[[LayerSpec], int], *, counts
     Raises:
         ValueError: If the name is taken.
     """
-    rule = TokenLayout(name, rows, counts_rows)
-    TOKEN_LAYOUTS.add(name, rule)
-    return rule
+    TOKEN_LAYOUTS.add(name, TokenLayout(name, rows, counts_rows))
 
 
 def find_token_layout(name: str) -> TokenLayout:

@@ -132,4 +132,4 @@ def zero_padding(features: Tensor, attention_mask: Tensor | None) -> Tensor:
     return features if attention_mask is None else features.masked_fill((attention_mask == 0)[..., None], 0.0)
 
 
-__all__: list[str] = []  # the public classes are `SANEModel` and `LinearCode`
+__all__ = ["WeightAutoencoder"]

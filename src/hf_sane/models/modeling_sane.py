@@ -291,4 +291,4 @@ def _join(views: list[Tensor]) -> Tensor:
     return views[0] if len(views) == 1 else torch.cat(views)
 
 
-__all__ = ["SANEModel", "SANEOutput", "SANEPreTrainedModel"]
+__all__ = ["SANEModel", "SANEPreTrainedModel"]

@@ -5,16 +5,19 @@ from typing import TYPE_CHECKING
 from hf_sane._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from hf_sane.probing._classification import classify_left_out, regress_left_out
+    from hf_sane.probing._classification import LeftOutLabels, LeftOutNumbers, classify_left_out, regress_left_out
     from hf_sane.probing._embeddings import embed_networks
     from hf_sane.probing._poolings import POOLINGS, pool_latents, register_pooling
     from hf_sane.probing._probes import RidgeProbe
     from hf_sane.probing._streaming import embed_checkpoint, embed_stream
-    from hf_sane.probing._transfer import transfer_table
+    from hf_sane.probing._transfer import TransferResult, transfer_table
 
 __all__ = [
     "POOLINGS",
+    "LeftOutLabels",
+    "LeftOutNumbers",
     "RidgeProbe",
+    "TransferResult",
     "classify_left_out",
     "embed_checkpoint",
     "embed_networks",
@@ -25,6 +28,8 @@ __all__ = [
     "transfer_table",
 ]
 _HOMES = {
+    "LeftOutLabels": "_classification",
+    "LeftOutNumbers": "_classification",
     "classify_left_out": "_classification",
     "regress_left_out": "_classification",
     "embed_networks": "_embeddings",
@@ -34,6 +39,7 @@ _HOMES = {
     "RidgeProbe": "_probes",
     "embed_checkpoint": "_streaming",
     "embed_stream": "_streaming",
+    "TransferResult": "_transfer",
     "transfer_table": "_transfer",
 }
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -10,10 +10,13 @@ if TYPE_CHECKING:
     from hf_sane.records._failures import run_script
     from hf_sane.records._run_record import RunRecord
     from hf_sane.records._settings import as_arguments, setting
+    from hf_sane.records._uploads import RepoFile, Upload
 
 __all__ = [
     "InvalidFileError",
+    "RepoFile",
     "RunRecord",
+    "Upload",
     "as_arguments",
     "run_script",
     "setting",
@@ -26,5 +29,7 @@ _HOMES = {
     "RunRecord": "_run_record",
     "as_arguments": "_settings",
     "setting": "_settings",
+    "RepoFile": "_uploads",
+    "Upload": "_uploads",
 }
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -6,6 +6,7 @@ from hf_sane._lazy import lazy_names
 
 if TYPE_CHECKING:
     from hf_sane.sampling._diversity import agreement, error_overlap
+    from hf_sane.sampling._export import Provenance
     from hf_sane.sampling._generation import Density, NetworkCodec
     from hf_sane.sampling._samplers import SamplingTask, register_sampler
     from hf_sane.sampling._selection import SelectedNetworks, keep_best
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Density",
     "NetworkCodec",
+    "Provenance",
     "SamplingTask",
     "SelectedNetworks",
     "agreement",
@@ -23,6 +25,7 @@ __all__ = [
 _HOMES = {
     "agreement": "_diversity",
     "error_overlap": "_diversity",
+    "Provenance": "_export",
     "Density": "_generation",
     "NetworkCodec": "_generation",
     "SamplingTask": "_samplers",

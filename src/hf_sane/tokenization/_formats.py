@@ -129,7 +129,7 @@ FORMATS: Registry[tuple[Callable[[bytes, Path], bool], FileFormat]] = Registry("
 
 def register_format(
     name: str, recognises: Callable[[bytes, Path], bool], read: Callable[[Path], Mapping[str, Any]]
-) -> FileFormat:
+) -> None:
     """Register a file format for all readers of this library; its files are read in full.
 
     Args:
@@ -142,9 +142,7 @@ def register_format(
     Raises:
         ValueError: If the name is taken.
     """
-    found = FileFormat(name, "registered", read=read)
-    FORMATS.add(name, (recognises, found))
-    return found
+    FORMATS.add(name, (recognises, FileFormat(name, "registered", read=read)))
 
 
 def file_format(path: Path) -> FileFormat:

@@ -181,4 +181,4 @@ def _fixed(spec: PermutationSpec) -> list[str]:
     ]
 
 
-__all__ = ["AlignZooResult", "AlignZooSettings", "align_zoo"]
+__all__ = ["align_zoo"]

@@ -177,4 +177,4 @@ def _rounded(value: float | None) -> str | None:
     return None if value is None else f"{value:.2f}"
 
 
-__all__ = ["AnalyzeResult", "AnalyzeSettings", "analyze"]
+__all__ = ["AnalyzeResult", "analyze"]

@@ -122,4 +122,4 @@ def run_build_zoo(settings: BuildZooSettings, *, data: LabelledData | None = Non
         return result(build.build_zoo(settings, data, settings.output, config=settings.zoo_config, describe=describe))
 
 
-__all__ = ["BuildZooSettings", "build_zoo"]
+__all__ = ["build_zoo"]

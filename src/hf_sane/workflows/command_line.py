@@ -376,4 +376,4 @@ def script(settings: type, run: Callable[[Any], Result], *, name: str) -> Callab
     return main
 
 
-__all__ = ["script"]
+__all__: list[str] = []  # for the program and the scripts of this repository

@@ -294,4 +294,4 @@ def _compare(settings: CompareSettings, record: RunRecord) -> ComparisonResult:
     )
 
 
-__all__ = ["CompareSettings", "ComparisonResult", "compare_samplers"]
+__all__ = ["ComparisonResult", "compare_samplers"]

@@ -297,3 +297,6 @@ def _cells(tensor: TensorDifference) -> list[Any]:
     what = next((kind for kind, holds in kinds.items() if holds), "")
     shape = "x".join(map(str, tensor.shape)) or "scalar"
     return [tensor.name, shape, " / ".join(types), tensor.distance, tensor.cosine, tensor.largest, what]
+
+
+__all__ = ["DiffResult", "diff"]

@@ -295,4 +295,4 @@ def _lengths(vectors: Sequence[Sequence[float] | None]) -> Any:
     return found[0] if len(found) == 1 else f"{found[0]}-{found[-1]}" if found else "-"
 
 
-__all__ = ["EmbedResult", "EmbedSettings", "embed"]
+__all__ = ["EmbedResult", "embed"]

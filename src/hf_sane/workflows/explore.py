@@ -251,4 +251,4 @@ def _use(address: str) -> None:
         raise ValueError(f"expected one sampled network, got {len(table['data'])}")
 
 
-__all__ = ["ExploreSettings", "explore"]
+__all__ = ["ExploreResult", "explore"]

@@ -224,4 +224,4 @@ def _train(
     return means, curve, task.measure(means, "test")[0].tolist()
 
 
-__all__ = ["FinetuneResult", "FinetuneSettings", "finetune"]
+__all__ = ["FinetuneResult", "finetune"]

@@ -174,4 +174,4 @@ def _check_fit(base: ZooPreTrainedModel, data: ImageData) -> None:
         )
 
 
-__all__ = ["FinetuneLoraResult", "FinetuneLoraSettings", "finetune_lora"]
+__all__ = ["FinetuneLoraResult", "finetune_lora"]

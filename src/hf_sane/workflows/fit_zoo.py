@@ -70,4 +70,4 @@ def run_fit_zoo(settings: FitZooSettings, *, data: ImageData | None = None) -> Z
         return result(building.fit_zoo(settings, data, settings.output, config=settings.zoo_config, describe=describe))
 
 
-__all__ = ["FitZooSettings", "fit_zoo"]
+__all__ = ["fit_zoo"]

@@ -207,4 +207,4 @@ def _lacks_runs(zoo: Zoo) -> bool:
     return bool(0 < groups < networks == runs)
 
 
-__all__ = ["ImportZooResult", "ImportZooSettings", "import_zoo"]
+__all__ = ["import_zoo"]

@@ -318,4 +318,4 @@ def _shown(value: Any) -> Any:
     return value
 
 
-__all__ = ["FolderInfoResult", "InfoResult", "InfoSettings", "info"]
+__all__ = ["FolderInfoResult", "InfoResult", "info"]

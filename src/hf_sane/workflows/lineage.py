@@ -312,4 +312,4 @@ def _branch(found: Lineage, name: str, depth: int) -> Iterator[str]:
             yield from _branch(found, child.child, depth + 1)
 
 
-__all__ = ["lineage"]
+__all__ = ["Claim", "LineageResult", "lineage"]

@@ -148,4 +148,4 @@ def _reconstruction(
     return {"r2": r2_from_sums(sums), "networks": sum(map(len, splits))}
 
 
-__all__ = ["LinearCodeSettings", "fit_linear"]
+__all__ = ["fit_linear"]

@@ -93,4 +93,4 @@ def parse_source(text: str) -> tuple[str, str, str | None]:
     return label, source, config or None
 
 
-__all__ = ["MixZoosSettings", "mix_zoos"]
+__all__ = ["mix_zoos"]

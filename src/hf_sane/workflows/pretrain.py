@@ -147,4 +147,4 @@ def run_pretrain(settings: PretrainSettings, *, zoos: Sequence[Zoo] | None = Non
     return result(found, found.folder)
 
 
-__all__ = ["PretrainSettings", "PretrainingResult", "pretrain"]
+__all__ = ["pretrain"]

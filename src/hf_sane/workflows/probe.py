@@ -269,4 +269,4 @@ def _numbers(split: ZooSplit, name: str) -> np.ndarray:
     return split.column(name).astype(np.float64)
 
 
-__all__ = ["ProbeResult", "ProbeSettings", "probe"]
+__all__ = ["ProbeResult", "probe"]

@@ -169,4 +169,4 @@ def _reconstruct(
     return found, sums
 
 
-__all__ = ["ReconstructSettings", "ReconstructionResult", "reconstruct"]
+__all__ = ["ReconstructionResult", "reconstruct"]

@@ -345,4 +345,4 @@ def _score_row(name: str, found: RegionScores) -> list[Any]:
     return [name, *means, found.better_than_outside("line"), found.better_than_outside("hull")]
 
 
-__all__ = ["RegionsResult", "RegionsSettings", "map_regions"]
+__all__ = ["RegionsResult", "map_regions"]

@@ -439,4 +439,4 @@ def _scores(measured: dict[str, float]) -> dict[str, Any]:
     return {"scores": {name: value for name, value in measured.items() if math.isfinite(value)}}
 
 
-__all__ = ["Autoencoder", "SampleResult", "SampleSettings", "sample"]
+__all__ = ["SampleResult", "sample"]

@@ -526,4 +526,4 @@ def _cells(row: dict[str, Any]) -> list[Any]:
     ]
 
 
-__all__ = ["ScanResult", "ScanSettings", "scan"]
+__all__ = ["ScanResult", "scan"]

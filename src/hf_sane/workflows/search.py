@@ -258,4 +258,4 @@ def run_search(settings: SearchSettings) -> SearchResult:
     return SearchResult(record=record.finish({}), neighbours=neighbours, num_known=len(index), digest=found.digest)
 
 
-__all__ = ["index_networks", "search"]
+__all__ = ["IndexResult", "SearchResult", "index_networks", "search"]

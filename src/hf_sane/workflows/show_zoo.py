@@ -112,7 +112,11 @@ class ResultWithZoo(Result):
 
 @dataclass(kw_only=True)
 class ZooResult(ResultWithZoo):
-    """A zoo and its description."""
+    """A zoo and its description.
+
+    Attributes:
+        zoo: The zoo, which [`save`] saves.
+    """
 
     JSON: ClassVar[Any] = ZooJson
 
@@ -279,4 +283,4 @@ def _spread(values: np.ndarray) -> list[float] | None:
     return np.quantile(known, (0, 0.5, 1)).tolist() if len(known) else None
 
 
-__all__ = ["ShowZooSettings", "ZooResult", "load_zoo", "show_zoo"]
+__all__ = ["ZooResult", "load_zoo", "show_zoo"]

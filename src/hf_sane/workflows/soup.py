@@ -398,4 +398,4 @@ def _soup_of_adapters(
     )
 
 
-__all__ = ["SoupResult", "SoupSettings", "soup"]
+__all__ = ["SoupResult", "soup"]

@@ -360,4 +360,4 @@ def _notes(accuracy: float, data: ImageData, trained: RunRecord | None) -> list[
     return notes
 
 
-__all__ = ["StartResult", "StartSettings", "start"]
+__all__ = ["StartResult", "start"]

@@ -214,4 +214,4 @@ def _file_table(files: Sequence[RepoFile], remarks: list[str]) -> Table:
     return Table(("file", "bytes"), [*map(list, _sizes(files).items()), total], caption="\n".join(remarks))
 
 
-__all__ = ["PullResult", "PullSettings", "PushResult", "PushSettings", "pull", "push"]
+__all__ = ["PullResult", "PushResult", "pull", "push"]

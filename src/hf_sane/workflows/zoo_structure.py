@@ -192,4 +192,4 @@ def _interval(ends: tuple[float, float]) -> str:
     return f"{low:.3f} to {high:.3f}"
 
 
-__all__ = ["ZooStructureResult", "ZooStructureSettings", "zoo_structure"]
+__all__ = ["ZooStructureResult", "zoo_structure"]

@@ -132,4 +132,4 @@ def plot_finetuning(curves: Mapping[str, Sequence[Sequence[float]]], path: Path)
     save_picture(figure, path)
 
 
-__all__ = []
+__all__: list[str] = []  # part of the command

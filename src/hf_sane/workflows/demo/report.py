@@ -225,4 +225,4 @@ def to_markdown(table: Table) -> Markup:
     return markdown_table(table.header, rows, numbers=True)
 
 
-__all__ = ["DemoResult"]
+__all__: list[str] = []  # part of the command

@@ -46,16 +46,6 @@ class Stages:
         self.seconds[name] = time.perf_counter() - start
 
 
-def demo(output: str | Path = "demo_output", **options: Any) -> DemoResult:
-    """Run the full pipeline on a small example, offline and on the CPU.
-
-    Args:
-        output: New or empty folder, or that of an interrupted demo with the same settings.
-        **options: Further fields of [`DemoSettings`].
-    """
-    return run_demo(DemoSettings(output=Path(output), **options))
-
-
 def run_demo(settings: DemoSettings) -> DemoResult:
     """Train two small zoos, pre-train SANE, probe it, sample from it, and write a report; offline, on the CPU.
 
@@ -188,4 +178,4 @@ def describe_zoo(zoo: Zoo) -> dict[str, Any]:
     }
 
 
-__all__ = ["demo"]
+__all__: list[str] = []  # a command without a function
