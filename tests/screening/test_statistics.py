@@ -36,6 +36,32 @@ def test_moments_are_those_of_numpy(scale, shift):
     assert found.is_whole
 
 
+@pytest.mark.parametrize("spread", [1e-2, 1e-4, 1e-5, 1e-6, 1e-7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_values_that_are_nearly_equal_have_the_moments_of_numpy(spread, dtype):
+    noise = torch.randn(3, 2**20 // 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    tensor = (1 + spread * noise).to(dtype)
+    found, values = tensor_statistics("x", tensor), tensor.double().numpy().ravel() - 1  # exact
+    assert found.std == pytest.approx(values.std(), rel=1e-9)
+    assert found.kurtosis == pytest.approx(kurtosis(values, fisher=False), rel=1e-6)
+    assert found.mean == pytest.approx(1 + values.mean(), abs=1e-15)
+    assert abs(found.kurtosis - 3) < 0.1 or spread < 1e-6  # that of a normal distribution, unless rounding shows
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-30, 1e160, 1e300])
+def test_huge_and_tiny_values_have_moments_without_warnings(scale):
+    plain = torch.randn(2, 2**20 + 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found, expected = tensor_statistics("x", plain * scale), tensor_statistics("x", plain)
+    assert found.mean / scale == pytest.approx(expected.mean, rel=1e-9)
+    assert found.std / scale == pytest.approx(expected.std, rel=1e-9)
+    assert found.kurtosis == pytest.approx(expected.kurtosis, rel=1e-9)
+    estimate = sampled(plain * scale, 2**20)
+    assert estimate.std_error / scale == pytest.approx(sampled(plain, 2**20).std_error, rel=1e-6)
+    limit = torch.finfo(torch.float64).max
+    opposite = tensor_statistics("x", torch.tensor([limit, -limit], dtype=torch.float64))
+    assert (opposite.mean, opposite.std, opposite.kurtosis) == (0, limit, 1)
+
+
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
 def test_every_type_of_the_format_is_counted(dtype):
     tensor = torch.tensor([0, 1, 1, 0, 1, 1, 1, 1]).to(dtype)

@@ -9,6 +9,8 @@ from typing import Any
 
 from hf_sane.records._escaping import Markup, markdown_text
 
+MAX_DIGITS = 1e15  # from which on numbers are shown with an exponent
+
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False) -> Markup:
     """A Markdown table; `|` inside cells is escaped, and columns of numbers (all but the first) are right-aligned."""
@@ -66,7 +68,8 @@ def fact_text(value: Any, text: Callable[[Any], str] = markdown_text) -> str:
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     if isinstance(value, float):
-        return "undefined" if isnan(value) else f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+        is_counted = 1000 <= abs(value) < MAX_DIGITS
+        return "undefined" if isnan(value) else f"{value:,.0f}" if is_counted else f"{value:.4g}"
     if isinstance(value, list | tuple):
         return ", ".join(fact_text(part, text) for part in value)
     return text(value)
