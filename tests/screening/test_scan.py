@@ -6,6 +6,7 @@ import pickle
 import re
 import shlex
 import threading
+import weakref
 from http import HTTPStatus
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from safetensors.torch import save, save_file
 
 import hf_sane
 from hf_sane.screening import _pickles
+from hf_sane.screening._scan_spectra import Arrivals, compute_spectra
 from hf_sane.screening._statistics import Moments, tensor_statistics
 from hf_sane.tokenization import _byte_ranges
 from hf_sane.tokenization._byte_ranges import JOINED_GAP, MAX_REQUEST_BYTES, HubFile, joined, split_range
@@ -394,7 +396,7 @@ def test_without_picklescan_it_says_that_opcodes_were_not_scanned(mixed, monkeyp
         (["note"], 1),
         (["std>0.5"], 1),
         (["std>100", "largest < 1e9"], 1),
-        (["kurtosis>1000"], 0),
+        (["kurtosis>1000"], 1),
         (["alpha>0.1"], 1),
     ],
 )
@@ -416,12 +418,102 @@ def test_a_matrix_with_nan_is_scanned_but_has_no_spectrum(tmp_path):
 def test_what_was_not_measured_does_not_pass(tmp_path, hf_sane_command):
     save_file(network(), tmp_path / "x.safetensors")
     told = hf_sane_command("scan", tmp_path / "x.safetensors", "--budget", "1%", "--fail-on", "alpha>1e6", exit_code=1)
-    assert "alpha was not measured for matrices that were not read in full" in told.stdout + told.stderr
-    assert "--budget 100%" in told.stdout + told.stderr
+    assert "alpha was not measured for layers.0.weight, layers.1.weight, layers.2.weight: not read in full; use " in (
+        told.stdout.replace("\n", " ")
+    )
+    assert "layers.2.weight: no spectrum: not read in full; use --budget 100%" in told.stdout
     assert hf_sane.scan(tmp_path / "x.safetensors", budget="100%", fail_on=["alpha>1e6"]).exit_code == 0
     save_file({"bias": torch.ones(3)}, tmp_path / "x.safetensors")
     (failure,) = hf_sane.scan(tmp_path / "x.safetensors", fail_on=["alpha>1e6"]).failures
-    assert failure.endswith("alpha was not measured: no matrix is large enough for it")
+    assert failure.endswith("alpha was not measured: no matrix has 50 rows and columns")
+
+
+def test_a_value_that_is_missing_fails_every_condition_with_its_reason(tmp_path):
+    tensors = network(size=90) | {"layers.0.bias": torch.full((90,), torch.nan), "layers.1.bias": torch.ones(90)}
+    tensors["layers.1.weight"] = tensors["layers.1.weight"].index_fill(0, torch.tensor([3]), torch.nan)
+    tensors["layers.2.weight"] = torch.outer(torch.randn(90), torch.randn(600))
+    tensors["layers.3.weight"] = torch.randn(2049, 2049, dtype=torch.float16)
+    save_file(tensors, tmp_path / "x.safetensors")
+
+    def failures(wanted: str, **options: object) -> list[str]:
+        found = hf_sane.scan(tmp_path / "x.safetensors", fail_on=[wanted], **options).failures
+        return [text.partition(" was not measured for ")[2] for text in found]
+
+    for measure in ("std", "largest", "kurtosis"):
+        assert failures(f"{measure}>1e9") == ["layers.0.bias: no value that was read is finite"]
+    assert sorted(failures("alpha>1e9")) == [
+        "layers.1.weight: NaN or infinite weights",
+        "layers.2.weight: 1 eigenvalues are too few for a power law, a bulk or a phase (min_values: 50)",
+        "layers.3.weight: more than 2,048 rows and columns; see hf-sane analyze",
+    ]
+    (told,) = failures("alpha>1e9", spectra=False)
+    assert told.endswith("layers.2.weight and 1 more: spectra were not computed (--no-spectra)")
+    (scan,) = hf_sane.scan(tmp_path / "x.safetensors").scans
+    assert scan.skipped["layers.3.weight"] == "no spectrum: more than 2,048 rows and columns; see hf-sane analyze"
+
+
+def test_every_matrix_that_was_read_has_a_spectrum_and_one_is_in_memory_at_a_time(tmp_path):
+    """The last of many has rank 1."""
+    held = weakref.WeakSet()
+    tensors = network(size=90) | {"layers.9.weight": torch.outer(torch.randn(60), torch.randn(70))}
+    save_file(tensors, tmp_path / "x.safetensors")
+    (scan,) = hf_sane.scan(tmp_path / "x.safetensors").scans
+    assert {layer.name for layer in scan.spectra.layers} == {name for name in tensors if "weight" in name}
+    assert [x.tensors for x in scan.findings if x.rule == "rank"] == [("layers.9.weight",)]
+
+    def arrive():
+        for name, tensor in tensors.items():
+            copy = tensor.clone()
+            held.add(copy)
+            yield tensor_statistics(name, tensor), copy if tensor.ndim > 1 else None
+            del copy
+            assert len(held) <= 1
+
+    arrivals = Arrivals([name for name in tensors if "weight" in name], arrive())
+    report = compute_spectra(arrivals, "x", seed=0)
+    assert [layer.row() for layer in report.layers] == [layer.row() for layer in scan.spectra.layers]
+    assert [x.name for x in arrivals.finish()] == list(tensors)
+
+
+def test_huge_values_have_readable_cells_and_no_wrong_spectrum(tmp_path, recwarn):
+    tensors = {"a.weight": torch.randn(70, 60, dtype=torch.float64) * 1e200}
+    save_file(tensors | {"b.weight": torch.randn(70, 60) * 1e30}, tmp_path / "x.safetensors")
+    result = hf_sane.scan(tmp_path / "x.safetensors", fail_on=["std>1"])
+    assert not recwarn.list
+    assert result.exit_code == 1
+    assert max(map(len, re.findall(r"[\d,.]+", str(result)))) < 12
+    assert "a.weight: no spectrum: the largest weight is beyond 1e-140 to 1e+140" in str(result)
+    assert [layer.name for layer in result.scans[0].spectra.layers] == ["b.weight"]
+    assert not [x for x in result.scans[0].findings if x.rule == "rank"]
+
+
+STRANGE = {
+    "sparse": lambda x: x.to_sparse(),
+    "csr": lambda x: x.to_sparse_csr(),
+    "meta": lambda x: x.to("meta"),
+    "nested": lambda x: torch.nested.nested_tensor([x, x[:3]]),
+    "quantised": lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8),
+    "conjugate": lambda x: torch.complex(x, x).conj(),
+    "negated": lambda x: torch.complex(x, x).conj().imag,
+    "expanded": lambda x: x[:1].expand(60, 70),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", STRANGE)
+def test_one_strange_tensor_stops_nothing(kind, tmp_path):
+    good = torch.randn(60, 70)
+    strange = STRANGE[kind](good)
+    torch.save({"good.weight": good, "strange.weight": strange}, tmp_path / "x.pt")
+    result = hf_sane.scan(tmp_path / "x.pt", fail_on=["std>1e9"])
+    (scan,) = result.scans
+    is_plain = kind in ("conjugate", "negated", "expanded")
+    assert [x.name for x in scan.tensors] == ["good.weight", *(["strange.weight"] if is_plain else [])]
+    assert scan.tensors[0].row() == tensor_statistics("good.weight", good).row()
+    assert [x.name for x in scan.tensors if x.name == "strange.weight"] or "strange.weight" in scan.skipped
+    assert result.exit_code == (0 if is_plain else 1)
+    if kind == "negated":
+        assert scan.tensors[1].mean == pytest.approx(-float(good.double().mean()), abs=1e-9)
 
 
 def test_what_was_not_read_passes_no_rule_or_condition(tmp_path, hf_sane_command):
@@ -439,7 +531,7 @@ def test_matrices_of_8_bits_have_no_alpha_and_do_not_pass(tmp_path):
     tensors["layers.1.weight"] = tensors["layers.1.weight"].to(torch.float8_e4m3fn)
     save_file(tensors, tmp_path / "x.safetensors")
     (failure,) = hf_sane.scan(tmp_path / "x.safetensors", fail_on=["alpha>1e6"]).failures
-    assert "alpha was not measured for matrices of 8 bits or less: layers.1.weight" in failure
+    assert failure.endswith("alpha was not measured for layers.1.weight: 8 bits or less")
 
 
 @pytest.mark.parametrize("wanted", ["alpha>e", "std>1-2"])

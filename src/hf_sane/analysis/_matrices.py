@@ -12,6 +12,7 @@ from hf_sane.core._layer_kinds import LayerKind, is_stack_of_matrices, possible_
 
 ConvReshaping = Literal["flatten", "slices", "pooled"]
 LOW_RANK_FACTOR = "a low-rank factor: its spectrum depends on the gauge (B M, M^-1 A), unlike that of the product B A"
+LEAST, MOST = 1e-140, 1e140  # of the largest weight of a matrix in float64
 UNCLEAR_AXES = "three axes, so it may be a convolution or a stack of matrices"
 CONV_RESHAPINGS: tuple[ConvReshaping, ...] = get_args(ConvReshaping)
 
@@ -123,6 +124,8 @@ def reason_to_skip(weight: Tensor) -> str | None:
         return "no values, only a shape (meta device)"
     if not weight.any():
         return "all weights are zero"
+    if weight.element_size() == 8 and not LEAST < float(weight.abs().max()) < MOST:
+        return f"the largest weight is beyond {LEAST:g} to {MOST:g}: its square is too small or too large for a float"
     return None
 
 

@@ -192,7 +192,8 @@ def _header(shard: Path) -> Header:
 def _usable(tensors: StateDict) -> tuple[StateDict, dict[str, str]]:
     """Tensors of plain values, and the reasons why others have none."""
     skipped = {name: reason for name, tensor in tensors.items() if (reason := why_not_plain(tensor))}
-    return {name: tensor for name, tensor in tensors.items() if name not in skipped}, skipped
+    found = {name: tensor for name, tensor in tensors.items() if name not in skipped}
+    return {name: tensor.resolve_conj().resolve_neg() for name, tensor in found.items()}, skipped
 
 
 def _opened(source: str, parts: Sequence[OtherFile], surroundings: Surroundings) -> OpenCheckpoint:

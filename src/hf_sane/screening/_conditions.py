@@ -5,11 +5,13 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from hf_sane.records._errors import did_you_mean, name_some
+from hf_sane.analysis._report import grouped_names
+from hf_sane.records._errors import did_you_mean
 from hf_sane.screening._finding import SEVERITIES, Finding
 from hf_sane.screening._findings import RULES
-from hf_sane.screening._quantisation import find_codes
-from hf_sane.screening._scan import MAX_SIDE, Scan
+from hf_sane.screening._scan import Scan
+from hf_sane.screening._scan_spectra import MIN_SIDE
+from hf_sane.screening._statistics import TensorStatistics
 
 FOUND_ELSEWHERE = ("unreadable", "damaged", "shards", "tied")  # rules that are not about values
 CONDITION = re.compile(r"\s*(?P<measure>[a-z_]+)\s*(?P<sign>[<>])\s*(?P<limit>[-+.\deE]+)\s*")
@@ -51,28 +53,35 @@ def parse_condition(wanted: str) -> Callable[[Scan], Iterable[str]]:
             for name, value in rows
             if value is not None and (value > limit if is_more else value < limit)
         ]
-        is_known = any(value is not None for _, value in rows)
-        return failures + (_not_measured(scan, wanted, is_known=is_known) if measure == "alpha" else [])
+        return failures + _not_measured(scan, wanted, measure)
 
     return beyond
 
 
-def _not_measured(scan: Scan, wanted: str, *, is_known: bool) -> list[str]:
-    """Why a condition on spectra is unknown for some matrices, as a sentence; nothing if it is known for all."""
-    known = {layer.name for layer in scan.spectra.layers} if scan.spectra is not None else set()
-    missing = [x for x in scan.tensors if len(x.shape) >= 2 and x.is_floating and x.name not in known]
-    start = f"{scan.source}: {wanted} is unknown, since alpha was not measured"
-    if partial := [x.name for x in missing if not x.is_whole]:
-        return [f"{start} for matrices that were not read in full: {name_some(partial)}; use --budget 100%"]
-    if large := [x.name for x in missing if min(x.shape[0], math.prod(x.shape[1:])) > MAX_SIDE]:
-        return [
-            f"{start} for matrices of more than {MAX_SIDE:,} rows and columns: {name_some(large)}; see hf-sane analyze"
-        ]
-    codes, _ = find_codes(scan.tensors)
-    coarse = [*codes, *(x.name for x in missing if x.dtype.startswith("float8") and x.name not in codes)]
-    if coarse:
-        return [f"{start} for matrices of 8 bits or less: {name_some(coarse)}; scan what was quantised"]
-    return [f"{start}: no matrix is large enough for it"] if scan.tensors and not is_known else []
+def _not_measured(scan: Scan, wanted: str, measure: str) -> list[str]:
+    """For which tensors a condition is unknown and why, as one sentence per reason."""
+    unknown = dict(scan.unread)
+    if measure == "alpha":
+        unknown |= scan.without_alpha
+        if scan.tensors and not unknown and not any(row.get("alpha") is not None for row in _rows(scan)):
+            start = f"{scan.source}: {wanted} is unknown, since {measure} was not measured"
+            return [f"{start}: no matrix has {MIN_SIDE} rows and columns"]
+    else:
+        unknown |= {x.name: reason for x in scan.tensors if (reason := _why_not(x, measure))}
+    return [
+        f"{scan.source}: {wanted} is unknown, since {measure} was not measured for {names}: {reason}"
+        for reason, names in grouped_names(unknown.items()).items()
+    ]
+
+
+def _why_not(tensor: TensorStatistics, measure: str) -> str:
+    """Why a measure of a tensor with values is unknown; empty if it is known, or if a constant has none."""
+    value = getattr(tensor, measure)
+    if not tensor.num_values or math.isfinite(value) or (measure == "kurtosis" and tensor.low == tensor.high):
+        return ""
+    if math.isnan(tensor.low):
+        return "no value that was read is finite"
+    return "the values are too large or too close to each other for a float"
 
 
 def _limit(wanted: str, text: str) -> float:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from hf_sane.analysis._report import SpectrumReport
-from hf_sane.analysis._spectral import SpectrumSettings, analyze_spectrum
 from hf_sane.core._types import StateDict
 from hf_sane.records._errors import InvalidFileError, shorten
 from hf_sane.records._progress import progress
@@ -24,13 +23,12 @@ from hf_sane.screening._findings import Evidence, by_severity, find_faults
 from hf_sane.screening._other_formats import INSTALL, OPENERS, Encoding
 from hf_sane.screening._pickles import scan_pickle
 from hf_sane.screening._plan import plan_reads
+from hf_sane.screening._scan_spectra import Arrivals, compute_spectra, has_spectrum, missing_alphas, missing_spectra
 from hf_sane.screening._statistics import Moments, TensorStatistics, tensor_statistics
 from hf_sane.tokenization._checkpoints import CheckpointSource
 from hf_sane.tokenization._formats import LFS_POINTER, NO_FILE, UNKNOWN, file_format
 from hf_sane.tokenization._safetensors_header import TensorEntry
 
-MAX_SIDE = 2048  # largest matrix whose spectrum is computed, since larger ones take seconds
-MAX_KEPT_BYTES = 2**28  # of matrices waiting for their spectra
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 DEFAULT_SHARE, READ_WHOLE = 0.01, 64 * 10**6
 
@@ -66,6 +64,8 @@ class Scan:
         skipped: What was not scanned, with the reason: tensors, spectra of matrices, and files next to the weights.
         embedding: Embedding by a SANE; `None` if not requested.
         metadata: Metadata of a GGUF or ONNX file.
+        unread: Tensors whose values could not be read, with the reason.
+        without_alpha: Matrices of at least 50 rows and columns whose alpha is not known, with the reason.
     """
 
     source: str
@@ -80,6 +80,8 @@ class Scan:
     skipped: dict[str, str] = field(default_factory=dict)
     embedding: SampledEmbedding | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    unread: dict[str, str] = field(default_factory=dict)
+    without_alpha: dict[str, str] = field(default_factory=dict)
 
     @property
     def num_weights(self) -> int:
@@ -151,19 +153,23 @@ def scan_checkpoint(
 
 def _scan_weights(opened: OpenCheckpoint, settings: SamplingSettings, encoder: Encoder | None) -> Scan:
     """Scan the weights of a checkpoint whose headers have been read."""
+    unread = dict(opened.skipped)
     if opened.path is not None:
         tensors = split_tensors(opened.whole)
-        statistics = [tensor_statistics(name, tensor) for name, tensor in tensors.items()]
-        num_bytes = read = sum(tensor.nbytes for tensor in tensors.values())
-        kept = {name: tensor for name, tensor in tensors.items() if _has_spectrum(tensor)}
+        statistics = _measured(tensors, unread)
+        num_bytes = read = sum(tensors[x.name].nbytes for x in statistics)
+        whole = {x.name: tensors[x.name] for x in statistics if has_spectrum(tensors[x.name])}
+        spectra = compute_spectra(whole, opened.source, seed=settings.seed) if settings.spectra else None
         embedding = None if encoder is None else embed_tensors(encoder, opened.whole, seed=settings.seed)
     else:
         num_bytes = sum(entry.stop - entry.start for entry in opened.entries.values())
         reading = _Reading(opened, settings, num_bytes, encoder)
-        statistics, kept, read = list(reading), reading.kept, reading.bytes_read
+        arrivals = Arrivals(reading.kept, iter(reading))
+        spectra = compute_spectra(arrivals, opened.source, seed=settings.seed) if settings.spectra else None
+        statistics, read = arrivals.finish(), reading.bytes_read
         embedding = None if reading.sample is None else reading.sample.embed()
     opened.forget()
-    spectra, skipped = _spectra(kept, settings, opened.source)
+    without = missing_spectra(statistics, spectra) if spectra is not None else {}
     findings = find_faults(Evidence(statistics, spectra, opened.surroundings))
     if not any(x.num_values for x in statistics):
         findings.append(_nothing(opened, statistics))
@@ -174,15 +180,28 @@ def _scan_weights(opened: OpenCheckpoint, settings: SamplingSettings, encoder: E
         source=opened.source,
         format=opened.format,
         tensors=tuple(statistics),
-        spectra=spectra,
+        spectra=spectra if spectra is not None and spectra.layers else None,
         findings=(*opened.findings, *opened.surroundings.findings, *findings),
         num_bytes=num_bytes,
         bytes_read=read,
         bytes_downloaded=opened.bytes_downloaded,
-        skipped={**opened.skipped, **skipped, **empty},
+        skipped={**unread, **{name: f"no spectrum: {reason}" for name, reason in without.items()}, **empty},
         embedding=embedding,
         metadata=dict(opened.metadata),
+        unread=unread,
+        without_alpha=missing_alphas(statistics, spectra),
     )
+
+
+def _measured(tensors: StateDict, unread: dict[str, str]) -> list[TensorStatistics]:
+    """Statistics of tensors in memory; `unread` takes those whose type PyTorch cannot compute with."""
+    found = []
+    for name, tensor in tensors.items():
+        try:
+            found.append(tensor_statistics(name, tensor))
+        except (NotImplementedError, RuntimeError, TypeError) as error:
+            unread[name] = f"values of type {str(tensor.dtype).removeprefix('torch.')}: {shorten(error)}"
+    return found
 
 
 def _nothing(opened: OpenCheckpoint, statistics: Sequence[TensorStatistics]) -> Finding:
@@ -203,9 +222,10 @@ class _Reading:
         self._encodings = {name: opened.encoding(name) for name in opened.entries}
         planned = {name: _blocks(entry, self._encodings[name]) for name, entry in opened.entries.items()}
         self._plans = plan_reads(planned, read_budget(settings.budget, num_bytes), seed=settings.seed)
-        self._spectra = settings.spectra
         self._label = opened.source
-        self.kept: StateDict = {}
+        self._spectra = settings.spectra
+        self._order = {id(file): sorted(part, key=lambda name: part[name].start) for file, part in opened.files}
+        self.kept = [name for file, _ in opened.files for name in self._order[id(file)] if self._keeps(name)]
         self.bytes_read = 0
         self.sample: TokenSample | None = None
         if encoder is not None:
@@ -216,35 +236,36 @@ class _Reading:
                 counts[whole] = counts.get(whole, 0) + plan.num_bytes * encoding.values // encoding.size
             self.sample = TokenSample(encoder, opened.outlines, counts, settings.seed)
 
-    def __iter__(self) -> Iterator[TensorStatistics]:
+    def __iter__(self) -> Iterator[tuple[TensorStatistics, Tensor | None]]:
+        """Statistics of all tensors, with the values of those that are kept."""
+        kept = set(self.kept)
         total = sum(plan.num_bytes for plan in self._plans.values())
         with progress(total=total, desc=shorten(self._label, 40), unit="B") as bar:
             for file, entries in self._opened.files:
-                names = sorted(entries, key=lambda name: entries[name].start)
+                names = self._order[id(file)]
                 parts = file.read_ranges([block for name in names for block in self._plans[name].blocks])
                 for name in names:
                     outline, plan, encoding = entries[name].outline, self._plans[name], self._encodings[name]
                     whole, first = self._opened.experts.places.get(name, (name, 0))
                     moments, values = Moments(), []
-                    is_kept = self._keeps(outline) and plan.is_whole
                     for (start, _), part in zip(plan.blocks, parts, strict=False):
                         block = encoding.decode(part)
                         moments.add(block, part)
                         if self.sample is not None:
                             place = (start - entries[name].start) * encoding.values // encoding.size
                             self.sample.add(whole, first + place, block)
-                        if is_kept:
+                        if name in kept:
                             values.append(block)
                         self.bytes_read += len(part)
                         bar.update(len(part))
-                    if is_kept:
-                        self.kept[name] = torch.cat(values).view(outline.shape)
-                    yield moments.statistics(name, outline, encoding.name)
+                    matrix = torch.cat(values).view(outline.shape) if name in kept else None
+                    values.clear()
+                    yield moments.statistics(name, outline, encoding.name), matrix
+                    del matrix
 
-    def _keeps(self, outline: Tensor) -> bool:
-        """Whether to keep a matrix for its spectrum."""
-        held = sum(tensor.nbytes for tensor in self.kept.values())
-        return self._spectra and _has_spectrum(outline) and held + outline.nbytes <= MAX_KEPT_BYTES
+    def _keeps(self, name: str) -> bool:
+        """Whether to keep a matrix until its spectrum is computed."""
+        return self._spectra and has_spectrum(self._opened.entries[name].outline) and self._plans[name].is_whole
 
 
 def _blocks(entry: TensorEntry, encoding: Encoding) -> TensorEntry:
@@ -253,29 +274,6 @@ def _blocks(entry: TensorEntry, encoding: Encoding) -> TensorEntry:
         return entry
     shape = (entry.outline.numel() // encoding.values, encoding.size)
     return replace(entry, outline=torch.empty(shape, dtype=torch.uint8, device="meta"))
-
-
-def _has_spectrum(tensor: Tensor) -> bool:
-    is_float = tensor.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    return (
-        is_float
-        and tensor.ndim >= 2
-        and tensor.numel() > 0
-        and 1 < min(tensor.shape[0], tensor[0].numel()) <= MAX_SIDE
-    )
-
-
-def _spectra(
-    tensors: StateDict, settings: SamplingSettings, source: str
-) -> tuple[SpectrumReport | None, dict[str, str]]:
-    tensors = {name: tensor for name, tensor in tensors.items() if name}
-    if not settings.spectra or not tensors:
-        return None, {}
-    try:
-        report = analyze_spectrum(tensors, SpectrumSettings(num_bootstrap=0, seed=settings.seed))
-    except ValueError as error:  # none of these has a spectrum
-        return None, {source: shorten(error)}
-    return report, {name: f"no spectrum: {reason}" for name, reason in report.skipped.items()}
 
 
 def _unreadable(checkpoint: CheckpointSource, error: InvalidFileError, *, is_named: bool) -> Scan:

@@ -110,7 +110,7 @@ class _Block:
 
 
 def _power_of_2(value: float) -> float:
-    """The power of 2 that is at most `value` and more than half of it; 0 for values of which there is none."""
+    """The largest power of 2 up to `value`; 0 for values near zero that float64 represents with fewer digits."""
     return math.ldexp(1.0, math.frexp(value)[1] - 1) if value >= MIN_NORMAL_DOUBLE else 0.0
 
 

@@ -68,8 +68,8 @@ class ScanSettings(SamplingSettings, CheckpointSettings, SaneSettings, WorkerSet
     )
     fail_on: list[str] = setting(
         "Findings that set the exit code to 1: names of rules (nan), severities (error, warning, note), or "
-        "conditions on a tensor, such as 'alpha>8' or 'std>1', which are also met if the value was not measured "
-        "for any tensor; 'never' for none.",
+        "conditions on a tensor, such as 'alpha>8' or 'std>1', which are also met if the value was not measured; "
+        "'never' for none.",
         factory=lambda: ["error"],
         choices=lambda: (*SEVERITIES, "never", *RULES, *FOUND_ELSEWHERE),
     )
