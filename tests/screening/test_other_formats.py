@@ -115,6 +115,74 @@ def test_the_initialisers_of_an_onnx_file_are_its_tensors(external, tmp_path):
     assert [(x.rule, x.tensors) for x in scan.findings] == [("nan", ("broken",))]
 
 
+def graph_of(nodes, weights=(), name="g", inputs=("x",)):
+    values = [helper.make_tensor_value_info(x, TensorProto.FLOAT, [1]) for x in inputs]
+    return helper.make_graph(
+        nodes, name, values, [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])], list(weights)
+    )
+
+
+def test_constants_and_subgraphs_of_an_onnx_file_are_read_too(tmp_path, local_hub):
+    """Weights in nodes, in branches that use the same names, in loops inside these, and in functions."""
+    values = {name: heavy(60, 50, seed=seed) for seed, name in enumerate(["top", "then", "loop", "inner", "function"])}
+    tensor = {name: numpy_helper.from_array(array, "w") for name, array in values.items()}
+    broken = numpy_helper.from_array(np.full((3, 400), np.nan, np.float32), "w")
+    constants = {
+        "shape": numpy_helper.from_array(np.arange(4), "s"),
+        "number": numpy_helper.from_array(np.float32(np.inf), "n"),
+        "codes": numpy_helper.from_array(np.ones((2, 3), np.int8), "c"),
+        "short": numpy_helper.from_array(np.arange(3, dtype=np.float32), "f"),
+    }
+    body = graph_of([helper.make_node("Constant", [], ["y"], value=tensor["inner"])], [tensor["loop"]], inputs=())
+    nodes = [
+        helper.make_node("Constant", [], ["top"], value=tensor["top"]),
+        *(helper.make_node("Constant", [], [name], value=value) for name, value in constants.items()),
+        helper.make_node("Constant", [], ["list"], value_floats=[1.0, 2.0, 3.0]),
+        helper.make_node("Constant", [], ["one"], value_float=1.0),
+        helper.make_node(
+            "If",
+            ["x"],
+            ["y"],
+            name="if",
+            then_branch=graph_of([], [tensor["then"]], inputs=()),
+            else_branch=graph_of([helper.make_node("Loop", ["x"], ["z"], body=body)], [broken, broken], inputs=()),
+        ),
+    ]
+    function = helper.make_function(
+        "own", "f", [], ["y"], [helper.make_node("Constant", [], ["y"], value=tensor["function"])], []
+    )
+    model = helper.make_model(graph_of(nodes), functions=[function])
+    sparse = helper.make_sparse_tensor(
+        helper.make_tensor("thin", TensorProto.FLOAT, [1], [1.0]),
+        helper.make_tensor("i", TensorProto.INT64, [1], [3]),
+        [9],
+    )
+    model.graph.sparse_initializer.append(sparse)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    for source in (tmp_path / "model.onnx", publish(local_hub, tmp_path)):
+        (scan,) = hf_sane.scan(source).scans
+        found = {x.name: x for x in scan.tensors}
+        expected = {
+            "top": "top",
+            "if.then_branch.w": "then",
+            "if.else_branch.z.body.w": "loop",
+            "if.else_branch.z.body.y": "inner",
+            "f.y": "function",
+        }
+        assert found.keys() == {*expected, "codes", "short", "if.else_branch.w", "if.else_branch.w#2"}
+        for name, array in expected.items():
+            assert found[name].row() == tensor_statistics(name, torch.from_numpy(values[array])).row()
+        assert [x.tensors for x in scan.findings if x.rule == "nan"] == [("if.else_branch.w", "if.else_branch.w#2")]
+        assert scan.skipped["list"] == "a list of 3 numbers in a node"
+        assert scan.skipped["thin"] == "sparse values are not supported"
+    inside = graph_of([])
+    for _ in range(30):
+        inside = graph_of([helper.make_node("Loop", ["x"], ["y"], body=inside)])
+    (tmp_path / "deep.onnx").write_bytes(helper.make_model(inside).SerializeToString())
+    (deep,) = hf_sane.scan(tmp_path / "deep.onnx").scans
+    assert [(x.rule, x.severity) for x in deep.findings] == [("unreadable", "error")]
+
+
 def publish(hub, folder, name="org/other"):
     """Put the files of a folder on the Hub."""
     hub.storage.add_files("models", name, {path.name: path.read_bytes() for path in folder.iterdir()})

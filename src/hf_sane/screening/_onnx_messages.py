@@ -4,7 +4,7 @@ An ONNX file is one message of Protocol Buffers, whose parser needs the complete
 (https://protobuf.dev/programming-guides/encoding) gives the length of every field, so large values can be skipped.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from hf_sane.tokenization._byte_ranges import RandomAccessFile, Range
@@ -13,6 +13,9 @@ AHEAD = 2**16  # bytes to read at a time
 SMALL = 2**10  # values of up to this many bytes stay with their tensor
 LARGEST_RECORD = 2**16  # of a field of the model, other than its graph, that is parsed
 MAX_VARINT = 10  # bytes
+MAX_DEPTH = 20  # of graphs inside each other
+FLOAT_BYTES = 4
+SPARSE = "sparse values are not supported"
 
 
 class Field(NamedTuple):
@@ -80,7 +83,25 @@ class Reader:
         raise ValueError(f"no number at byte {place:,}")
 
 
-def split_onnx(file: RandomAccessFile, onnx: Any) -> tuple[Any, list[tuple[Any, Range | None]]]:
+class Weights(NamedTuple):
+    """A tensor in an ONNX file.
+
+    Attributes:
+        name: Its name; in subgraphs and nodes, after the names of these.
+        tensor: Its message, without values that were left out; `None` if it is not supported.
+        values: Range of the values that were left out, if any.
+        in_node: Whether it is an attribute of a node, which may also hold other things than weights.
+        reason: Why it is not supported.
+    """
+
+    name: str
+    tensor: Any
+    values: Range | None = None
+    in_node: bool = False
+    reason: str = ""
+
+
+def split_onnx(file: RandomAccessFile, onnx: Any) -> tuple[Any, list[Weights]]:
     """Parse an ONNX file without its nodes and large values.
 
     Args:
@@ -88,20 +109,106 @@ def split_onnx(file: RandomAccessFile, onnx: Any) -> tuple[Any, list[tuple[Any, 
         onnx: The package.
 
     Returns:
-        The model without its graph; and each initialiser, with the range of its values if they were left out.
+        The model without its graph; and all initialisers and tensors of nodes, also those in subgraphs and functions.
 
     Raises:
         ValueError, DecodeError: If the file is damaged.
     """
-    reader, model, tensors = Reader(file), bytearray(), []
+    reader, model, found = Reader(file), bytearray(), list[Weights]()
+    walk = _Walk(reader, onnx)
     for part in reader.fields(0, reader.size):
         if part.number == onnx.ModelProto.GRAPH_FIELD_NUMBER:
-            for inside in reader.fields(part.place, part.stop):
-                if inside.number == onnx.GraphProto.INITIALIZER_FIELD_NUMBER:
-                    tensors.append(_tensor(reader, inside, onnx))
+            found += walk.graph(part, "")
+        elif part.number == onnx.ModelProto.TRAINING_INFO_FIELD_NUMBER:
+            for graph in reader.fields(part.place, part.stop):
+                is_graph = graph.number in (
+                    walk.training.INITIALIZATION_FIELD_NUMBER,
+                    walk.training.ALGORITHM_FIELD_NUMBER,
+                )
+                found += walk.graph(graph, "training.") if is_graph else ()
+        elif part.number == onnx.ModelProto.FUNCTIONS_FIELD_NUMBER:
+            found += walk.function(part)
         elif part.stop - part.start <= LARGEST_RECORD:
             model += reader.read(part.start, part.stop)
-    return onnx.ModelProto.FromString(bytes(model)), tensors
+    return onnx.ModelProto.FromString(bytes(model)), found
+
+
+class _Walk:
+    """Finds the tensors of graphs, nodes and subgraphs."""
+
+    def __init__(self, reader: Reader, onnx: Any) -> None:
+        self._reader, self._onnx = reader, onnx
+        self.training = onnx.TrainingInfoProto
+        self._depth = 0
+
+    def graph(self, field: Field, prefix: str) -> Iterator[Weights]:
+        """Tensors of a graph, whose names start with `prefix`."""
+        kinds = self._onnx.GraphProto
+        if self._depth == MAX_DEPTH:
+            raise ValueError(f"more than {MAX_DEPTH} graphs inside each other")
+        self._depth += 1
+        for part in self._reader.fields(field.place, field.stop):
+            if part.number == kinds.INITIALIZER_FIELD_NUMBER:
+                tensor, values = _tensor(self._reader, part, self._onnx)
+                yield Weights(prefix + tensor.name, tensor, values)
+            elif part.number == kinds.SPARSE_INITIALIZER_FIELD_NUMBER:
+                yield from self._sparse(part, prefix)
+            elif part.number == kinds.NODE_FIELD_NUMBER:
+                yield from self.node(part, prefix)
+        self._depth -= 1
+
+    def function(self, field: Field) -> Iterator[Weights]:
+        """Tensors of a function."""
+        kinds, parts = self._onnx.FunctionProto, list(self._reader.fields(field.place, field.stop))
+        prefix = self._text(parts, kinds.NAME_FIELD_NUMBER) + "."
+        for part in parts:
+            if part.number == kinds.NODE_FIELD_NUMBER:
+                yield from self.node(part, prefix)
+            elif part.number == kinds.ATTRIBUTE_PROTO_FIELD_NUMBER:
+                yield from self._attribute(part, prefix, is_constant=False)
+
+    def node(self, field: Field, prefix: str) -> Iterator[Weights]:
+        """Tensors of a node and its subgraphs."""
+        kinds, parts = self._onnx.NodeProto, list(self._reader.fields(field.place, field.stop))
+        attributes = [part for part in parts if part.number == kinds.ATTRIBUTE_FIELD_NUMBER]
+        if not attributes:
+            return
+        kind, output, name = (
+            self._text(parts, number)
+            for number in (kinds.OP_TYPE_FIELD_NUMBER, kinds.OUTPUT_FIELD_NUMBER, kinds.NAME_FIELD_NUMBER)
+        )
+        is_constant = kind == "Constant"
+        label = prefix + ((output or name) if is_constant else (name or output or kind))
+        for part in attributes:
+            yield from self._attribute(part, label if is_constant else f"{label}.", is_constant=is_constant)
+
+    def _attribute(self, field: Field, label: str, *, is_constant: bool) -> Iterator[Weights]:
+        kinds, parts = self._onnx.AttributeProto, list(self._reader.fields(field.place, field.stop))
+        name = label if is_constant else label + self._text(parts, kinds.NAME_FIELD_NUMBER)
+        for part in parts:
+            match part.number:
+                case kinds.T_FIELD_NUMBER | kinds.TENSORS_FIELD_NUMBER:
+                    tensor, values = _tensor(self._reader, part, self._onnx)
+                    yield Weights(name, tensor, values, in_node=True)
+                case kinds.G_FIELD_NUMBER | kinds.GRAPHS_FIELD_NUMBER:
+                    yield from self.graph(part, f"{name}.")
+                case kinds.SPARSE_TENSOR_FIELD_NUMBER | kinds.SPARSE_TENSORS_FIELD_NUMBER:
+                    yield Weights(name, None, reason=SPARSE)
+        numbers = [part.stop - part.place for part in parts if part.number == kinds.FLOATS_FIELD_NUMBER]
+        if is_constant and sum(numbers) > FLOAT_BYTES:
+            yield Weights(name, None, reason=f"a list of {sum(numbers) // FLOAT_BYTES:,} numbers in a node")
+
+    def _sparse(self, field: Field, prefix: str) -> Iterator[Weights]:
+        kinds = self._onnx.SparseTensorProto
+        for part in self._reader.fields(field.place, field.stop):
+            if part.number == kinds.VALUES_FIELD_NUMBER:
+                tensor, _ = _tensor(self._reader, part, self._onnx)
+                yield Weights(prefix + tensor.name, None, reason=SPARSE)
+
+    def _text(self, parts: Iterable[Field], number: int) -> str:
+        """The first text in a field of this number, or nothing."""
+        found = (self._reader.read(part.place, part.stop) for part in parts if part.number == number)
+        return next(found, b"").decode()
 
 
 def _tensor(reader: Reader, field: Field, onnx: Any) -> tuple[Any, Range | None]:

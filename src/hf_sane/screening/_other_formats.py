@@ -1,9 +1,10 @@
 """Read GGUF and ONNX files with their own packages, which are optional."""
 
+import math
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
@@ -15,7 +16,7 @@ import torch
 
 from hf_sane.records._errors import MALFORMED, InvalidFileError, name_some, reading
 from hf_sane.screening._gguf_header import check_gguf_header, gguf_damage
-from hf_sane.screening._onnx_messages import split_onnx
+from hf_sane.screening._onnx_messages import Weights, split_onnx
 from hf_sane.screening._statistics import decode
 from hf_sane.tokenization._byte_ranges import HubFile, LocalFile, MemoryFile, RandomAccessFile
 from hf_sane.tokenization._checkpoints import AGAIN
@@ -52,6 +53,7 @@ ONNX_DTYPES = {
     "UINT64": torch.uint64,
     "BOOL": torch.bool,
 }
+INTEGERS = ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64", "BOOL", "STRING")
 PART = re.compile(r"-\d{5}-of-\d{5}$")  # of a GGUF file that was split
 MAX_TEXT = 200  # characters of a metadata value
 HEADER_STEP, MAX_HEADER_BYTES = 2**20, 2**28  # first and largest part of a GGUF file that is searched for its header
@@ -173,7 +175,9 @@ def _fetch_gguf(file: HubFile, path: Path, gguf: Any) -> Any:
 
 
 def open_onnx(file: LocalFile | HubFile, beside: Beside) -> OtherFile:
-    """Read the positions of the initialisers of an ONNX file, including those in external files.
+    """Read the positions of the weights of an ONNX file: initialisers and constants, also in subgraphs.
+
+    Their values may be in external files.
 
     Messages of Protocol Buffers can only be parsed as a whole, so the values of large tensors are left out before
     `onnx` parses the rest.
@@ -192,11 +196,17 @@ def open_onnx(file: LocalFile | HubFile, beside: Beside) -> OtherFile:
     others: dict[str, LocalFile | HubFile] = {}
     skipped: dict[str, str] = {}
     with reading(str(file), expected="a whole ONNX file", remedy=AGAIN, also=(DecodeError,), got=DAMAGED):
-        model, tensors = split_onnx(file, onnx)
-        for tensor, values in tensors:
+        model, weights = split_onnx(file, onnx)
+        for name, found in _unique(weights):
+            if found.reason:
+                skipped[name] = found.reason
+                continue
+            tensor, values = found.tensor, found.values
             shape, kind = tuple(tensor.dims), onnx.TensorProto.DataType.Name(tensor.data_type)
+            if found.in_node and not _may_be_weights(shape, kind):
+                continue
             if kind not in ONNX_DTYPES:
-                skipped[tensor.name] = _unsupported(shape, kind)
+                skipped[name] = _unsupported(shape, kind)
                 continue
             outline = torch.empty(shape, dtype=ONNX_DTYPES[kind], device="meta")
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
@@ -205,16 +215,16 @@ def open_onnx(file: LocalFile | HubFile, beside: Beside) -> OtherFile:
                 others[place] = others.get(place) or beside(place)
                 _check_end(others[place], start + outline.nbytes)
                 entry = TensorEntry(outline, start, start + int(facts.get("length", outline.nbytes)))
-                external.setdefault(place, {})[tensor.name] = entry
+                external.setdefault(place, {})[name] = entry
             elif values is not None:
-                entry = entries[tensor.name] = TensorEntry(outline, *values)
+                entry = entries[name] = TensorEntry(outline, *values)
             else:
                 content = _bytes_of(onnx.numpy_helper.to_array(tensor))
-                entry = held[tensor.name] = TensorEntry(outline, len(small), len(small) + len(content))
+                entry = held[name] = TensorEntry(outline, len(small), len(small) + len(content))
                 small += content
             if entry.stop - entry.start != outline.nbytes:
                 expected, got = f"{outline.nbytes:,} bytes for {list(shape)}", f"{entry.stop - entry.start:,}"
-                raise InvalidFileError(str(file), field=tensor.name, expected=expected, got=got, remedy=AGAIN)
+                raise InvalidFileError(str(file), field=name, expected=expected, got=got, remedy=AGAIN)
     metadata = {"producer": f"{model.producer_name} {model.producer_version}".strip()}
     metadata |= {x.key: _short(x.value) for x in model.metadata_props}
     parts = ((others[place], found) for place, found in external.items())
@@ -224,6 +234,20 @@ def open_onnx(file: LocalFile | HubFile, beside: Beside) -> OtherFile:
         metadata=metadata,
         skipped=skipped,
     )
+
+
+def _unique(weights: Iterable[Weights]) -> Iterator[tuple[str, Weights]]:
+    """Tensors of an ONNX file under names that differ, although branches may use the same ones."""
+    seen: Counter[str] = Counter()
+    for found in weights:
+        seen[found.name] += 1
+        count = seen[found.name]
+        yield (found.name if count == 1 else f"{found.name}#{count}"), found
+
+
+def _may_be_weights(shape: tuple[int, ...], kind: str) -> bool:
+    """Whether a tensor in a node may be weights: not a single number, and not a shape or list of axes."""
+    return math.prod(shape) > 1 and (len(shape) > 1 or kind not in INTEGERS)
 
 
 def _bytes_of(array: np.ndarray) -> bytes:
