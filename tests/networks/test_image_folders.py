@@ -313,9 +313,27 @@ def test_datasets_with_several_labels_or_without_some_are_refused():
         ValueError, match="train: expected one class per example in 'label', got List.*multiple labels per"
     ):
         load_images(several)
-    missing = datasets.Dataset.from_dict({"image": images, "label": ["a", None] * 10})
-    with pytest.raises(ValueError, match="train: 10 examples have no label; remove them with filter"):
+    missing = datasets.Dataset.from_dict({"image": images, "label": ["", None] * 10})
+    with pytest.raises(ValueError, match="expected examples with image and label, got 20 that lack one of them; fill"):
         load_images(missing)
+
+
+def test_examples_without_an_image_or_label_are_left_out(caplog):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("float32")})
+    images = [None if value == 3 else Image.new("L", (4, 4), value) for value in range(24)]
+    labels = [(None, float("nan"))[value % 2] if value > 21 else float(value % 2) for value in range(24)]
+    rows = datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
+    data = load_images(rows)
+    pixels = torch.cat([data.split(split)[0] for split in SPLITS])[:, 0, 0, 0] * data.std[0] + data.mean[0]
+    assert sorted(pixels.round().int().tolist()) == [value for value in range(22) if value != 3]
+    assert (pixels.round().long() % 2 == torch.cat([data.split(split)[1] for split in SPLITS])).all()
+    assert caplog.messages == [
+        "train: 1 example is left out (no image)",
+        "train: 2 examples are left out (no label)",
+    ]
+    caplog.clear()
+    load_images(rows.select([0, 1, 2, *range(4, 22)]))  # of which the table still holds the others
+    assert not caplog.messages
 
 
 def test_images_of_a_dataset_are_resized_like_files():

@@ -28,6 +28,7 @@ from hf_sane.networks._stacked import StackedNetworks, cross_entropy
 from hf_sane.networks._tasks import Classification
 from hf_sane.networks._texts import TextData, load_texts
 from hf_sane.networks._training import train_stacked
+from hf_sane.records._errors import InvalidFileError
 from hf_sane.sampling._export import Provenance
 from hf_sane.zoo._dataset import Zoo
 
@@ -310,7 +311,17 @@ def test_the_end_of_text_fills_up_where_no_token_is_for_padding(tokenizer, caplo
     ("columns", "error", "message"),
     [
         ({"text": ["a", "b"] * 9, "other": [0, 1] * 9}, KeyError, r"expected a text column .*--label-column"),
-        ({"text": ["a", None] * 9, "label": [0, 1] * 9}, ValueError, "train: 9 examples have no text"),
+        (
+            {"text": ["a", None] * 9, "label": [0, 1] * 9},
+            ValueError,
+            "at least two classes, got only '0'; add another",
+        ),
+        ({"text": ["a", "b"] * 9, "label": ["x"] * 18}, ValueError, "at least two classes, got only 'x'; add another"),
+        (
+            {"text": [" ", ""] * 9, "label": [0, 1] * 9},
+            ValueError,
+            "expected examples with text and label, got 18 that",
+        ),
         ({"text": ["a"] * 9, "label": [0.5] * 9}, ValueError, "one integer class index per example, got float"),
         ({"text": ["a"], "label": [0]}, ValueError, "1 examples are too few to split off a test split"),
     ],
@@ -318,6 +329,56 @@ def test_the_end_of_text_fills_up_where_no_token_is_for_padding(tokenizer, caplo
 def test_texts_that_cannot_be_used_are_refused(columns, error, message, tokenizer):
     with pytest.raises(error, match=message):
         load_texts(datasets.Dataset.from_dict(columns), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("content", "got"),
+    [
+        (b"", "an empty file"),
+        (b"\n \r\n", "an empty file"),
+        (b"text,label\r\n", "only a header"),
+        (bytes(range(256)), "binary data or UTF-16"),
+        ("text,label\na,b\n".encode("utf-16"), "binary data or UTF-16"),
+        ("text,label\na,b\ngr\u00f6\u00dfer,c".encode("latin-1"), "another encoding than UTF-8 in row 3"),
+    ],
+    ids=["empty", "blank", "header", "binary", "UTF-16", "latin-1"],
+)
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_tables_that_cannot_be_read_say_why(content, got, is_folder, tokenizer, tmp_path):
+    (tmp_path / "train.csv").write_bytes(content)
+    with pytest.raises(
+        InvalidFileError, match=f"train.csv: expected a dataset of texts and labels, got {got}; save it"
+    ):
+        load_texts(tmp_path if is_folder else tmp_path / "train.csv", tokenizer)
+
+
+def test_the_cause_of_a_fault_in_a_table_is_named(tokenizer, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "label": 1}\n{"text": ')
+    with pytest.raises(InvalidFileError) as error:
+        load_texts(tmp_path / "a.jsonl", tokenizer)
+    assert "occurred while generating" not in str(error.value)
+    assert "JSON" in error.value.got
+
+
+def test_examples_without_a_text_or_label_are_left_out(tokenizer, tmp_path, caplog):
+    whole = [("fine", 1), ("dull", 0)] * 20
+    rows = [*whole[:7], ("", 1), (" ", 0), ("great", ""), *whole[7:], ("poor", "")]
+    for name, kept in (("whole", whole), ("rows", rows)):
+        text = "".join(f"{text},{label}\n" for text, label in kept)
+        (tmp_path / f"{name}.csv").write_text(f"text,label\n{text}")
+    expected = load_texts(tmp_path / "whole.csv", tokenizer)
+    found = load_texts(tmp_path / "rows.csv", tokenizer)
+    for split in ("train", "validation", "test"):
+        assert all(torch.equal(*pair) for pair in zip(found.split(split), expected.split(split), strict=True))
+    assert caplog.messages == [
+        "train: 2 examples are left out (no text)",
+        "train: 2 examples are left out (no label)",
+    ]
+    named = datasets.DatasetDict(
+        train=datasets.Dataset.from_dict({"text": ["a", "b"] * 20, "label": ["x", "y"] * 20}),
+        test=datasets.Dataset.from_dict({"text": ["a", "b"], "label": [None, ""]}),
+    )
+    assert len(load_texts(named, tokenizer).split("test")[1]) == 6  # as if there was no such split
 
 
 def test_classes_keep_their_numbers_in_splits_that_lack_some(tokenizer):

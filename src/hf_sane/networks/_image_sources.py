@@ -69,6 +69,15 @@ def check_labels(name: str, labels: np.ndarray) -> np.ndarray:
     return labels
 
 
+def check_classes(name: str, part: Part) -> None:
+    """Refuse a single class, which any network predicts; the `ValueError` names it."""
+    if len(found := np.unique(part.labels)) == 1:
+        only = part.class_names[found[0]] if part.class_names else found[0]
+        raise ValueError(
+            f"{name}: expected examples of at least two classes, got only {str(only)!r}; add another class"
+        )
+
+
 def named_labels(split: str, texts: Sequence[str], names: Sequence[str]) -> np.ndarray:
     """Class indices `[n]` of labels that are `names`; the `ValueError` lists labels that are not."""
     numbers = {name: number for number, name in enumerate(names)}

@@ -14,7 +14,7 @@ from torch import Tensor
 from hf_sane.architectures.image_processing_zoo import fit_square, standardize
 from hf_sane.networks._image_arrays import npz_parts
 from hf_sane.networks._image_folders import folder_parts
-from hf_sane.networks._image_sources import SPLITS, WHITE, Part, digits_parts, numbered_from_zero
+from hf_sane.networks._image_sources import SPLITS, WHITE, Part, check_classes, digits_parts, numbered_from_zero
 from hf_sane.networks._labelled_datasets import dataset_name, dataset_parts, hub_parts, is_dataset, open_dataset
 from hf_sane.records._errors import name_some
 from hf_sane.records._sources import HubRepo, find_source, parse_source
@@ -253,19 +253,17 @@ def load_images(
     return data if image_channels is None else data.with_channels(image_channels)
 
 
-def _named_parts(
-    source: str | Path, image_size: int | None, image_channels: int | None
-) -> tuple[dict[str, Part], str]:
+def _named_parts(source: str | Path, size: int | None, channels: int | None) -> tuple[dict[str, Part], str]:
     """Images from a folder, a file or a dataset on the Hub, and their name."""
     place = parse_source(source)
     if isinstance(place, HubRepo):
         find_source(source, repo_type="dataset")  # raises an error if neither a path nor a repository exists
-        return hub_parts(place, image_size), place.repo_id.rpartition("/")[2]
+        return hub_parts(place, size), place.repo_id.rpartition("/")[2]
     if is_dataset(place):
-        loaded = open_dataset(place, "a dataset of images and labels", "see load_images()")
-        return dataset_parts(loaded, image_size), dataset_name(place)
+        loaded = open_dataset(place, "a dataset of images and labels")
+        return dataset_parts(loaded, size), dataset_name(place)
     if place.is_dir():
-        return folder_parts(place, image_size, image_channels), place.resolve().name
+        return folder_parts(place, size, channels), place.resolve().name
     return npz_parts(place), place.stem
 
 
@@ -295,6 +293,7 @@ def _assemble(
 ) -> ImageData:
     parts = numbered_from_zero(name, parts)
     chosen = choose_splits(name, parts, sizes, seed)
+    check_classes(name, parts["train"])
     names = parts["train"].class_names
     fetched, labels = {}, {}
     for split in SPLITS:

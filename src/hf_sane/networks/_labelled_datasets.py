@@ -1,11 +1,15 @@
 """Read images, or only labels, from `datasets` objects in memory, on disk or on the Hub."""
 
+import codecs
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from hf_sane.architectures.image_processing_zoo import read_pixels
 from hf_sane.networks._image_sources import (
@@ -19,13 +23,16 @@ from hf_sane.networks._image_sources import (
     check_labels,
     named_labels,
 )
-from hf_sane.records._errors import reading
+from hf_sane.records._errors import InvalidFileError, reading
 from hf_sane.records._patience import patiently
 from hf_sane.records._separators import find_separator
 from hf_sane.records._sources import HubRepo
 
+logger = logging.getLogger(__name__)
+
 IMAGE_COLUMNS = ("image", "img", "pixel_values")
 BUILDERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+TABLE_REMEDY = "save it again as CSV (UTF-8), JSON lines or parquet"
 SAVED = ("state.json", "dataset_dict.json")  # of `save_to_disk`
 
 
@@ -41,21 +48,58 @@ def dataset_name(place: Path) -> str:
     return place.resolve().name if place.is_dir() else place.stem
 
 
-def open_dataset(place: Path, expected: str, remedy: str) -> datasets.Dataset | datasets.DatasetDict:
+def open_dataset(place: Path, expected: str) -> datasets.Dataset | datasets.DatasetDict:
     """Open a `datasets` object from a folder of `save_to_disk`, a folder of files, or a table file.
 
     Raises:
         InvalidFileError: If it is something else or damaged.
     """
-    with reading(place, expected=expected, remedy=remedy, also=(datasets.exceptions.DatasetsError,)):
+    with reading(place, expected=expected, remedy=TABLE_REMEDY, also=(datasets.exceptions.DatasetsError,)):
         if any((place / file).is_file() for file in SAVED):
             return datasets.load_from_disk(str(place))
         if place.is_dir():
-            return patiently(datasets.load_dataset, str(place), **_csv_options(*place.rglob("*.[ct]sv")))
+            tables = sorted(place.rglob("*.[ct]sv"))
+            try:
+                return patiently(datasets.load_dataset, str(place), **_csv_options(*tables))
+            except (datasets.exceptions.DatasetsError, ValueError) as error:
+                for table in tables:  # which is the cause
+                    _check_table(table, expected)
+                raise ValueError(str(error.__cause__ or error)) from error
         if place.suffix not in BUILDERS:
             raise ValueError(f"a file that ends with {place.suffix or 'nothing'}, not {', '.join(BUILDERS)}")
+        if BUILDERS[place.suffix] != "parquet":
+            _check_table(place, expected)
         options = _csv_options(place) if BUILDERS[place.suffix] == "csv" else {}
-        return patiently(datasets.load_dataset, BUILDERS[place.suffix], data_files=str(place), **options)
+        try:
+            return patiently(datasets.load_dataset, BUILDERS[place.suffix], data_files=str(place), **options)
+        except datasets.exceptions.DatasetGenerationError as error:
+            raise ValueError(str(error.__cause__ or error)) from error
+
+
+def _check_table(file: Path, expected: str) -> None:
+    """Check that a file is UTF-8 with rows, since errors of `datasets` do not say so.
+
+    Raises:
+        InvalidFileError: If it is empty, has only a header, is binary or has another encoding.
+    """
+    decoder, got, num_lines = codecs.getincrementaldecoder("utf-8")(), None, 0
+    with file.open("rb") as lines:
+        for line in lines:
+            num_lines += sum(1 for part in line.splitlines() if part.strip())
+            if b"\0" in line:
+                got = "binary data or UTF-16"
+                break
+            try:
+                decoder.decode(line)
+            except UnicodeDecodeError:
+                got = f"another encoding than UTF-8 in row {num_lines}"
+                break
+    if got is None and not num_lines:
+        got = "an empty file"
+    if got is None and num_lines == 1 and BUILDERS[file.suffix] == "csv":
+        got = "only a header"
+    if got is not None:
+        raise InvalidFileError(file, expected=expected, got=got, remedy=TABLE_REMEDY)
 
 
 def _csv_options(*files: Path) -> dict[str, Any]:
@@ -81,15 +125,54 @@ def dataset_parts(source: datasets.Dataset | datasets.DatasetDict, image_size: i
     Raises:
         KeyError: If there is no training split, or a column is missing.
     """
-    splits = labelled_splits(source)
+    splits = {split: _complete_images(split, part) for split, part in labelled_splits(source).items()}
     names = label_names(splits["train"])
     return {split: _dataset_part(split, part, names, image_size) for split, part in splits.items()}
+
+
+def _complete_images(split: str, dataset: datasets.Dataset) -> datasets.Dataset:
+    columns = [column for column in (_image_column(dataset), label_column(dataset)) if column is not None]
+    return complete_examples(split, dataset, columns)
+
+
+def complete_examples(split: str, dataset: datasets.Dataset, columns: Sequence[str]) -> datasets.Dataset:
+    """The examples that have a value in every column; others are left out, which is logged.
+
+    Raises:
+        ValueError: If no example is left.
+    """
+    kept = np.ones(len(dataset), dtype=bool)
+    for column in columns:
+        present = _present(dataset, column)
+        if missing := int((kept & ~present).sum()):
+            are = "1 example is" if missing == 1 else f"{missing} examples are"
+            logger.warning("%s: %s left out (no %s)", split, are, column)
+        kept &= present
+    if len(kept) and not kept.any():
+        raise ValueError(
+            f"{split}: expected examples with {' and '.join(columns)}, got {len(kept)} that lack one of them; fill in "
+            "what is missing"
+        )
+    return dataset if kept.all() else dataset.select(np.flatnonzero(kept))
+
+
+def _present(dataset: datasets.Dataset, column: str) -> np.ndarray:
+    """Whether each example has a value `[n]`, which is neither null nor NaN nor blank."""
+    is_text = _is_text(dataset.features[column])
+    is_real = str(getattr(dataset.features[column], "dtype", "")).startswith("float")
+    if not (is_text or is_real) and not dataset.data.column(column).null_count:
+        return np.ones(len(dataset), dtype=bool)  # without reading images
+    values = dataset.with_format("arrow")[column][:]
+    present = pc.is_valid(values) if not is_real else pc.invert(pc.is_null(values, nan_is_null=True))
+    if is_text and not pa.types.is_boolean(values.type):
+        present = pc.and_kleene(present, pc.not_equal(pc.utf8_trim_whitespace(values), ""))
+    return np.asarray(present)
 
 
 def labelled_splits(source: datasets.Dataset | datasets.DatasetDict) -> dict[str, datasets.Dataset]:
     """The splits of a `datasets` object under this library's names, with the training split first.
 
-    Splits with only the label -1, such as the test splits of competitions, are left out.
+    Splits without labels, or with only the label -1, such as the test splits of competitions, are left out.
 
     Raises:
         KeyError: If there is no training split.
@@ -108,6 +191,8 @@ def labelled_splits(source: datasets.Dataset | datasets.DatasetDict) -> dict[str
 
 def _is_unlabelled(dataset: datasets.Dataset) -> bool:
     column = label_column(dataset)
+    if column is not None and len(dataset) and not _present(dataset, column).any():
+        return True
     feature = None if column is None else dataset.features[column]
     is_index = isinstance(feature, datasets.ClassLabel) or getattr(feature, "dtype", "").startswith("int")
     if column is None or not is_index or not len(dataset):
@@ -122,9 +207,7 @@ def label_column(dataset: datasets.Dataset) -> str | None:
 
 
 def _dataset_part(split: str, dataset: datasets.Dataset, names: tuple[str, ...], image_size: int | None) -> Part:
-    features, labels_from = dataset.features, label_column(dataset)
-    typed = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    image_column = find_column(dataset, IMAGE_COLUMNS, typed)
+    features, labels_from, image_column = dataset.features, label_column(dataset), _image_column(dataset)
     if image_column is None or labels_from is None:
         raise KeyError(
             f"expected an image column ({', '.join(IMAGE_COLUMNS)}) and a label column "
@@ -145,6 +228,11 @@ def _dataset_part(split: str, dataset: datasets.Dataset, names: tuple[str, ...],
     return Part(labels, fetch, names, white=WHITE if is_file else None)
 
 
+def _image_column(dataset: datasets.Dataset) -> str | None:
+    typed = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+    return find_column(dataset, IMAGE_COLUMNS, typed)
+
+
 def label_names(dataset: datasets.Dataset, column: str | None = None) -> tuple[str, ...]:
     """Class names of a training split, if known; other splits may lack some classes."""
     column = column or label_column(dataset)
@@ -153,7 +241,8 @@ def label_names(dataset: datasets.Dataset, column: str | None = None) -> tuple[s
         return tuple(feature.names)
     if not _is_text(feature):
         return ()
-    return tuple(sorted({str(value) for value in dataset.unique(column) if value is not None}))
+    values = dataset.with_format("arrow")[column][:]
+    return tuple(sorted({str(value) for value in pc.unique(values).to_pylist() if value is not None}))
 
 
 def _is_text(feature: Any) -> bool:
@@ -165,10 +254,11 @@ def dataset_labels(split: str, dataset: datasets.Dataset, column: str, names: tu
     feature = dataset.features[column]
     if not _is_text(feature) and not isinstance(feature, datasets.ClassLabel | datasets.Value):
         raise ValueError(f"{split}: expected one class per example in {column!r}, got {feature}; {UNSUPPORTED}")
-    if missing := dataset.data.column(column).null_count:
-        raise ValueError(f"{split}: {missing} examples have no {column}; remove them with filter()")
     if not _is_text(feature):
-        return check_labels(split, np.asarray(dataset.with_format("numpy")[column][:]))
+        labels = np.asarray(dataset.with_format("numpy")[column][:])
+        if labels.dtype.kind == "f" and (labels == labels.round()).all():
+            labels = labels.astype(np.int64)  # tables with empty cells are read as real numbers
+        return check_labels(split, labels)
     return named_labels(split, list(map(str, dataset[column])), names)
 
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from hf_sane.networks._image_sources import LABEL_COLUMNS, SPLITS, Part, numbered_from_zero
+from hf_sane.networks._image_sources import LABEL_COLUMNS, SPLITS, Part, check_classes, numbered_from_zero
 from hf_sane.networks._images import choose_splits
 from hf_sane.networks._labelled_datasets import (
+    complete_examples,
     dataset_labels,
     dataset_name,
     find_column,
@@ -101,6 +102,8 @@ def load_texts(
 ) -> TextData:
     """Load text classification data, split it reproducibly like `load_images`, and tokenize it.
 
+    Examples without a text or label are left out, with a warning.
+
     Args:
         source: A dataset on the Hub, `owner/name`; a folder or file of CSV, JSON or parquet; a folder from
             `save_to_disk`; or a `datasets` object.
@@ -117,17 +120,19 @@ def load_texts(
         FileNotFoundError: If there is no such source or tokenizer.
         KeyError: If a column is missing.
         InvalidFileError: If a file is damaged.
-        ValueError: If a split is empty, labels are not classes, a text is missing, or the tokenizer has no token to
-            pad with.
+        ValueError: If a split is empty, labels are not classes, there is only one class, or the tokenizer has no
+            token to pad with.
     """
     loaded, label_of = _open(source)
     splits = labelled_splits(loaded)
-    names = label_names(splits["train"], label)
     columns = _text_columns(splits["train"], text_column, label)
+    splits = {split: _complete(split, part, columns, label) for split, part in splits.items()}
+    names = label_names(splits["train"], label)
     parts = {split: _part(split, part, columns, label, names) for split, part in splits.items()}
     parts = numbered_from_zero(name or label_of, parts)
     names = parts["train"].class_names
     chosen = choose_splits(name or label_of, parts, {}, seed)
+    check_classes(name or label_of, parts["train"])
     encoder = _open_tokenizer(tokenizer)
     texts, labels = {}, {}
     for split in SPLITS:
@@ -169,7 +174,7 @@ def _open(source: TextSource) -> tuple[datasets.Dataset | datasets.DatasetDict, 
         return loaded, place.repo_id.rpartition("/")[2]
     if not place.exists():
         raise FileNotFoundError(f"no texts at {place}; expected {TEXT_KINDS[0].lower()}{TEXT_KINDS[1:]}")
-    return open_dataset(place, "a dataset of texts and labels", "see load_texts()"), dataset_name(place)
+    return open_dataset(place, "a dataset of texts and labels"), dataset_name(place)
 
 
 def _text_columns(dataset: datasets.Dataset, given: str | Sequence[str] | None, label: str | None) -> tuple[str, ...]:
@@ -189,9 +194,8 @@ def _text_columns(dataset: datasets.Dataset, given: str | Sequence[str] | None, 
     return TEXT_COLUMNS if found_by_name is None else (found_by_name,)
 
 
-def _part(
-    split: str, dataset: datasets.Dataset, columns: tuple[str, ...], label: str | None, names: tuple[str, ...]
-) -> Part:
+def _complete(split: str, dataset: datasets.Dataset, columns: tuple[str, ...], label: str | None) -> datasets.Dataset:
+    """The examples with texts and a label."""
     labels_from = label or label_column(dataset)
     if not {*columns, labels_from} <= set(dataset.column_names):
         raise KeyError(
@@ -200,9 +204,14 @@ def _part(
             "--label-column)"
         )
     assert labels_from is not None
-    for column in columns:
-        if missing := dataset.data.column(column).null_count:
-            raise ValueError(f"{split}: {missing} examples have no {column}; remove them")
+    return complete_examples(split, dataset, (*columns, labels_from))
+
+
+def _part(
+    split: str, dataset: datasets.Dataset, columns: tuple[str, ...], label: str | None, names: tuple[str, ...]
+) -> Part:
+    labels_from = label or label_column(dataset)
+    assert labels_from is not None
 
     def fetch(indices: np.ndarray) -> list[tuple[str, ...]]:
         chosen = dataset.select(indices)
