@@ -412,19 +412,27 @@ def _score(rows: Any) -> list[float]:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write a run record if requested."""
-    parser = new_parser(__doc__)
+    parser = new_parser(
+        __doc__,
+        former={
+            "--batch": "--batch-size",
+            "--window": "--window-size",
+            "--permutations": "--num-permutations",
+            "--layers": "--num-layers",
+        },
+    )
     parser.add_argument("--policies", help="folder of <algorithm>__<environment>.safetensors")
     parser.add_argument("--acasxu", help="folder of *_<advisory>_<tau>_*.safetensors")
     parser.add_argument("--parts", nargs="+", choices=("baselines", "sane"), default=["baselines", "sane"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of folds and autoencoders")
     parser.add_argument("--folds", type=int, default=3, help="autoencoders per seed, each without one fold")
     parser.add_argument("--steps", type=int, default=150, help="steps of pre-training, per autoencoder")
-    parser.add_argument("--batch", type=int, default=8, help="windows per step")
-    parser.add_argument("--window", type=int, default=64, help="tokens per window")
+    parser.add_argument("--batch-size", dest="batch", type=int, default=8, help="windows per step")
+    parser.add_argument("--window-size", dest="window", type=int, default=64, help="tokens per window")
     parser.add_argument("--hidden-size", type=int, default=64)
     parser.add_argument("--latent-dim", type=int, default=32)
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--permutations", type=int, default=99, help="of labels")
+    parser.add_argument("--num-layers", dest="layers", type=int, default=2)
+    parser.add_argument("--num-permutations", dest="permutations", type=int, default=99, help="of labels")
     parser.add_argument("--trees", type=int, default=50, help="trees of the forest for shapes")
     arguments, record = start(parser, argv)
     report: dict[str, Any] = {}

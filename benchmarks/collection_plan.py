@@ -184,9 +184,9 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Simulate all steps."""
-    parser = new_parser(__doc__)
+    parser = new_parser(__doc__, former={"--checkpoint-minutes": "--checkpoint-every-minutes"})
     parser.add_argument("--costs", type=Path, default=COSTS, help="record of collection_costs.py")
-    parser.add_argument("--networks", type=int, default=100_000)
+    parser.add_argument("--num-models", dest="networks", type=int, default=100_000)
     parser.add_argument("--gigabytes", type=float, default=1000.0, help="tokens of all networks")
     parser.add_argument("--largest", type=float, default=500.0, help="megabytes of the largest network")
     parser.add_argument("--buffer", type=int, default=100, help="rows of the shuffle buffer, and of the sample")
@@ -194,7 +194,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--workers", type=int, default=16, help="processes with one thread each")
     parser.add_argument("--bandwidth", type=float, default=500.0, help="megabytes per second of all workers together")
     parser.add_argument("--failures", type=float, default=2.0, help="how often a worker is killed in a day")
-    parser.add_argument("--checkpoint-minutes", type=float, default=10.0, help="between checkpoints of pre-training")
+    parser.add_argument(
+        "--checkpoint-every-minutes",
+        dest="checkpoint_minutes",
+        type=float,
+        default=10.0,
+        help="between checkpoints of pre-training",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", type=Path, help="PNG file")
     options, record = start(parser, argv, hidden=("plot",))

@@ -64,7 +64,7 @@ def measure(folder: Path, count: int, rounds: int) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Run, print, and on request save."""
     parser = new_parser(__doc__)
-    parser.add_argument("--networks", type=int, default=10_000, help="Networks on the map.")
+    parser.add_argument("--num-models", dest="networks", type=int, default=10_000, help="Networks on the map.")
     parser.add_argument("--rounds", type=int, default=5, help="Times that the page is loaded.")
     arguments, record = start(parser, argv)
     with tempfile.TemporaryDirectory() as folder:

@@ -89,11 +89,11 @@ def measure(
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write a run record if requested."""
-    parser = new_parser(__doc__)
+    parser = new_parser(__doc__, former={"--anchors": "--num-anchors", "--samples": "--num-samples"})
     parser.add_argument("--tokens", type=int, default=39_124)
     parser.add_argument("--latent-dim", type=int, default=128)
-    parser.add_argument("--anchors", type=int, default=100)
-    parser.add_argument("--samples", type=int, default=50)
+    parser.add_argument("--num-anchors", dest="anchors", type=int, default=100)
+    parser.add_argument("--num-samples", dest="samples", type=int, default=50)
     parser.add_argument("--subset", type=int, default=500, help="tokens that scikit-learn fits")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds")
     arguments, record = start(parser, argv)

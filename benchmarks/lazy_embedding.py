@@ -212,12 +212,14 @@ def measure_halo(model: SANEModel, extractor: SANEFeatureExtractor, width: int) 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write a run record if requested."""
-    parser = new_parser(__doc__)
+    parser = new_parser(__doc__, former={"--layers": "--num-layers"})
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--gigabytes", type=float, default=5.0, help="of the large checkpoint")
     parser.add_argument("--width", type=int, default=64, help="channels of ResNets; other networks at 64 only")
     parser.add_argument("--hidden-size", type=int, default=128, help="of SANE")
-    parser.add_argument("--layers", type=int, default=2, help="layers of SANE's encoder, and of its decoder")
+    parser.add_argument(
+        "--num-layers", dest="layers", type=int, default=2, help="layers of SANE's encoder, and of its decoder"
+    )
     parser.add_argument("--window-size", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=64, help="windows at a time")
     parser.add_argument("--slice-tokens", type=int, default=40_000, help="tokens of the slice for the throughput")

@@ -336,10 +336,11 @@ def measure(sizes: Sizes, repeats: int) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write a run record if requested."""
-    parser = new_parser(__doc__)
+    names = {"hidden": "hidden-size", "layers": "num-layers", "batch": "batch-size"}
+    parser = new_parser(__doc__, former={f"--{old}": f"--{name}" for old, name in names.items()})
     parser.add_argument("--repeats", type=int, default=5, help="timed steps per variant")
     for name, what in {"hidden": "width", "layers": "layers of encoder and decoder", "batch": "windows"}.items():
-        parser.add_argument(f"--{name}", type=int, default=getattr(Sizes, name), help=what)
+        parser.add_argument(f"--{names[name]}", dest=name, type=int, default=getattr(Sizes, name), help=what)
     parser.add_argument("--product", type=int, default=Sizes.product, help="side of the square product")
     arguments, record = start(parser, argv)
     sizes = Sizes(arguments.hidden, arguments.layers, arguments.batch, arguments.product)

@@ -255,7 +255,7 @@ def measure(arguments: argparse.Namespace, tasks: Mapping[str, str]) -> dict[str
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, draw, print, and write a run record if requested."""
-    parser = new_parser(__doc__)
+    parser = new_parser(__doc__, former={"--points": "--num-points"})
     parser.add_argument(
         "--zoo", dest="zoos", nargs="+", required=True, help="zoo folders or Hub repo ids of one architecture"
     )
@@ -266,7 +266,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--shuffled-networks", type=int, default=4, help="the same on shuffled labels")
     parser.add_argument("--ancestor-epochs", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=8, help="of fine-tuning")
-    parser.add_argument("--points", type=int, default=40, help="points on lines, and in the hull, of every region")
+    parser.add_argument(
+        "--num-points", dest="points", type=int, default=40, help="points on lines, and in the hull, of every region"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--picture", type=Path, help="PNG of the maps to write")
     arguments, record = start(parser, argv, hidden=("picture",))

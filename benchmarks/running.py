@@ -20,9 +20,14 @@ from script_options import ScriptParser
 SAMPLE_SECONDS = 0.02  # between two memory measurements
 
 
-def new_parser(description: str | None, *, needs_output: bool = False) -> argparse.ArgumentParser:
-    """A parser with the option `--output`; the docstring of the benchmark is its help."""
-    parser = ScriptParser(description)
+def new_parser(
+    description: str | None, *, needs_output: bool = False, former: Mapping[str, str] | None = None
+) -> argparse.ArgumentParser:
+    """A parser with the option `--output`; the docstring of the benchmark is its help.
+
+    `former` holds former spellings of options, see [`ScriptParser`].
+    """
+    parser = ScriptParser(description, former)
     parser.add_argument("--output", type=Path, required=needs_output, help="JSON file for the run record")
     return parser
 

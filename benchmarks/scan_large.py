@@ -85,10 +85,10 @@ def measure(folder: Path, budget: str) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, and write a run record if requested."""
-    parser = new_parser(__doc__)
+    parser = new_parser(__doc__, former={"--layers": "--num-layers"})
     parser.add_argument("--hidden-size", type=int, default=4096)
     parser.add_argument("--intermediate-size", type=int, default=11008)
-    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--num-layers", dest="layers", type=int, default=32)
     parser.add_argument("--vocabulary", type=int, default=32000)
     parser.add_argument("--budgets", nargs="+", default=["0.1%", "1%", "10%", "100%"])
     parser.add_argument("--scratch", type=Path, help="place of the checkpoint; by default a temporary folder")

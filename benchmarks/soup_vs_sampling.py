@@ -148,14 +148,20 @@ def _std(rows: list[dict[str, float]], name: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write a run record if requested."""
-    parser = new_parser(__doc__)
+    parser = new_parser(__doc__, former={"--candidates": "--num-candidates"})
     parser.add_argument("--zoo", required=True, help="zoo folder or Hub repo id, of one architecture")
     parser.add_argument("--zoo-config", dest="config", help="name of the zoo, if there are several")
     parser.add_argument("--sane", required=True, help="SANE folder or Hub repo id")
     parser.add_argument("--images", help="'digits' or an .npz file; by default those of the zoo")
     parser.add_argument("--ingredients", type=int, nargs="+", default=[2, 5, 10])
     parser.add_argument("--draws", type=int, default=5, help="draws of ingredients")
-    parser.add_argument("--candidates", type=int, default=200, help="sampled networks, the best of which is kept")
+    parser.add_argument(
+        "--num-candidates",
+        dest="candidates",
+        type=int,
+        default=200,
+        help="sampled networks, the best of which is kept",
+    )
     parser.add_argument("--epochs", type=int, default=5, help="of fine-tuned ingredients")
     arguments, record = start(parser, argv)
     zoo = Zoo.load(arguments.zoo, arguments.config)

@@ -171,10 +171,12 @@ def summary(networks: dict[str, Any], fit: dict[str, Any]) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write a run record if requested."""
-    parser = new_parser(__doc__)
+    parser = new_parser(__doc__, former={"--values": "--num-values"})
     parser.add_argument("--checkpoints", type=Path, help="folder with the .th files")
     parser.add_argument("--width", type=int, default=16, help="channels of the random network that replaces them")
-    parser.add_argument("--values", type=int, default=1024, help="length of the sample for timing a fit")
+    parser.add_argument(
+        "--num-values", dest="values", type=int, default=1024, help="length of the sample for timing a fit"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     arguments, record = start(parser, argv)
     installed = [name for name in PACKAGES if find_spec(name) is not None]

@@ -90,8 +90,8 @@ def measure(name: str, data: ImageData, arguments: argparse.Namespace) -> dict[s
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write a run record if requested."""
-    parser = new_parser(__doc__)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser = new_parser(__doc__, former={"--seeds": "--num-seeds"})
+    parser.add_argument("--num-seeds", dest="seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=20, help="before averaging starts")
     parser.add_argument("--cycles", type=int, default=10, help="networks per average")
     parser.add_argument("--cycle-epochs", type=int, default=2, help="epochs between them")

@@ -80,8 +80,8 @@ def measure(num_models: int, rounds: int, batch_size: int, folder: Path) -> dict
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write a run record if requested."""
-    parser = new_parser(__doc__)
-    parser.add_argument("--models", type=int, default=64, help="networks of the zoo")
+    parser = new_parser(__doc__, former={"--models": "--num-models"})
+    parser.add_argument("--num-models", dest="models", type=int, default=64, help="networks of the zoo")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=64)
     arguments, record = start(parser, argv)

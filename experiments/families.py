@@ -1,7 +1,7 @@
 """Command line of the experiments on families: ancestors and their children, one data set after the other."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from paper_zoos import GREY
@@ -10,9 +10,9 @@ from script_options import ScriptParser
 from hf_sane.records._allocator import tune_allocator
 
 
-def families_parser(description: str | None) -> ScriptParser:
-    """Options of all experiments on families."""
-    parser = ScriptParser(description)
+def families_parser(description: str | None, former: Mapping[str, str] | None = None) -> ScriptParser:
+    """Options of all experiments on families, and former spellings of those of one."""
+    parser = ScriptParser(description, former)
     parser.add_argument("--images", type=Path, required=True, help="folder with the .npz files")
     parser.add_argument("--work", type=Path, required=True, help="folder of zoos and autoencoders")
     parser.add_argument("--records", type=Path, required=True, help="folder of the run records")

@@ -2,7 +2,7 @@
 
     python experiments/paper_children.py --images ../shared/data/images --work ../children \
         --records runs/paper/children
-    python experiments/paper_children.py ... --families usps --children 120 --seeds 16     # a quick look
+    python experiments/paper_children.py ... --families usps --children 120 --num-seeds 16     # a quick look
 
 For each data set, 5 ancestors and 600 children on composed shifts of 16x16 images, whose combinations are held out
 (`hf-sane zoo build --children`). One record each: (a) the linear structure that children share, beside that of
@@ -253,8 +253,8 @@ def run_family(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, then one data set after the other."""
-    parser = families_parser(__doc__)
-    parser.add_argument("--seeds", type=int, default=32, help="independent networks, for comparison")
+    parser = families_parser(__doc__, former={"--seeds": "--num-seeds"})
+    parser.add_argument("--num-seeds", dest="seeds", type=int, default=32, help="independent networks, for comparison")
     run_families(run_family, parser, argv)
 
 

@@ -2,7 +2,7 @@
 
     python experiments/paper_implicit.py --images ../shared/data/images/mnist.npz --work ../implicit \
         --records runs/paper/implicit
-    python experiments/paper_implicit.py ... --starts independent --train 2000 --test 500     # a quick look
+    python experiments/paper_implicit.py ... --starts independent --train-limit 2000 --test-limit 500   # quick
 
 One SIREN 2-32-32-1 is fitted to each image (`hf-sane zoo fit`): training and validation networks to training images of
 MNIST, test networks to its test images. `shared` networks all start from the same random weights, `independent` ones
@@ -217,20 +217,29 @@ def run_start(start: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, then one kind of start after the other."""
-    parser = ScriptParser(__doc__)
+    parser = ScriptParser(
+        __doc__,
+        former={
+            "--train": "--train-limit",
+            "--validation": "--validation-limit",
+            "--test": "--test-limit",
+            "--latents": "--latent-dim",
+            "--probe-seeds": "--num-probe-seeds",
+        },
+    )
     parser.add_argument("--images", required=True, help="MNIST as .npz file")
     parser.add_argument("--work", type=Path, required=True, help="folder of zoos and autoencoders")
     parser.add_argument("--records", type=Path, required=True, help="folder of the run records")
     parser.add_argument("--starts", nargs="*", default=list(STARTS), choices=STARTS)
-    parser.add_argument("--train", type=int, default=20_000, help="training networks")
-    parser.add_argument("--validation", type=int, default=1500)
-    parser.add_argument("--test", type=int, default=3000)
+    parser.add_argument("--train-limit", dest="train", type=int, default=20_000, help="training networks")
+    parser.add_argument("--validation-limit", dest="validation", type=int, default=1500)
+    parser.add_argument("--test-limit", dest="test", type=int, default=3000)
     parser.add_argument("--sides", type=int, nargs=2, default=(28, 28), help="height and width of the images")
-    parser.add_argument("--latents", type=int, default=16, help="latents per token of 33 weights")
+    parser.add_argument("--latent-dim", dest="latents", type=int, default=16, help="latents per token of 33 weights")
     parser.add_argument("--hidden-size", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=5, help="passes of each SANE over the training networks")
     parser.add_argument("--probe-epochs", type=int, default=12)
-    parser.add_argument("--probe-seeds", type=int, default=2, help="of the perceptron")
+    parser.add_argument("--num-probe-seeds", dest="probe_seeds", type=int, default=2, help="of the perceptron")
     parser.add_argument("--zoo-seed", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)

@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 import hf_sane
+from hf_sane.cli.verbs import VERBS, ZOO_VERBS
+from hf_sane.records._settings import option_name
+from hf_sane.workflows.command_line import own_options
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "hf_sane"
@@ -216,6 +219,15 @@ def test_scripts_are_doors(path):
     assert not [node for node in ast.walk(tree) if isinstance(node, LOGIC)]
 
 
+OTHER_MEANINGS = {"rounds", "tokens"}  # timed repetitions, not rounds of sampling; their number, not their size
+
+
+def is_option(node: ast.Call) -> bool:
+    """Whether a call declares an option of a script."""
+    is_named = bool(node.args) and isinstance(node.args[0], ast.Constant)
+    return isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument" and is_named
+
+
 def test_options_of_experiments_and_benchmarks_are_spelt_like_those_of_the_program():
     """Former spellings work as well (`ScriptParser`)."""
     paths = [path for folder in ("experiments", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
@@ -223,6 +235,15 @@ def test_options_of_experiments_and_benchmarks_are_spelt_like_those_of_the_progr
     assert sum(text.count('add_argument("--') for text in code.values()) > 100
     found = {path.name: re.findall(r'"(--config|--num-kept|--zoos|--\w+_\w+)"', text) for path, text in code.items()}
     assert not {name: options for name, options in found.items() if options}
+    known = {option_name(entry) for verb in (*VERBS, *ZOO_VERBS) for entry in own_options(verb.load()[0])}
+    known |= {f"--num-{word}" for word in ("networks", "seeds")}
+    for path, text in code.items():
+        calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call) and is_option(node)]
+        for call in calls:
+            word, given = call.args[0].value[2:], {word.arg: ast.unparse(word.value) for word in call.keywords}
+            if given.get("type") in ("int", "float") and "nargs" not in given and word not in OTHER_MEANINGS:
+                alike = {f"--num-{word}", f"--{word}-size", f"--{word}-limit", f"--{word.removesuffix('s')}-dim"}
+                assert not alike & known, f"{path.name}: --{word}"
     assert [path.name for path, text in code.items() if "argparse.ArgumentParser(" in text] == []
 
 

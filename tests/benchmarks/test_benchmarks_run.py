@@ -10,23 +10,23 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 SMALL = {
     "barrier": "--kinds mlp cnn --widths 3 --pairs 1 --epochs 1 --train-limit 64 --test-limit 32",
     "lazy_embedding": (
-        "--gigabytes 0.001 --width 4 --hidden-size 8 --layers 1 --slice-tokens 600 --rounds 1 --window-size 64"
+        "--gigabytes 0.001 --width 4 --hidden-size 8 --num-layers 1 --slice-tokens 600 --rounds 1 --window-size 64"
     ),
     "alignment": "--num-models 6 --loop-networks 2 --repeats 1 --resnet-width 2",
-    "kde_sampling": "--tokens 30 --latent-dim 4 --anchors 5 --samples 3 --subset 4 --rounds 1",
+    "kde_sampling": "--tokens 30 --latent-dim 4 --num-anchors 5 --num-samples 3 --subset 4 --rounds 1",
     "scan_budgets": (
         "--num-models 12 --width 30 --epochs 1 --train-limit 64 --test-limit 32 --steps 1 --seeds 0 "
         "--checkpoints src/hf_sane/pretrained/small_images/anchors/anchor_0"
     ),
     "lineage_trees": ("--architectures mlp --fitting 1 --held-out 1 --roots 1 --children 2 --trees 1 --fan 1"),
-    "fingerprints": "--architectures cnn_digits --networks 5 --epochs 1 --train-limit 64 --queries 1",
+    "fingerprints": "--architectures cnn_digits --num-models 5 --epochs 1 --train-limit 64 --queries 1",
     "untrained": "--width 16 --steps 1 --seeds 0",
-    "scan_large": "--hidden-size 64 --intermediate-size 80 --layers 1 --vocabulary 50 --budgets 1% 100%",
-    "swa_gain": "--seeds 2 --epochs 1 --cycles 2 --cycle-epochs 1 --train-limit 64 --architectures cnn_digits",
+    "scan_large": "--hidden-size 64 --intermediate-size 80 --num-layers 1 --vocabulary 50 --budgets 1% 100%",
+    "swa_gain": "--num-seeds 2 --epochs 1 --cycles 2 --cycle-epochs 1 --train-limit 64 --architectures cnn_digits",
     "cost_curves": "--widths 4 8 12 16 --rounds 1",
-    "pretraining_step": "--hidden 16 --layers 1 --batch 2 --product 16 --repeats 1",
+    "pretraining_step": "--hidden-size 16 --num-layers 1 --batch-size 2 --product 16 --repeats 1",
     "zoo_columns": "--num-models 8 --rounds 1",
-    "zoo_loader": "--models 10 --rounds 1 --batch-size 4",
+    "zoo_loader": "--num-models 10 --rounds 1 --batch-size 4",
     "zoo_training": "--num-models 4 --plain-networks 2 --batches 1 --rounds 1",
     "tokenization": "--rounds 1 --repeats 1",
     "zoo_import": "--num-models 6 --compared 4",

@@ -60,8 +60,8 @@ def test_the_record(tmp_path):
     write_policies(tmp_path / "policies")
     write_acas_xu(tmp_path / "acas")
     tiny = (
-        "--seeds 0 --folds 2 --steps 2 --batch 2 --window 12 --hidden-size 8 --latent-dim 4 --layers 1 "
-        "--permutations 1 --trees 2"
+        "--seeds 0 --folds 2 --steps 2 --batch-size 2 --window-size 12 --hidden-size 8 --latent-dim 4 --num-layers 1 "
+        "--num-permutations 1 --trees 2"
     )
     report = beyond_vision.main([
         "--policies", str(tmp_path / "policies"), "--acasxu", str(tmp_path / "acas"), *tiny.split(),

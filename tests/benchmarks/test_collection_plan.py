@@ -130,7 +130,7 @@ def test_the_plan_is_simulated_from_a_record_of_costs(plan, tmp_path):
     record = tmp_path / "costs.json"
     record.write_text(json.dumps({"results": {"costs": steps}}))
     output, plot = tmp_path / "plan.json", tmp_path / "plan.png"
-    words = ["--costs", str(record), "--networks", "1000", "--gigabytes", "2", "--output", str(output)]
+    words = ["--costs", str(record), "--num-models", "1000", "--gigabytes", "2", "--output", str(output)]
     results = plan.main([*words, "--plot", str(plot)])
     assert json.loads(output.read_text())["results"]["steps"]["scan"]["best"] == results["steps"]["scan"]["best"]
     assert set(results["steps"]["import"]["parts"]) == {"100", "300", "1000"}

@@ -58,7 +58,7 @@ def test_the_record(zoos, tmp_path):
         "1",
         "--ancestor-epochs",
         "1",
-        "--points",
+        "--num-points",
         "3",
     ]
     report = regions.main([

@@ -23,7 +23,7 @@ def arguments(tiny_zoo, tiny_zoo_folder, tmp_path):
 
 
 def test_one_table_at_equal_numbers_of_ingredients(arguments, tmp_path):
-    small = ["--ingredients", "2", "--draws", "2", "--candidates", "4", "--epochs", "1"]
+    small = ["--ingredients", "2", "--draws", "2", "--num-candidates", "4", "--epochs", "1"]
     report = soup_vs_sampling.main([*arguments, *small, "--output", str(tmp_path / "record.json")])
     for population in ("independent", "fine_tuned"):
         rows = report[population]["2_ingredients"]

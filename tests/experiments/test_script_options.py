@@ -1,5 +1,6 @@
 """Options of experiments and benchmarks."""
 
+import pytest
 from script_options import ScriptParser
 
 
@@ -16,4 +17,20 @@ def test_former_spellings_work(capsys):
         "--num_kept is now --num-samples",
         "--config is now --zoo-config",
     ]
+    assert all(note.endswith("; the old spelling works until version 0.3") for note in notes)
     assert (new.num_samples, new.config, new.networks) == (3, "a_b", 2)
+
+
+def test_a_script_may_have_former_spellings_of_its_own(capsys):
+    """Also of an option that the new spelling starts with, which `argparse` would take for a short form."""
+    parser = ScriptParser("What it measures.", {"--train": "--train-limit", "--seeds": "--num-seeds"})
+    parser.add_argument("--train-limit", type=int)
+    parser.add_argument("--num-seeds", dest="seeds", type=int)
+    found = parser.parse_args(["--train", "3", "--seeds=2"])
+    assert (found.train_limit, found.seeds) == (3, 2)
+    assert [line.split(": ")[1].split(";")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "--train is now --train-limit",
+        "--seeds is now --num-seeds",
+    ]
+    with pytest.raises(SystemExit):
+        ScriptParser("Another.").parse_args(["--seeds", "2"])
