@@ -63,6 +63,8 @@ ALLOWED = {
     "benchmarks/released_wheel.py:main": "a temporary folder",
     "benchmarks/collection_costs.py:": "networks in a temporary folder",
     "src/hf_sane/networks/_own_models.py:save_pretrained": "the method of Transformers, called with a folder",
+    "src/hf_sane/workflows/linear_code.py:save": "SANE.save_pretrained, which uses the one writer",
+    "src/hf_sane/workflows/pretrain.py:save": "SANE.save_pretrained, which uses the one writer",
     "benchmarks/zoo_columns.py:measure_column": "a temporary folder",
     "benchmarks/zoo_import.py:save_": "a temporary folder",
     "src/hf_sane/training/_checkpoints.py:": "checkpoints come and go inside the folder of an unfinished run",

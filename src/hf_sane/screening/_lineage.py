@@ -320,7 +320,7 @@ def trace_family(family: Sequence[Member]) -> list[Descent]:
     edges, orphans = edge_scores(*edge_features(found, averages), averages, WEIGHTS)
     sure, parents = edge_probabilities(edges, orphans), likeliest_forest(edges, orphans, averages)
     for child, made_from in averages.items():
-        places = tuple(unique[parent] for parent in made_from)
+        places = tuple(sorted(unique[parent] for parent in made_from))
         descents.append(_descent(family, whole, unique[child], places, "averaged", AVERAGED))
     for child, parent in parents.items():
         place = _nearest_head(whole, unique[parent], unique[child], copies)
