@@ -152,6 +152,31 @@ def test_a_rule_finds_its_fault_and_nothing_that_resembles_it(rule):
     assert judged(spared, rule) == []
 
 
+@pytest.mark.parametrize(
+    ("names", "rule"),
+    [
+        ("shared.weight encoder.embed_tokens.weight decoder.embed_tokens.weight lm_head.weight", "tied"),
+        ("bert.embeddings.word_embeddings.weight cls.predictions.decoder.weight", "tied"),
+        ("model.embed_tokens.weight model.layers.61.embed_tokens.weight", "tied"),
+        ("gpt_neox.embed_in.weight embed_out.weight", "tied"),
+        ("model.decoder.embed_tokens.weight proj_out.weight", "tied"),
+        ("token_embd.weight output.weight", "tied"),
+        ("model.decoder.layers.0.fc1.weight model.decoder.layers.1.fc1.weight", "duplicate"),
+        ("layers.0.mlp.shared_expert.up.weight layers.1.mlp.shared_expert.up.weight", "duplicate"),
+        ("layers.0.mlp.shared.weight layers.1.mlp.shared.weight", "duplicate"),
+        ("encoder.embed_tokens.weight decoder.layers.0.fc1.weight", "duplicate"),
+        ("lm_head.weight heads.lm_head.weight", "duplicate"),
+    ],
+)
+def test_only_embeddings_and_output_heads_are_tied(names, rule):
+    found = findings(network() | {name: trained(20) for name in names.split()})
+    assert [(x.rule, x.tensors) for x in found] == [(rule, tuple(names.split()))]
+
+
+def test_single_rows_are_not_compared_with_matrices():
+    assert findings(network() | {"cls_token": 1e-4 * trained(20, shape=(1, 500)).reshape(1, 1, 500)}) == []
+
+
 def test_a_fresh_network_is_untrained_as_a_whole():
     torch.manual_seed(0)
     fresh = nn.Sequential(nn.Linear(60, 80), nn.Linear(80, 60)).state_dict()

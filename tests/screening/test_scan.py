@@ -487,6 +487,24 @@ def test_huge_values_have_readable_cells_and_no_wrong_spectrum(tmp_path, recwarn
     assert not [x for x in result.scans[0].findings if x.rule == "rank"]
 
 
+@pytest.mark.parametrize("spectra", [True, False])
+def test_fixed_tables_of_positions_are_no_fault(spectra, tmp_path):
+    """Equal sinusoids in encoder and decoder, as in Marian and Whisper, have a low rank and another scale."""
+    places, steps = torch.arange(400.0)[:, None], torch.exp(-torch.arange(32) * 9.2 / 32)
+    table = torch.cat([(places * steps).sin(), (places * steps).cos()], 1)
+    rows, columns = torch.randn(10, 90, 3), torch.randn(10, 3, 80)
+    tensors = {f"layers.{i}.weight": 0.01 * (torch.randn(90, 80) + rows[i] @ columns[i]) for i in range(10)}
+    tensors |= {f"{side}.embed_positions.weight": table.clone() for side in ("encoder", "decoder")}
+    save_file(tensors, tmp_path / "x.safetensors")
+    torch.save(tensors, tmp_path / "x.pt")
+    assert hf_sane.scan(tmp_path / "x.safetensors", spectra=spectra).scans[0].findings == ()
+    (scan,) = hf_sane.scan(tmp_path / "x.pt", spectra=spectra).scans
+    assert [x.rule for x in scan.findings] == ["pickle"]
+    save_file({name.replace("positions", "other"): x for name, x in tensors.items()}, tmp_path / "x.safetensors")
+    (other,) = hf_sane.scan(tmp_path / "x.safetensors", spectra=spectra).scans
+    assert {x.rule for x in other.findings} >= {"duplicate", "outlier"}
+
+
 STRANGE = {
     "sparse": lambda x: x.to_sparse(),
     "csr": lambda x: x.to_sparse_csr(),

@@ -1,7 +1,7 @@
 """Rules for faults, with one function per rule."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ from hf_sane.screening._finding import SEVERITIES, Finding, about
 from hf_sane.screening._initialization import can_be_judged, initialization_of, is_independent, is_undecided
 from hf_sane.screening._quantisation import find_codes
 from hf_sane.screening._statistics import TensorStatistics
+from hf_sane.screening._vocabulary import are_tied
 
 MAX_FLOAT16 = 65504.0
 MIN_PEERS = 8  # least number of matrices to detect outliers
@@ -22,7 +23,6 @@ OUTLIER = 6.0  # robust standard deviations of the logarithm of the scale
 LEAST_SPREAD = 0.25  # least spread of these logarithms, so that very uniform layers do not create outliers
 MIN_EXPERTS = 3  # least number of siblings
 STRANGE_EXPERT = 4.0  # ratio to the median of its siblings, or its inverse
-TIED = ("embed", "wte", "lm_head", "decoder", "shared", "output_projection")
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,19 @@ class Evidence:
         tensors: Statistics of all tensors.
         spectra: Spectra of the matrices that were read in full; `None` if there are none.
         surroundings: Files next to the weights.
+        tables: Names of fixed tables of positions, such as sinusoids, which no rule on matrices is about.
     """
 
     tensors: Sequence[TensorStatistics]
     spectra: SpectrumReport | None = None
     surroundings: Surroundings = field(default_factory=Surroundings)
+    tables: Set[str] = frozenset()
 
     @property
     def matrices(self) -> list[TensorStatistics]:
-        """Tensors of weights with at least two axes and different finite values."""
+        """Tensors of weights with at least two axes and different finite values, without fixed tables."""
         codes, parts = find_codes(self.tensors)
-        left_out = codes.keys() | parts
+        left_out = codes.keys() | parts | self.tables
         return [
             x for x in self.tensors if len(x.shape) >= 2 and x.is_floating and x.std > 0 and x.name not in left_out
         ]
@@ -118,7 +120,7 @@ def duplicate(evidence: Evidence) -> Iterator[Finding]:
         if len(group) < 2:
             continue
         where = "" if all(x.is_whole for x in group) else ", wherever they were read"
-        if all(any(word in name for word in TIED) for name in names):
+        if are_tied(names):
             remedy = "save them once (safetensors.torch.save_model keeps one of them)"
             yield about("tied", "note", f"tied copies{where}:", names, remedy)
         else:
@@ -154,7 +156,8 @@ def untrained(evidence: Evidence) -> Iterator[Finding]:
 @register_rule("outlier")
 def outlier(evidence: Evidence) -> Iterator[Finding]:
     """Matrices on a different scale than all others."""
-    matrices = evidence.matrices
+    # A single row, such as the token of a class, is a vector.
+    matrices = [x for x in evidence.matrices if min(x.shape[0], math.prod(x.shape[1:])) > 1]
     if len(matrices) < MIN_PEERS:
         return
     scales = np.log([x.std for x in matrices])
@@ -200,7 +203,8 @@ def strange_expert(evidence: Evidence) -> Iterator[Finding]:
 def rank_collapse(evidence: Evidence) -> Iterator[Finding]:
     """Matrices of low rank."""
     layers = evidence.spectra.layers if evidence.spectra is not None else ()
-    if names := [layer.name for layer in layers if layer.phase == "rank-collapse"]:
+    collapsed = [layer.name for layer in layers if layer.phase == "rank-collapse"]
+    if names := [name for name in collapsed if name not in evidence.tables]:
         remedy = "the layer uses few directions: see hf-sane analyze; a smaller rank may be enough"
         yield about("rank", "warning", "rank collapse in", names, remedy)
 

@@ -23,8 +23,16 @@ from hf_sane.screening._findings import Evidence, by_severity, find_faults
 from hf_sane.screening._other_formats import INSTALL, OPENERS, Encoding
 from hf_sane.screening._pickles import scan_pickle
 from hf_sane.screening._plan import plan_reads
-from hf_sane.screening._scan_spectra import Arrivals, compute_spectra, has_spectrum, missing_alphas, missing_spectra
+from hf_sane.screening._scan_spectra import (
+    Arrivals,
+    compute_spectra,
+    has_spectrum,
+    is_fixed_table,
+    missing_alphas,
+    missing_spectra,
+)
 from hf_sane.screening._statistics import Moments, TensorStatistics, tensor_statistics
+from hf_sane.screening._vocabulary import is_of_positions
 from hf_sane.tokenization._checkpoints import CheckpointSource
 from hf_sane.tokenization._formats import LFS_POINTER, NO_FILE, UNKNOWN, file_format
 from hf_sane.tokenization._safetensors_header import TensorEntry
@@ -159,6 +167,7 @@ def _scan_weights(opened: OpenCheckpoint, settings: SamplingSettings, encoder: E
         statistics = _measured(tensors, unread)
         num_bytes = read = sum(tensors[x.name].nbytes for x in statistics)
         whole = {x.name: tensors[x.name] for x in statistics if has_spectrum(tensors[x.name])}
+        tables = {name for name, tensor in whole.items() if is_fixed_table(name, tensor)}
         spectra = compute_spectra(whole, opened.source, seed=settings.seed) if settings.spectra else None
         embedding = None if encoder is None else embed_tensors(encoder, opened.whole, seed=settings.seed)
     else:
@@ -166,11 +175,11 @@ def _scan_weights(opened: OpenCheckpoint, settings: SamplingSettings, encoder: E
         reading = _Reading(opened, settings, num_bytes, encoder)
         arrivals = Arrivals(reading.kept, iter(reading))
         spectra = compute_spectra(arrivals, opened.source, seed=settings.seed) if settings.spectra else None
-        statistics, read = arrivals.finish(), reading.bytes_read
+        statistics, read, tables = arrivals.finish(), reading.bytes_read, arrivals.tables
         embedding = None if reading.sample is None else reading.sample.embed()
     opened.forget()
     without = missing_spectra(statistics, spectra) if spectra is not None else {}
-    findings = find_faults(Evidence(statistics, spectra, opened.surroundings))
+    findings = find_faults(Evidence(statistics, spectra, opened.surroundings, tables))
     if not any(x.num_values for x in statistics):
         findings.append(_nothing(opened, statistics))
     if opened.path is not None:
@@ -264,8 +273,9 @@ class _Reading:
                     del matrix
 
     def _keeps(self, name: str) -> bool:
-        """Whether to keep a matrix until its spectrum is computed."""
-        return self._spectra and has_spectrum(self._opened.entries[name].outline) and self._plans[name].is_whole
+        """Whether to keep a matrix until its spectrum is computed, or it is known whether it is a fixed table."""
+        is_needed = self._spectra or is_of_positions(name)
+        return is_needed and has_spectrum(self._opened.entries[name].outline) and self._plans[name].is_whole
 
 
 def _blocks(entry: TensorEntry, encoding: Encoding) -> TensorEntry:

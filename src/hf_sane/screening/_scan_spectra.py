@@ -11,6 +11,8 @@ from hf_sane.analysis._report import NOT_FINITE, LayerSpectrum, SpectrumReport
 from hf_sane.analysis._spectral import SpectrumSettings, analyze_layer
 from hf_sane.screening._quantisation import find_codes
 from hf_sane.screening._statistics import TensorStatistics
+from hf_sane.screening._tables import is_table
+from hf_sane.screening._vocabulary import is_of_positions
 
 MAX_SIDE = 2048  # largest matrix whose spectrum is computed, since larger ones take seconds
 MIN_SIDE = SpectrumSettings().min_values  # matrices with a shorter side never have an alpha
@@ -27,16 +29,21 @@ class Arrivals(Mapping[str, Tensor]):
     Args:
         names: Their names, in the order of reading.
         tensors: Statistics of all tensors in the order of reading, with the values of those matrices.
+
+    Attributes:
+        statistics: Statistics of the tensors that were read so far.
+        tables: Names of those that are fixed tables of positions.
     """
 
     def __init__(self, names: Sequence[str], tensors: Iterator[tuple[TensorStatistics, Tensor | None]]) -> None:
         self._names = list(names)
         self._tensors = tensors
         self.statistics: list[TensorStatistics] = []
+        self.tables: set[str] = set()
 
     def __getitem__(self, name: str) -> Tensor:
         for found, values in self._tensors:
-            self.statistics.append(found)
+            self._note(found, values)
             if values is not None and found.name == name:
                 return values
         raise KeyError(name)
@@ -49,8 +56,19 @@ class Arrivals(Mapping[str, Tensor]):
 
     def finish(self) -> list[TensorStatistics]:
         """Read the other tensors; return the statistics of all."""
-        self.statistics += [found for found, _ in self._tensors]
+        for found, values in self._tensors:
+            self._note(found, values)
         return self.statistics
+
+    def _note(self, found: TensorStatistics, values: Tensor | None) -> None:
+        self.statistics.append(found)
+        if values is not None and is_fixed_table(found.name, values):
+            self.tables.add(found.name)
+
+
+def is_fixed_table(name: str, values: Tensor) -> bool:
+    """Whether a matrix is a table of positions that was not trained, such as sinusoids."""
+    return is_of_positions(name) and is_table(values)
 
 
 def has_spectrum(tensor: Tensor) -> bool:
