@@ -64,6 +64,8 @@ class Difference:
         is_rescaled: Whether scales of channels were undone.
         unaligned: Reason why channels were not matched; `None` if they were.
         likeness: Likeness of their fingerprints, if they are far apart.
+        tables: Names of matrices from which the relation was not told, or only from what is not in them: fixed tables,
+            such as sinusoids, and those that were trained from one.
     """
 
     relation: Relation | None
@@ -78,6 +80,7 @@ class Difference:
     is_rescaled: bool = False
     unaligned: str | None = None
     likeness: Likeness | None = None
+    tables: tuple[str, ...] = ()
 
 
 def compare_checkpoints(
@@ -391,11 +394,12 @@ def _placed(
     if _has_part(found.tensors, tables, sizes):
         return replace(found, relation="partly equal")
     names = {x.name for x in _evidence(found.tensors, tables)}
-    parts = [
-        (x.size, *_beside_table(mine[x.name], moved[x.name], x, *chances))
-        for x, *chances in zip(found.tensors, *by_chance, strict=True)
-        if x.name in names
-    ]
+    parts, trained = [], set(tables)
+    for x, *chances in zip(found.tensors, *by_chance, strict=True):
+        if x.name in names:
+            parts.append((x.size, *_beside_table(mine[x.name], moved[x.name], x, *chances)))
+            trained |= {x.name} if parts[-1][3] != (x.joint_norm or 1.0) else set()
+    found = replace(found, tables=tuple(x.name for x in found.tensors if x.name in trained and len(x.shape) > 1))
     if not parts:
         return replace(found, relation="undecided")
     gap, chance = (math.hypot(*(part[place] for part in parts)) for place in (1, 2))

@@ -152,6 +152,10 @@ class DiffResult(Result):
             chance = found.distance_by_chance
             measure = "" if chance != chance else f"; {chance:.4g} with the values of each tensor shuffled"
             lines.append(f"distance {found.distance:.4g}{stored}{measure}")
+        if found.tables and found.relation != "undecided":
+            lines.append(
+                f"not evidence, as their values follow from a rule (sinusoids, equal rows): {name_some(found.tables)}"
+            )
         if found.unaligned is not None and found.relation not in SAME:
             lines.append(f"channels were not matched: {found.unaligned}")
         return lines
