@@ -14,6 +14,7 @@ from hf_sane.architectures.presets import cnn_digits
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.networks import _modules
+from hf_sane.networks._images import ImageData
 from hf_sane.networks._metrics import Metric
 from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.networks._tasks import Classification, OwnTask
@@ -175,6 +176,57 @@ def test_a_metric_of_classes_ranks_stacks_as_it_does_single_networks(digits):
     assert losses.tolist() == pytest.approx(alone, rel=1e-4)
     assert task.rank(networks)[1].tolist() == pytest.approx([-value for value in alone], rel=1e-4)
     assert task.label("test") == "test_cross_entropy"
+
+
+class Checked(nn.Linear):
+    """Three classes of images of 8 x 8 pixels in one channel, nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__(64, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        nothing = {1: 0.0}[images.shape[1]]
+        return super().forward(images.flatten(1)) + nothing
+
+
+CANNOT_RUN = r"Checked cannot run on x, inputs \[.*, 3, 8, 8\]: KeyError: 3 \(test_judging.py, line \d+\); .*"
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "message"),
+    [
+        ((3, 8, 8), 3, rf"{CANNOT_RUN}\(--image-channels, --image-size\)"),
+        ((1, 8, 9), 3, r"Checked cannot run on x, .*mat1 and mat2 shapes cannot be multiplied.*--image-size"),
+        (
+            (1, 8, 8),
+            4,
+            r"expected logits \[B, 4\] from Checked for the classes of x, got \[\d+, 3\]; .*; use data with",
+        ),
+    ],
+)
+def test_images_that_networks_cannot_judge_are_refused(shape, classes, message, sane, caplog):
+    labels = torch.arange(8) % 3  # so that nothing else notices the fourth class
+    images = torch.zeros(8, *shape)
+    data = ImageData("x", images, labels, images, labels, images, labels, num_classes=classes)
+    networks = [Checked(), Checked()]
+    stack = StackedNetworks.from_state_dicts(networks[0], [network.state_dict() for network in networks])
+    for metric in (Metric(), Metric("cross_entropy", higher_is_better=False)):
+        with pytest.raises(ValueError, match=message):
+            Classification(data, metric).measure(stack, "test")
+        with pytest.raises(ValueError, match=message):
+            Classification(data, metric).measure_one(networks[0], "test")
+    hf_sane.register_architecture(Checked)
+    for judge in (
+        lambda: hf_sane.soup(networks, method="greedy", images=data),
+        lambda: hf_sane.finetune(networks, data, epochs=1),
+        lambda: autoencoder(networks).sample(networks, images=data, **SMALL),
+    ):
+        with pytest.raises(ValueError, match=message):
+            judge()
+    assert "cannot run in a stack" not in caplog.text
+    if classes == 3:
+        with pytest.raises(ValueError, match=message.replace(" x", " the data")):
+            stack.evaluate(images, labels)
 
 
 def test_fine_tuning_reports_the_function(digits, tiny_zoo):

@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.models.modes_sane import modes_kept
-from hf_sane.networks._stacked import StackedNetworks, empty_model, run_stacked, tied_tensors, with_tensors
+from hf_sane.networks._stacked import StackedNetworks, empty_model, run_stacked, running_on, tied_tensors, with_tensors
 
 NUM_BATCHES, BATCH_SIZE = 200, 32  # as in the released code
 
@@ -46,13 +46,14 @@ def condition_batch_norm(
         Networks that share all tensors with the given ones except running statistics and their counters.
 
     Raises:
-        ValueError: If `num_batches < 1`, or batches have fewer than two images.
+        ValueError: If `num_batches < 1`, batches have fewer than two images, or networks cannot run on the images.
     """
     batches = list(_batch_indices(len(images), num_batches, batch_size, generator))
     skeleton = empty_model(networks.config) if isinstance(networks.config, ZooConfig) else networks.config
     norms = _norms(skeleton)
     if not norms:
         return networks
+    networks.check(images, None, data="the images")
     names = [f"{name}.{key}" for name in norms for key in ("running_mean", "running_var", "num_batches_tracked")]
     fresh = {name: torch.empty_like(networks.tensors[name]) for name in names}
     run = with_tensors(skeleton)  # updates running statistics among the tensors in place
@@ -96,7 +97,7 @@ def condition_module(
         `module`, in its previous mode.
 
     Raises:
-        ValueError: If `num_batches < 1`, or batches have fewer than two images.
+        ValueError: If `num_batches < 1`, batches have fewer than two images, or networks cannot run on the images.
     """
     batches = _batch_indices(len(images), num_batches, batch_size, generator)
     norms = list(_norms(module).values())
@@ -104,8 +105,9 @@ def condition_module(
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None
-        for index in batches if norms else ():
-            module(images[index.to(images.device)])
+        with running_on(images, network=type(module).__name__, data="the images"):
+            for index in batches if norms else ():
+                module(images[index.to(images.device)])
     return module
 
 

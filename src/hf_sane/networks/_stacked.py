@@ -22,7 +22,7 @@ from hf_sane.models.modes_sane import modes_kept
 from hf_sane.networks._shifts import StackedShifts
 from hf_sane.networks._stacked_layers import pooled_convolution, stacked_dropout, stacked_linear
 from hf_sane.networks._threads import map_on_threads
-from hf_sane.records._errors import shorten
+from hf_sane.records._errors import describe_cause, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -218,21 +218,78 @@ def call_arguments(inputs: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Tensor
     return (), dict(zip(TEXT_INPUTS, inputs.unbind(1), strict=False))
 
 
+class NoLogitsError(TypeError):
+    """A module returns no logits."""
+
+
 def logits_of(output: Any) -> Tensor:
     """Extract logits from a module's output: a tensor, an output or dictionary with `logits`, or a tuple of heads.
 
     Raises:
-        TypeError: If the output contains no such tensor.
+        NoLogitsError: If the output contains no such tensor.
     """
     if isinstance(output, tuple | list) and not hasattr(output, "logits") and output:
         output = output[0]
     found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
     if not isinstance(found, Tensor):
-        raise TypeError(
+        raise NoLogitsError(
             f"expected a module that returns logits, an output with logits, or a tuple that starts with logits, got "
             f"{type(output).__name__}"
         )
     return found
+
+
+@contextmanager
+def running_on(inputs: Tensor, *, network: str, data: str) -> Iterator[None]:
+    """Context in which a network runs on data; whatever it raises becomes a `ValueError` that names both.
+
+    Args:
+        inputs: Images or texts, for messages.
+        network: Name of the class of the network.
+        data: Name of the images or texts.
+
+    Raises:
+        ValueError: If the network cannot run on the inputs.
+        NoLogitsError: If it returns no logits.
+    """
+    try:
+        yield
+    except (NoLogitsError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # the network may be the user's, and raise anything
+        raise ValueError(
+            f"{network} cannot run on {data}, inputs {list(inputs.shape)}: {describe_cause(error)}; {_other(inputs)}"
+        ) from error
+
+
+def check_logits(logits: Tensor, inputs: Tensor, num_classes: int, *, network: str, data: str) -> None:
+    """Refuse logits that cannot tell the classes of data apart; other arguments as for [`running_on`].
+
+    More outputs than classes are fine: a network may know classes that the data does not hold.
+
+    Args:
+        logits: What the network returned.
+        inputs: What it was run on.
+        num_classes: Number of classes of the data.
+        network: Name of the class of the network.
+        data: Name of the images or texts.
+
+    Raises:
+        ValueError: If they are not `[B, K]`, with `K >= num_classes`.
+    """
+    if logits.ndim == 2 and len(logits) == len(inputs) and logits.shape[1] >= num_classes:
+        return
+    raise ValueError(
+        f"expected logits [B, {num_classes}] from {network} for the classes of {data}, got {list(logits.shape)}; "
+        "logits are the output, its entry 'logits', or its first part; use data with the classes of the network, or a "
+        "network with an output for each class"
+    )
+
+
+def _other(inputs: Tensor) -> str:
+    if inputs.is_floating_point():
+        return "pass images of the shape that it takes (--image-channels, --image-size), or other data"
+    return "pass texts or a network that reads them, or other data"
 
 
 def empty_model(config: ZooConfig) -> ZooPreTrainedModel:
@@ -389,6 +446,30 @@ class StackedNetworks:
         return torch.cat(parts)
 
     @torch.no_grad()
+    def check(self, inputs: Tensor, num_classes: int | None, *, data: str = "the data") -> None:
+        """Run the first network on two examples, to refuse data that the networks cannot judge before they all run.
+
+        Args:
+            inputs: Images `[n, C, H, W]` or texts `[n, 2, L]`.
+            num_classes: Number of classes of the data; `None` if the networks are not judged.
+            data: Name of the data, for messages.
+
+        Raises:
+            ValueError: If networks cannot run on the inputs, or have fewer outputs than the data has classes.
+            NoLogitsError: If they return no logits.
+        """
+        few = inputs[:2]
+        skeleton = empty_model(self.config) if isinstance(self.config, ZooConfig) else self.config
+        first = {name: tensor[0] for name, tensor in self.tensors.items()}
+        if DROPOUT_BUFFER in dict(skeleton.named_buffers()):
+            first[DROPOUT_BUFFER] = torch.zeros((), device=few.device)
+        name = type(skeleton).__name__
+        with modes_kept(skeleton), torch.random.fork_rng(devices=[]), running_on(few, network=name, data=data):
+            logits = with_tensors(skeleton.eval())(first, few)
+        if num_classes is not None:
+            check_logits(logits, few, num_classes, network=name, data=data)
+
+    @torch.no_grad()
     def per_image(self, images: Tensor, labels: Tensor, shifts: StackedShifts | None = None) -> tuple[Tensor, Tensor]:
         """Loss and correctness of every network on every image.
 
@@ -414,7 +495,13 @@ class StackedNetworks:
         return torch.cat([losses for losses, _ in found], dim=1), torch.cat([right for _, right in found], dim=1)
 
     def evaluate(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy and accuracy of every network, both `[M]` float; arguments as in `per_image`."""
+        """Mean cross-entropy and accuracy of every network, both `[M]` float; arguments as in `per_image`.
+
+        Raises:
+            ValueError: If networks cannot run on the images, or have fewer outputs than there are classes.
+        """
+        if len(labels):
+            self.check(images, int(labels.max()) + 1)
         losses, correct = self.per_image(images, labels)
         return losses.mean(dim=1), correct.float().mean(dim=1)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hf_sane.models.modes_sane import modes_kept
 from hf_sane.networks._metrics import BUILT_IN, EVALUATION_BATCH, Metric, module_logits
-from hf_sane.networks._stacked import StackedNetworks, example_losses
+from hf_sane.networks._stacked import StackedNetworks, check_logits, example_losses, running_on
 from hf_sane.networks._texts import TextData
 
 # Judges a module; may also take `split`, which is "validation" or "test".
@@ -111,9 +111,14 @@ class Classification(Task):
 
     @torch.no_grad()
     def measure(self, networks: StackedNetworks, split: str) -> tuple[Tensor, Tensor]:
-        """Values of the metric, and cross-entropies."""
+        """Values of the metric, and cross-entropies.
+
+        Raises:
+            ValueError: If the networks cannot run on the data, or have fewer outputs than it has classes.
+        """
         self._prepare(networks.config)
         inputs, labels = self.data.split(split)
+        networks.check(inputs, self.data.num_classes, data=self.data.name)
         if self.metric == "accuracy":
             losses, accuracies = networks.evaluate(inputs, labels)
             return accuracies, losses
@@ -122,10 +127,14 @@ class Classification(Task):
         return torch.tensor(values), example_losses(logits, labels[None]).mean(dim=1)
 
     def measure_one(self, network: nn.Module, split: str) -> float:
-        """Value of the metric."""
+        """Value of the metric; errors as for [`measure`]."""
         self._prepare(network)
         inputs, labels = self.data.split(split)
-        return self.compare(module_logits(network, inputs), labels)
+        named = {"network": type(network).__name__, "data": self.data.name}
+        with running_on(inputs, **named):
+            logits = module_logits(network, inputs)
+        check_logits(logits, inputs, self.data.num_classes, **named)
+        return self.compare(logits, labels)
 
     def _prepare(self, network: object) -> None:
         if isinstance(self.data, TextData):

@@ -19,16 +19,17 @@ from hf_sane.networks._stacked import (
     Forward,
     StackedNetworks,
     call_arguments,
+    check_logits,
     cross_entropy,
     empty_model,
     logits_of,
+    running_on,
     stack_size,
     stacked_forward,
     tied_tensors,
 )
 from hf_sane.networks._tasks import LabelledData
 from hf_sane.networks._threads import map_on_threads
-from hf_sane.records._errors import shorten
 from hf_sane.records._progress import tracked
 
 Schedule = Literal["constant", "one_cycle"]
@@ -173,16 +174,9 @@ def trained_parameters(config: ZooConfig | nn.Module, data: LabelledData) -> lis
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         for parameter in trained.values():
             parameter.requires_grad_()
-        try:
+        with running_on(inputs, network=kind, data=data.name):
             logits = logits_of(module(*positional, **named))
-        except RuntimeError as error:  # PyTorch's error for shapes that do not fit
-            reason = shorten(str(error).partition("\n")[0])
-            raise ValueError(f"{kind} cannot run on {data.name}, inputs {list(inputs.shape)}: {reason}") from error
-        if logits.ndim != 2 or logits.shape[1] < data.num_classes:
-            raise ValueError(
-                f"expected logits [B, {data.num_classes}] from {kind} for the classes of {data.name}, got "
-                f"{list(logits.shape)}; logits are the output, its entry 'logits', or its first part"
-            )
+        check_logits(logits, inputs, data.num_classes, network=kind, data=data.name)
         gradients = torch.autograd.grad(logits.sum(), list(trained.values()), allow_unused=True)
     return [name for name, gradient in zip(trained, gradients, strict=True) if gradient is not None]
 

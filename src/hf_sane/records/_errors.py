@@ -1,12 +1,16 @@
 """The error of all file readers, and texts for messages."""
 
+import sysconfig
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 MAX_SHOWN = 200  # maximum number of characters of an untrusted value in a message
+LIBRARY = Path(__file__).resolve().parents[1]
+OTHERS = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib"))
 
 
 class InvalidFileError(ValueError):
@@ -55,6 +59,29 @@ def shorten(value: object, limit: int = MAX_SHOWN) -> str:
 def is_sentence(value: object) -> bool:
     """Whether this is an exception whose text says what is wrong, so that users need not read the name of its type."""
     return isinstance(value, BaseException) and not isinstance(value, KeyError) and len(str(value).split()) > 2
+
+
+def place_of(error: BaseException) -> str:
+    """Where the user's code raised an error, itself or by a call into a package: `"nets.py, line 21"`.
+
+    Empty if this library called what raised it.
+    """
+    for frame in reversed(extract_tb(error.__traceback__)):
+        file = Path(frame.filename).resolve()
+        if file.is_relative_to(LIBRARY):
+            return ""
+        if file.is_file() and not any(file.is_relative_to(folder) for folder in OTHERS):
+            return f"{file.name}, line {frame.lineno}"
+    return ""
+
+
+def describe_cause(error: BaseException) -> str:
+    """The first line of what an error says; if that is no sentence, also its kind and its place in the user's code."""
+    if is_sentence(error):
+        return shorten(str(error).partition("\n")[0])
+    place = place_of(error)
+    shown = shorten(error) if str(error) else type(error).__name__
+    return f"{shown} ({place})" if place else shown
 
 
 def name_some(names: Iterable[object], limit: int = 3) -> str:

@@ -14,6 +14,7 @@ from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData, load_zoo_images
 from hf_sane.networks._modules import ModuleSettings
 from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.networks._tasks import Classification
 from hf_sane.records._errors import did_you_mean
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
@@ -138,8 +139,8 @@ class ComparisonResult(Result):
         return {name: sum(found) / len(found) for name, found in self._accuracies().items()}
 
     def _accuracies(self) -> dict[str, list[float]]:
-        images = self.data.split("test")
-        return {name: networks.evaluate(*images)[1].tolist() for name, networks in self.methods.items()}
+        task = Classification(self.data)
+        return {name: task.measure(networks, "test")[0].tolist() for name, networks in self.methods.items()}
 
     def evaluate(self) -> None:
         """Evaluate the networks of all methods on the test images, without fine-tuning."""

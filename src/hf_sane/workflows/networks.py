@@ -21,6 +21,7 @@ from hf_sane.networks._images import ImageData, load_images
 from hf_sane.networks._modules import find_architecture, has_registered
 from hf_sane.networks._own_models import OwnModule
 from hf_sane.networks._stacked import StackedNetworks
+from hf_sane.networks._tasks import Classification
 from hf_sane.records._files import folders_with
 from hf_sane.records._run_record import RECORD
 from hf_sane.records._sources import HubRepo, find_source
@@ -73,7 +74,7 @@ class NetworksResult(Result):
             images: Images, or a source for `load_images`.
             split: `"train"`, `"validation"` or `"test"`.
         """
-        return self.stack.evaluate(*open_images(images).split(split))[1]
+        return Classification(open_images(images)).measure(self.stack, split)[0]
 
     def write(self, partial: Path) -> None:
         """Write the run record, which lists the networks that were already saved."""

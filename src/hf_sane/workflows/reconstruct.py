@@ -12,6 +12,7 @@ from hf_sane.networks._image_settings import ImageSettings
 from hf_sane.networks._image_sources import IMAGE_KINDS
 from hf_sane.networks._images import ImageData
 from hf_sane.networks._modules import ModuleSettings
+from hf_sane.networks._tasks import Classification
 from hf_sane.records._progress import tracked
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
@@ -142,13 +143,14 @@ def _reconstruct(
     layout, config = final.layout_and_config()
     codec = NetworkCodec(sane.model, sane.extractor, layout, config, **settings.windows)
     raw, last = comparable_tokens(test), comparable_tokens(final)
-    before = codec.networks(last).evaluate(*data.split("test"))[1].mean().item()
+    task = Classification(data)
+    before = task.measure(codec.networks(last), "test")[0].mean().item()
 
     def measure(code: NetworkCodec) -> tuple[float, float, torch.Tensor]:
         """Accuracy of the decoded final networks, its share of the original, and sums over all networks."""
         decoded = code.model.decode_sequences(code.encode(raw), layout.positions, **settings.windows)
         sums = reconstruction_sums(code.extractor.normalize(raw, layout), decoded, layout.weight_mask)
-        after = code.decode(code.encode(last)).evaluate(*data.split("test"))[1].mean().item()
+        after = task.measure(code.decode(code.encode(last)), "test")[0].mean().item()
         return after, after / before if before else math.nan, sums
 
     after, kept, sums = measure(codec)
