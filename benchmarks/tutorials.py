@@ -22,7 +22,8 @@ from running import finish, new_parser, start
 from hf_sane.records._failures import run_script
 
 ROOT = Path(__file__).parents[1]
-PAGES = tuple(ROOT / "docs" / "tutorials" / f"{name}.md" for name in ("first_steps", "your_networks", "your_images"))
+NAMES = ("first_steps", "your_networks", "your_images", "published_zoos")
+PAGES = tuple(ROOT / "docs" / "tutorials" / f"{name}.md" for name in NAMES)
 PACKAGED = ("pyproject.toml", "README.md", "LICENSE")
 # Runs the Python of pages, section by section, each page in an empty folder below this one.
 PROGRAM = """
