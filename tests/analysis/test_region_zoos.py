@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
+import hf_sane
 from hf_sane.analysis._region_networks import flatten_networks
 from hf_sane.analysis._region_zoos import LabelledNetworks, zoo_networks
 from hf_sane.analysis._regions import RegionMap
@@ -138,3 +140,16 @@ def test_what_does_not_fit_is_refused(tiny_zoo, other_zoo, tmp_path, digits):
     build_zoo(arguments, digits, tmp_path)
     with pytest.raises(ValueError, match=r"expected networks of one architecture, got .* \(digits\), .* \(wide\)"):
         zoo_networks([tiny_zoo, Zoo.load(tmp_path)])
+
+
+def test_imported_networks_with_other_tensors_are_refused(tmp_path):
+    """All imported networks without a configuration are of one kind."""
+    for name, width in (("two", 2), ("three", 3)):
+        (tmp_path / name).mkdir()
+        for index in range(3):
+            torch.save(nn.Linear(4, width).state_dict(), tmp_path / name / f"{index}.pt")
+        options = {"allow_pickle": True, "token_dim": 5, "group_by": "network", "progress_bar": False}
+        hf_sane.import_zoo(tmp_path / name, **options, output=tmp_path / f"zoo_{name}")
+    zoos = [Zoo.load(tmp_path / f"zoo_{name}") for name in ("two", "three")]
+    with pytest.raises(ValueError, match="got different tensors in .*two and .*three, such as bias, weight; name"):
+        zoo_networks(zoos)

@@ -1,6 +1,7 @@
 """Scripts fail as the command line does: one line for what the user can mend, a traceback for everything else."""
 
 import errno
+import json
 import os
 import sys
 
@@ -36,6 +37,25 @@ def test_expected_errors_are_one_line_and_exit_code_two(error, capsys):
 )
 def test_what_the_system_says_of_a_file_is_a_sentence(error, said):
     assert describe_error(error) == said
+
+
+def test_a_missing_key_is_no_message():
+    """The text of `KeyError("width")` is just 'width'."""
+    for error, said in [
+        (KeyError("width"), "KeyError: 'width'; --debug shows where it comes from"),
+        (KeyError(3), "KeyError: 3; --debug shows where it comes from"),
+        (KeyError(), "KeyError; --debug shows where it comes from"),
+        (KeyError("the zoo has no column 'width'"), "the zoo has no column 'width'"),
+    ]:
+        assert describe_error(error) == said
+    with pytest.raises(KeyError) as caught:
+        json.loads('{"height": 3}', object_hook=lambda given: given["width"])
+    line = caught.traceback[0].lineno + 1
+    said = f"KeyError: 'width' (test_failures.py, line {line}); --debug shows where it comes from"
+    assert describe_error(caught.value) == said
+    with pytest.raises(KeyError) as caught:
+        RunRecord(command="x").results["accuracy"]
+    assert "(test_failures.py, line" in describe_error(caught.value)
 
 
 def test_debug_shows_the_traceback_and_is_no_option_of_the_script(monkeypatch):

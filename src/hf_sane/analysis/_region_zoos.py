@@ -16,6 +16,7 @@ from hf_sane.networks._images import load_zoo_images
 from hf_sane.networks._modules import architecture_permutations
 from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.networks._tasks import Task
+from hf_sane.records._errors import name_some
 from hf_sane.symmetry._permutation import PermutationSpec
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 from hf_sane.zoo._facts import MIX_KEY
@@ -173,6 +174,7 @@ def zoo_networks(
         if len(found) > 1:
             shown = ", ".join(f"{value} ({name})" for value, name in found.items())
             raise ValueError(f"expected networks of one {column}, got {shown}; leave the others out")
+    _require_same_tensors(parts)
     labels: dict[str, list[str]] = {DATA_SET: []}
     labels |= {level: [] for level in (*columns, *(groups or {}))}
     runs, starts = [], []
@@ -197,6 +199,24 @@ def zoo_networks(
     kind = (str(part.column(name)[0]) for name in ("architecture", "layout"))
     trace = partial(network_spec, zoo.facts, *kind, alignment=zoo.alignment)
     return LabelledNetworks(config, tensors, labels, runs, starts, layout.aliases, trace, layout.module_names)
+
+
+def _require_same_tensors(parts: Sequence[tuple[int, Zoo, ZooSplit]]) -> None:
+    """Refuse networks whose tensors differ, since all imported networks without a configuration are of one kind."""
+    shapes: dict[str, tuple[int, ...]] | None = None
+    for _, zoo, part in parts:
+        for kind in dict.fromkeys(part.column("layout").tolist()):
+            layout = zoo.facts.parsed_layouts[kind]
+            own = {tensor.name: tuple(tensor.shape) for layer in layout.layers for tensor in layer.tensors}
+            own |= {name: tuple(tensor.shape) for name, tensor in layout.template.items()}
+            if shapes is None:
+                shapes, first = own, zoo.facts.name
+            elif own != shapes:
+                differing = sorted(name for name, _ in own.items() ^ shapes.items())
+                raise ValueError(
+                    f"expected networks of one architecture, got different tensors in {first} and {zoo.facts.name}, "
+                    f"such as {name_some(dict.fromkeys(differing))}; name zoos of one architecture"
+                )
 
 
 def score_zoo_regions(

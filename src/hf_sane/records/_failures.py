@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from hf_sane.records._command import running
 from hf_sane.records._disks import describe_os_error
-from hf_sane.records._errors import did_you_mean, shorten
+from hf_sane.records._errors import describe_cause, did_you_mean, shorten
 from hf_sane.records._interruptions import (
     describe_interruption,
     ignoring_interruptions,
@@ -37,18 +37,28 @@ def expected_errors() -> tuple[type[Exception], ...]:
 
 
 def describe_error(error: Exception) -> str:
-    """Message of an error in one line, without the quotes of a `KeyError` and the names of validators."""
+    """Message of an error in one line, without the quotes of a `KeyError` and the names of validators.
+
+    A `KeyError` that is no sentence, as of code that looks up a missing key, is shown with its kind and its place in
+    the user's code.
+    """
     from huggingface_hub.errors import StrictDataclassError
 
     while isinstance(error, StrictDataclassError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # the message of the settings object itself
-    message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    message = _key_error(error) if isinstance(error, KeyError) else str(error)
     if isinstance(error, OSError):
         message = describe_os_error(error)
     if found := CHOICE.match(message):
         message = f"expected {found['name']} to be one of {found['choices']}, got {found['got']!r}"
         message += did_you_mean(found["got"], re.findall(r"'([^']*)'", found["choices"]))
     return shorten(message, MAX_MESSAGE) or type(error).__name__
+
+
+def _key_error(error: KeyError) -> str:
+    if error.args and len(str(error.args[0]).split()) > 1:
+        return str(error.args[0])
+    return f"{describe_cause(error)}; --debug shows where it comes from"
 
 
 def print_error(message: str, exit_code: int, *, name: str, as_json: bool = False) -> None:
