@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -391,6 +392,94 @@ def test_bare_state_dicts_are_averaged_with_the_module(own, tmp_path, hf_sane_co
 def test_a_module_that_is_not_there_is_refused(place, reason, own):
     with pytest.raises((ValueError, FileNotFoundError, ImportError), match=reason):
         load_module(place.replace("{own}", str(own)))
+
+
+ODD = """
+from torch import nn
+
+from sibling import WIDTH
+
+
+class Lazy(nn.Sequential):
+    def __init__(self, width=WIDTH):
+        super().__init__(nn.Flatten(), nn.LazyLinear(width), nn.ReLU(), nn.Linear(width, 10))
+
+
+class Needs(nn.Linear):
+    def __init__(self, width):
+        super().__init__(width, {3: 10}[width])
+
+    def forward(self, images):
+        from other_sibling import part
+
+        return super().forward(images.flatten(1)[:, part])
+"""
+
+
+@pytest.fixture
+def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of code that imports others of its folder, at once and later."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "odd_code.py").write_text(ODD)
+    (tmp_path / "sibling.py").write_text("WIDTH = 6")
+    (tmp_path / "other_sibling.py").write_text("part = slice(0, 3)")
+    for name in ("odd_code", "sibling", "other_sibling"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return tmp_path / "odd_code.py"
+
+
+def test_a_file_imports_others_of_its_folder(odd):
+    needs = load_module(f"{odd}:Needs", {"width": 3})()
+    assert needs(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    (odd.parent / "sibling.py").write_text("import no_such_package")
+    del sys.modules["sibling"]
+    with pytest.raises(ValueError, match=r"cannot import .*odd_code.py: No module named 'no_such_package'; install"):
+        load_module(f"{odd}:Needs")
+    (odd.parent / "sibling.py").write_text("WIDTH = {}['width']")
+    with pytest.raises(ValueError, match=r"odd_code.py: KeyError: 'width' \(sibling.py, line 1\); correct its code"):
+        load_module(f"{odd}:Needs")
+
+
+def test_lazy_layers_get_their_shapes_from_the_example_inputs(odd):
+    lazy = load_module(f"{odd}:Lazy")
+    with pytest.raises(ValueError, match=r"shapes of 1.weight, 1.bias of Lazy are unknown .*--module-input 1,28,28"):
+        register_architecture(lazy)
+    for given in (lazy, lazy()):
+        found = register_architecture(given, torch.zeros(1, 1, 8, 8))
+        assert found.structure[1].weight.shape == (6, 64)
+        drawn = found.fresh([0, 1]).tensors["1.weight"]
+        assert drawn.shape == (2, 6, 64)
+        assert not torch.equal(drawn[0], drawn[1])
+        assert found.permutations.sizes
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "kind", "message"),
+    [
+        (
+            "Needs",
+            {},
+            TypeError,
+            "Needs: missing a required argument: 'width'; pass its arguments, such as --module-a",
+        ),
+        ("Needs", {"module_args": {"wdth": 3}}, TypeError, "unexpected keyword argument 'wdth'.*--module-args"),
+        ("Needs", {"module_args": {"width": 4}}, ValueError, r"raises KeyError: 4 \(odd_code.py, line 14\).*-args"),
+        ("Lazy", {"module_input": [1, 8, 9]}, None, ""),
+        (
+            "Needs",
+            {"module_args": {"width": 3}, "module_input": [2]},
+            ValueError,
+            r"inputs \[1, 2\]: .* the batch dim",
+        ),
+    ],
+)
+def test_a_module_that_cannot_be_made_or_run_names_the_option(name, options, kind, message, odd):
+    settings = _modules.ModuleSettings(module=f"{odd}:{name}", **options)
+    if kind is None:
+        assert settings.register().structure[1].weight.shape == (6, 72)
+        return
+    with pytest.raises(kind, match=message):
+        settings.register()
 
 
 def test_what_is_no_module_is_refused():

@@ -1,6 +1,7 @@
 """User-defined architectures: modules from outside this library, recognised by their tensors."""
 
 import copy
+import inspect
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -11,14 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core._layout import Layout
 from hf_sane.core._types import StateDict
+from hf_sane.models.modes_sane import modes_kept
 from hf_sane.networks._stacked import StackedNetworks, tied_tensors
 from hf_sane.records._documents import read_settings
-from hf_sane.records._errors import name_some
+from hf_sane.records._errors import describe_cause, name_some
 from hf_sane.records._own_code import load_named
 from hf_sane.records._settings import CheckedSettings, setting
 from hf_sane.symmetry._networks import permutation_spec
@@ -197,21 +200,90 @@ def register_architecture(
         The architecture.
 
     Raises:
-        TypeError: If the class or function does not return a module.
-        ValueError: If the module has no tensors.
+        TypeError: If the class or function does not return a module, or requires arguments.
+        ValueError: If its code raises an error, the module has no tensors, or it has lazy layers (`nn.LazyLinear`)
+            and cannot run on the example inputs, which give them their shapes.
     """
-    made = module if isinstance(module, nn.Module) else module()
+    made = module if isinstance(module, nn.Module) else _made(module)
     if not isinstance(made, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, or a function that makes one, got {type(made).__name__}")
+    given = module.keywords if isinstance(module, partial) else {}
+    if _lazy_tensors(made):
+        complete = _with_shapes(module, example_inputs)
+        made, module = complete(), module if isinstance(module, nn.Module) else complete
     if not (shapes := _shapes(made.state_dict())):
         raise ValueError(f"expected a module with weights, got {type(made).__name__} without weights")
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
     make = _reset_copies(made) if isinstance(module, nn.Module) else module
-    given = module.keywords if isinstance(module, partial) else {}
     arguments = {key: value for key, value in given.items() if isinstance(value, JSON_VALUES)}
     found = ModuleArchitecture(name or type(made).__name__, make, made.eval(), inputs, arguments)
     _REGISTERED[shapes] = found
     return found
+
+
+def _made(module: Callable[[], Any]) -> Any:
+    """Call the user's class or function."""
+    known = module.func if isinstance(module, partial) else module
+    name = getattr(known, "__name__", type(known).__name__)
+    try:
+        inspect.signature(module).bind()
+    except TypeError as error:
+        raise TypeError(
+            f"{name}: {error}; pass its arguments, such as --module-args '{{\"width\": 32}}', or "
+            f"functools.partial({name}, width=32) in Python"
+        ) from error
+    except ValueError:  # some functions have no signature
+        pass
+    try:
+        return module()
+    except Exception as error:  # it is the user's, and may raise anything
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(
+            f"{name}() raises {describe_cause(error)}; correct its code or its arguments (--module-args)"
+        ) from error
+
+
+def _lazy_tensors(network: nn.Module) -> list[str]:
+    """Names of parameters and buffers without a shape, which `nn.LazyLinear` and others have until they first run."""
+    return [name for name, value in (*network.named_parameters(), *network.named_buffers()) if is_lazy(value)]
+
+
+def _with_shapes(module: Callable[[], nn.Module] | nn.Module, inputs: Any) -> Callable[[], nn.Module]:
+    """A function that makes a network and runs it once, which gives its lazy layers their shapes."""
+
+    def make() -> nn.Module:
+        network = copy.deepcopy(module) if isinstance(module, nn.Module) else module()
+        name, names = type(network).__name__, name_some(_lazy_tensors(network))
+        if inputs is None:
+            raise ValueError(
+                f"the shapes of {names} of {name} are unknown until it runs; pass the shape of one input, such as "
+                f"--module-input 1,28,28, or hf_sane.register_architecture({name}, example_inputs) in Python"
+            )
+        run_once(network, inputs)
+        return network
+
+    return make
+
+
+def run_once(network: nn.Module, inputs: Any) -> None:
+    """Run a network on example inputs, in evaluation mode and without gradients.
+
+    Raises:
+        ValueError: If it cannot run on them.
+    """
+    arguments = (inputs,) if isinstance(inputs, Tensor) else inputs
+    positional, named = ((), arguments) if isinstance(arguments, Mapping) else (arguments, {})
+    try:
+        with modes_kept(network), torch.no_grad():
+            network.eval()(*positional, **named)
+    except Exception as error:  # it is the user's, and may raise anything
+        values = [*positional, *named.values()]
+        shapes = ", ".join(str(list(value.shape)) for value in values if isinstance(value, Tensor))
+        raise ValueError(
+            f"{type(network).__name__} cannot run on example inputs {shapes}: {describe_cause(error)}; pass the shape "
+            "of one input without the batch dimension, such as --module-input 1,28,28; for other inputs than one "
+            "batch of numbers, hf_sane.register_architecture(MyModule, example_inputs) in Python"
+        ) from error
 
 
 def find_architecture(network: Layout | nn.Module | Mapping[str, Tensor]) -> ModuleArchitecture | None:
@@ -391,10 +463,15 @@ class ModuleSettings(CheckedSettings):
         inputs = torch.zeros(1, *self.module_input) if self.module_input else example_inputs
         if isinstance(self.module, str):
             made: Callable[[], nn.Module] = load_module(self.module, self.module_arguments)
-            return register_architecture(made, inputs, name=self.module.rpartition(":")[2])
-        if isinstance(self.module, nn.Module) and self.module_args:
-            raise ValueError("expected the class of the module for its arguments (module_args), got a network")
-        module = self.module
-        return register_architecture(
-            module if isinstance(module, nn.Module) else partial(module, **self.module_arguments), inputs
-        )
+            found = register_architecture(made, inputs, name=self.module.rpartition(":")[2])
+        else:
+            if isinstance(self.module, nn.Module) and self.module_args:
+                raise ValueError("expected the class of the module for its arguments (module_args), got a network")
+            module = self.module
+            found = register_architecture(
+                module if isinstance(module, nn.Module) else partial(module, **self.module_arguments), inputs
+            )
+        if self.module_input:
+            with torch.random.fork_rng(devices=[]):
+                run_once(found.structure, inputs)
+        return found

@@ -3,11 +3,16 @@
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hf_sane.records._errors import did_you_mean
+from hf_sane.records._errors import describe_cause, did_you_mean
+
+
+class OwnImportError(ImportError, ValueError):
+    """Code of the user imports what cannot be imported."""
 
 
 def load_named(place: str, *, example: str) -> Callable[..., Any]:
@@ -18,9 +23,9 @@ def load_named(place: str, *, example: str) -> Callable[..., Any]:
         example: Example of a name for messages, such as `MyModule`.
 
     Raises:
-        ValueError: If the text has no `:`, or the file does not define the name.
+        ValueError: If the text has no `:`, the file does not define the name, or its code raises an error.
         FileNotFoundError: If the file does not exist.
-        ImportError: If the package does not exist.
+        ImportError: If the package does not exist, or something that the file imports.
         TypeError: If the name is neither a class nor a function.
     """
     home, colon, name = place.rpartition(":")
@@ -39,14 +44,21 @@ def load_named(place: str, *, example: str) -> Callable[..., Any]:
 
 
 def _import_file(path: Path) -> Any:
+    """Run a file, which may import others of its folder, as it may when Python runs it."""
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path} (tried {path.absolute()}); give the file of the code")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None  # the name ends with .py
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)  # dataclasses and pickles look it up there
-    spec.loader.exec_module(module)
+    is_new = sys.modules.setdefault(path.stem, module) is module  # dataclasses and pickles look it up there
+    try:
+        with _first_on_path(str(path.absolute().parent)), _running(str(path)):
+            spec.loader.exec_module(module)
+    except BaseException:
+        if is_new:
+            del sys.modules[path.stem]
+        raise
     return module
 
 
@@ -54,4 +66,35 @@ def _import_package(name: str) -> Any:
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    return importlib.import_module(name)
+    with _running(name):
+        return importlib.import_module(name)
+
+
+@contextmanager
+def _first_on_path(folder: str) -> Iterator[None]:
+    """Context in which a folder is searched first for modules; afterwards last, for what its code imports later."""
+    if folder in sys.path:
+        yield
+        return
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+        sys.path.append(folder)
+
+
+@contextmanager
+def _running(home: str) -> Iterator[None]:
+    """Context that imports the user's code; its errors name the file or package."""
+    try:
+        yield
+    except ImportError as error:
+        raise OwnImportError(
+            f"cannot import {home}: {describe_cause(error)}; install what it imports, or start from the folder of its "
+            "package and name it as my_package.my_file:MyModule",
+            name=error.name,
+            path=error.path,
+        ) from error
+    except Exception as error:
+        raise ValueError(f"cannot import {home}: {describe_cause(error)}; correct its code") from error

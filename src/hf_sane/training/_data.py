@@ -13,7 +13,7 @@ from hf_sane.training._settings import PretrainSettings
 from hf_sane.zoo._alignment import align_zoo
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 from hf_sane.zoo._stream import ZooStream
-from hf_sane.zoo._symmetries import NoSymmetriesError, fixed_spec
+from hf_sane.zoo._symmetries import NoSymmetriesError, UnknownSymmetriesError, fixed_spec
 from hf_sane.zoo.windows._sampler import WindowSampler
 
 logger = logging.getLogger(__name__)
@@ -117,6 +117,8 @@ def _aligned(zoo: Zoo) -> Zoo:
     except NoSymmetriesError as error:
         logger.warning("%s; the views 'aligned' and 'permuted' are therefore the original networks", error)
         return align_zoo(zoo, specs={key: fixed_spec(layout) for key, layout in zoo.facts.parsed_layouts.items()})
+    except UnknownSymmetriesError as error:
+        raise UnknownSymmetriesError(f"{error} (pretrain --views original,original)") from error
 
 
 def _require_networks(counts: Sequence[int]) -> None:

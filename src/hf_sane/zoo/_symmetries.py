@@ -68,9 +68,7 @@ def network_spec(
         try:
             spec = registered.permutations_of(structure.tensor_names)
         except ValueError as error:
-            reason = str(error).partition("\n")[0]
-            remedy = "leave its networks as they are (hf-sane pretrain --views original,original)"
-            raise NoSymmetriesError(f"{reason}; {remedy}") from error
+            raise NoSymmetriesError(str(error).partition("\n")[0]) from error
         return fit_spec(spec, structure)
     try:
         return imported_spec(facts.architectures[architecture]["config"], structure)
@@ -83,7 +81,7 @@ def network_spec(
         raise UnknownSymmetriesError(
             f"the symmetries of the imported networks {architecture!r} (layout {layout!r}) are unknown "
             f"({reason}); pass {missing}: hf_sane.register_architecture({module}, example_inputs), or "
-            f"{code}--module-input 1,28,28; or use the view 'original' (twice for the contrastive loss)"
+            f"{code}--module-input 1,28,28; or use its networks without alignment"
         ) from error
 
 

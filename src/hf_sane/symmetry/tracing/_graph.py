@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from hf_sane.records._errors import describe_cause
 from hf_sane.symmetry.tracing import _entry_operations as entry_operations
 from hf_sane.symmetry.tracing import _layer_operations as layer_operations
 from hf_sane.symmetry.tracing import _shape_operations as shape_operations
@@ -52,10 +53,13 @@ def type_model(model: nn.Module, inputs: Inputs) -> TypedModel:
             # A warning if a module caches its weights in a list, as recurrent layers do.
             warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export", UserWarning)
             program = torch.export.export(OutputOf(model), inputs.arguments, dict(inputs.keywords), strict=False)
-    except RuntimeError as error:  # raised by the model itself or by torch.export, whose errors derive from it
+    except TypeError:
+        raise  # of inputs or outputs
+    except Exception as error:  # raised by the model itself, which may be the user's, or by torch.export
         raise ValueError(
-            f"{type(model).__name__} cannot be exported with these inputs ({str(error).strip().splitlines()[0]}); "
-            "expected a model that torch.export supports: no branches or shapes that depend on values"
+            f"{type(model).__name__} cannot be exported with these inputs ({describe_cause(error)}); expected a model "
+            "that torch.export supports, without branches or shapes that depend on values; use its networks without "
+            "alignment"
         ) from error
     state = model.state_dict(keep_vars=True)
     by_identity = {id(tensor): _new_type(tensor) for tensor in state.values()}
