@@ -84,7 +84,7 @@ def count_collisions(index: NetworkIndex, runs: Mapping[str, str], weights: Mapp
     by_digest: dict[str, list[str]] = defaultdict(list)
     pairs = {"all": 0, "same": 0, "related": 0}
     nearest = np.inf
-    for group in index._groups.values():
+    for group in index.groups:
         for name, digest in zip(group.sources, group.digests, strict=True):
             by_digest[digest].append(name)
         features, owners = group.stacked().flatten(1), np.array([runs.get(name, name) for name in group.sources])

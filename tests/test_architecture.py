@@ -125,6 +125,24 @@ def test_code_outside_the_package_imports_no_name_with_an_underscore():
                 assert not [alias.name for alias in node.names if alias.name.startswith("_")], path
 
 
+def private_attributes() -> set[str]:
+    """Attributes, properties and methods with an underscore that classes of the package define."""
+    nodes = [node for path in FILES for node in ast.walk(ast.parse(path.read_text()))]
+    found = {x.name for node in nodes if isinstance(node, ast.ClassDef) for x in node.body if hasattr(x, "name")}
+    found |= {x.attr for x in nodes if isinstance(x, ast.Attribute) and ast.unparse(x.value) == "self"}
+    return {name for name in found if re.match(r"_[a-z]", name)}
+
+
+def test_code_outside_the_package_uses_no_private_attributes_of_its_objects():
+    private = private_attributes()
+    assert "_groups" in private
+    for path in PYTHON:
+        if not path.is_relative_to(PACKAGE):
+            nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
+            used = {x.attr for x in nodes if x.attr in private and ast.unparse(x.value) not in ("self", "cls")}
+            assert not used, path
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.name)
 def test_notebooks_import_public_modules(path):
     cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]

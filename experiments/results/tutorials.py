@@ -45,14 +45,14 @@ def _speed(root: Path) -> str:
 
 
 @dataclass(frozen=True)
-class FirstHours:
-    """The page on the first hours of users.
+class FirstResults:
+    """The part on first results of the page on speed.
 
     Attributes:
         PAGE: Its path.
     """
 
-    PAGE: str = "docs/results/first_hours.md"
+    PAGE: str = "docs/results/performance.md"
 
     def blocks(self, root: Path) -> dict[str, str]:
         """Table of the first results in the tutorials."""
@@ -76,4 +76,4 @@ FIRST_RESULTS = (
     ("practitioner: a classifier from 60 images", "your_images", "2. Start"),
 )
 TUTORIALS = tuple(Tutorial(f"docs/tutorials/{name}.md") for name in ("first_steps", "your_networks", "your_images"))
-PAGES = (*TUTORIALS, FirstHours())
+PAGES = (*TUTORIALS, FirstResults())

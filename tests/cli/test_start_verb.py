@@ -194,6 +194,10 @@ def test_sample_takes_the_networks_that_a_sane_brings(bundle, tiny_sane_folder, 
     assert [name.endswith(f"anchor_{i}") for i, name in enumerate(drawn.provenance[0].anchors)] == [True] * 3
     with pytest.raises(ValueError, match=r"got neither, and .*model has no anchors of its own; name the zoo"):
         sample([], tiny_sane_folder, **options)
+    with pytest.raises(
+        FileNotFoundError, match=r"build_zoo\(\), or import .* import_zoo\(\).*pass them as a list, and im"
+    ):
+        sample(str(bundle / "anchors"), bundle, **options)
     with pytest.raises(ValueError, match=r"expected a SANE that comes with networks .* without; save it with some"):
         start("digits", sane=str(tiny_sane_folder))
 

@@ -10,6 +10,14 @@ def test_pages_say_what_the_records_say():
     assert update_results.main(["--check"]) == 0
 
 
+def test_pages_of_results_hold_what_records_say():
+    """Pages without a block that is written from records are explanations."""
+    pages = sorted((ROOT / "docs" / "results").glob("*.md"))
+    assert len(pages) > 15
+    assert [page.name for page in pages if ":start -->" not in page.read_text(encoding="utf-8")] == []
+    assert not (ROOT / "docs" / "results" / "first_hours.md").exists()
+
+
 def test_an_outdated_page_is_found_and_written(tmp_path, monkeypatch, capsys):
     for name in ("README.md", "docs", "runs"):
         (tmp_path / name).symlink_to(ROOT / name)

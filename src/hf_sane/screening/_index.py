@@ -50,8 +50,15 @@ class Neighbour:
 
 
 @dataclass
-class _Group:
-    """Networks whose matrices have the same names and shapes."""
+class NetworkGroup:
+    """Networks whose matrices have the same names and shapes.
+
+    Attributes:
+        shapes: Shapes of the matrices, by name.
+        sources: Names of the networks in the index.
+        digests: Digest of each network.
+        features: Features of the networks, in parts that [`stacked`] joins.
+    """
 
     shapes: dict[str, tuple[int, ...]]
     sources: list[str] = field(default_factory=list)
@@ -68,14 +75,19 @@ class NetworkIndex:
     """Fingerprints of known networks."""
 
     def __init__(self) -> None:
-        self._groups: dict[tuple[tuple[str, tuple[int, ...]], ...], _Group] = {}
+        self._groups: dict[tuple[tuple[str, tuple[int, ...]], ...], NetworkGroup] = {}
 
     def __len__(self) -> int:
-        return sum(len(group.sources) for group in self._groups.values())
+        return sum(len(group.sources) for group in self.groups)
+
+    @property
+    def groups(self) -> list[NetworkGroup]:
+        """The networks, grouped by the names and shapes of their matrices."""
+        return list(self._groups.values())
 
     def add(self, source: str, found: Fingerprint) -> None:
         """Add a network."""
-        group = self._groups.setdefault(tuple(found.shapes.items()), _Group(dict(found.shapes)))
+        group = self._groups.setdefault(tuple(found.shapes.items()), NetworkGroup(dict(found.shapes)))
         group.sources.append(source)
         group.digests.append(found.digest)
         group.features.append(found.features[None])
@@ -87,16 +99,16 @@ class NetworkIndex:
             found: Fingerprint of a network.
             count: Maximum number of networks.
         """
-        neighbours = [near for group in self._groups.values() for near in _nearest_of(group, found, count)]
+        neighbours = [near for group in self.groups for near in _nearest_of(group, found, count)]
         return sorted(neighbours, key=lambda near: (near.likeness != "equal", near.distance))[:count]
 
     def save(self, partial: Path) -> None:
         """Write index.json and fingerprints.safetensors to an output folder."""
-        groups = list(self._groups.values())
-        save_file({str(i): group.stacked().contiguous() for i, group in enumerate(groups)}, partial / FEATURES)
+        features = {str(i): group.stacked().contiguous() for i, group in enumerate(self.groups)}
+        save_file(features, partial / FEATURES)
         content = [
             {"shapes": list(group.shapes.items()), "sources": group.sources, "digests": group.digests}
-            for group in groups
+            for group in self.groups
         ]
         text = json.dumps({"format_version": FORMAT_VERSION, "groups": content})
         (partial / INDEX).write_text(text + "\n", encoding="utf-8")
@@ -127,14 +139,14 @@ def signed_gap(first: Fingerprint, other: Fingerprint) -> float:
 
     Infinite if the networks share less than half of their matrices.
     """
-    group = _Group(dict(other.shapes), [""], [other.digest], [_means(other.features)[None]])
+    group = NetworkGroup(dict(other.shapes), [""], [other.digest], [_means(other.features)[None]])
     near = _nearest_of(group, replace(first, features=_means(first.features)), 1)
     return min((one.distance for one in near if one.shared), default=math.inf)
 
 
 def likeness(first: Fingerprint, other: Fingerprint) -> Likeness:
     """How alike two networks are."""
-    near = _nearest_of(_Group(dict(other.shapes), [""], [other.digest], [other.features[None]]), first, 1)
+    near = _nearest_of(NetworkGroup(dict(other.shapes), [""], [other.digest], [other.features[None]]), first, 1)
     return near[0].likeness if near else "other"
 
 
@@ -143,7 +155,7 @@ def _means(features: Tensor) -> Tensor:
     return features.unflatten(1, (-1, 2, len(LEVELS)))[:, :, 0].flatten(1)
 
 
-def _read_group(entry: Entry, features: Tensor | None, path: Path, name: str) -> _Group:
+def _read_group(entry: Entry, features: Tensor | None, path: Path, name: str) -> NetworkGroup:
     shapes = {}
     for pair in entry["shapes"].entries():
         matrix, shape = pair.entries(length=2)
@@ -157,10 +169,10 @@ def _read_group(entry: Entry, features: Tensor | None, path: Path, name: str) ->
             raise InvalidFileError(path, field=name, expected=f"float32 {list(wanted)}", got=got, remedy=AGAIN)
     if bad := [digest for digest in digests if len(digest) != DIGEST_DIGITS]:
         entry["digests"].fail(f"digests of {DIGEST_DIGITS} digits", got=bad[0])
-    return _Group(shapes, sources, digests, [features])
+    return NetworkGroup(shapes, sources, digests, [features])
 
 
-def _nearest_of(group: _Group, found: Fingerprint, count: int) -> list[Neighbour]:
+def _nearest_of(group: NetworkGroup, found: Fingerprint, count: int) -> list[Neighbour]:
     equal = {i for i, digest in enumerate(group.digests) if digest == found.digest}
     count_of = [_num_matrices(found.shapes, found.features)] if equal else []
     whole = {i for i in equal if _num_matrices(group.shapes, group.stacked()[i]) in count_of}

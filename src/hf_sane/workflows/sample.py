@@ -326,7 +326,7 @@ def _recorded(zoo: Zoo | None, anchors: AnchorSet) -> list[float]:
 
 def _open_task(settings: SampleSettings, record: RunRecord) -> tuple[Task, LabelledData | None, Zoo | None]:
     """The task that networks are judged by, its images or texts, and the zoo; records their sources."""
-    zoo = None if settings.zoo is None else load_zoo(settings.zoo, **settings.zoo_place)
+    zoo = None if settings.zoo is None else _open_zoo(settings)
     record.arguments["zoo_revision"] = None if zoo is None else zoo.revision
     record.data |= {} if zoo is None else {"zoo": zoo.facts.name}
     data: ImageData | TextData | None = None
@@ -343,6 +343,17 @@ def _open_task(settings: SampleSettings, record: RunRecord) -> tuple[Task, Label
     task = settings.task(data)
     record.arguments |= {} if task.metric == "accuracy" else {"metric": task.metric}
     return task, data, zoo
+
+
+def _open_zoo(settings: SampleSettings) -> Zoo:
+    assert settings.zoo is not None
+    try:
+        return load_zoo(settings.zoo, **settings.zoo_place)
+    except FileNotFoundError as error:
+        if not Path(str(settings.zoo)).is_dir():
+            raise
+        remedy = "pass them as a list, and images to judge by (--anchors, --images)"
+        raise FileNotFoundError(f"{error}; to sample around the networks in it, {remedy}") from error
 
 
 def _own_anchors(settings: SampleSettings) -> Path:

@@ -194,7 +194,10 @@ def read_sections(folder: Path) -> dict[str, dict[str, Any]]:
 def _read_document(folder: Path) -> Entry:
     path = folder / FILE_NAME
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is not a zoo: expected {FILE_NAME} in it; build one with build_zoo()")
+        raise FileNotFoundError(
+            f"{folder} is not a zoo: expected {FILE_NAME} in it; build one with build_zoo(), or import networks with "
+            "import_zoo() (hf-sane zoo import)"
+        )
     document = read_document(
         path, expected="the facts of a zoo", remedy="build the zoo again, or load it from another source"
     )
