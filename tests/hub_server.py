@@ -39,6 +39,7 @@ class Fault:
         pattern: Of paths that it strikes.
         status: What is answered; `None`: the file, with one byte changed.
         times: How often, before answers are right again.
+        cut_after: Bytes of the right answer after which the connection breaks off.
         is_per_address: Strike no address twice.
         struck: Addresses that it has struck.
         headers: Of the answer.
@@ -50,6 +51,7 @@ class Fault:
     times: int = 1
     headers: dict[str, str] = field(default_factory=dict)
     method: str = "GET"
+    cut_after: int | None = None
     is_per_address: bool = False
     struck: set[str] = field(default_factory=set)
 
@@ -95,10 +97,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.body = self.read_body()
         fault = self.hub.strike(self.command, unquote(self.path))
+        self.cut_after = None if fault is None else fault.cut_after
         if fault is not None and fault.status is not None:
             self.send(fault.status, {"error": "a fault of the test"}, fault.headers)
             return
-        self.is_corrupted = fault is not None
+        self.is_corrupted = fault is not None and fault.cut_after is None
         try:
             self.answer(urlsplit(self.path).path)
         except Refused as refusal:
@@ -259,6 +262,9 @@ class Handler(BaseHTTPRequestHandler):
     def send(self, status: int, body: object, headers: dict[str, str] | None = None) -> None:
         content = body if isinstance(body, bytes) else to_json(body)
         sent = 0 if self.command == "HEAD" else len(content)
+        if sent and self.cut_after is not None:
+            sent = min(sent, self.cut_after)
+            self.close_connection = True
         self.hub.log.append(Request(self.command, unquote(self.path), status, len(self.body), sent))
         self.send_response(status)
         for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
@@ -266,7 +272,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if sent:
-            self.wfile.write(content)
+            self.wfile.write(content[:sent])
 
 
 class Server(ThreadingHTTPServer):

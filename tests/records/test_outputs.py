@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import Timeout
 from safetensors import SafetensorError
 
 from hf_sane.records._errors import InvalidFileError
@@ -274,6 +275,27 @@ def test_the_owner_of_a_lock_that_cannot_be_read_is_another_process(tmp_path):
         (tmp_path / ".out.hf_sane-lock-owner").write_text("[")
         with pytest.raises(FolderInUseError, match="written by another process"), folder_lock(tmp_path / "out"):
             pass
+
+
+def test_a_place_where_no_lock_can_be_made_is_not_in_use(tmp_path, monkeypatch):
+    """As in /proc, where filelock waits as if another process held the lock."""
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "x")
+
+    def wait(self: object, **options: object) -> None:
+        raise Timeout("x")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", wait)
+    with pytest.raises(FolderInUseError), folder_lock(tmp_path / "out"):
+        pass
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with (
+        pytest.raises(OSError, match=r"cannot write to .*out: No such file or directory; choose another") as caught,
+        folder_lock(tmp_path / "out"),
+    ):
+        pass
+    assert not isinstance(caught.value, FolderInUseError)
 
 
 def test_manifests_are_equal_after_saving(tmp_path):

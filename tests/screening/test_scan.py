@@ -207,6 +207,45 @@ def test_a_scan_of_everything_asks_for_pieces_and_goes_on_within_a_tensor(local_
     assert sum(downloads(local_hub, start)) + before == whole.bytes_downloaded
 
 
+@pytest.mark.parametrize("has_ranges", [True, False])
+def test_a_connection_that_breaks_off_is_made_again(has_ranges, local_hub, monkeypatch):
+    """The client itself cannot go on within an answer."""
+    waited = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    tensors = network()
+    local_hub.storage.add_files("models", "org/net", {"model.safetensors": save(tensors)})
+    local_hub.has_ranges = has_ranges
+    local_hub.faults.append(Fault(pattern="safetensors$", cut_after=1000, times=2))
+    (scan,) = hf_sane.scan("org/net", budget="100%").scans
+    assert {x.name: x.row() for x in scan.tensors} == {n: tensor_statistics(n, t).row() for n, t in tensors.items()}
+    assert 0 < sum(waited) <= 3
+    assert local_hub.faults[0].times == 0
+    local_hub.faults[:] = [Fault(pattern="safetensors$", cut_after=1000, times=1000)]
+    with pytest.raises(ConnectionError, match=r"broke off 4 times while org/net/model.safetensors was read; check it"):
+        hf_sane.scan("org/net", budget="100%")
+
+
+def test_refusals_of_the_hub_have_a_remedy_and_faults_of_it_end_soon(local_hub, monkeypatch, hf_sane_command):
+    local_hub.storage.add_files("models", "org/net", {"model.safetensors": save(network())})
+    local_hub.storage.add_files("models", "org/good", {"model.safetensors": save(network())})
+    waited = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    for status, told in (
+        (404, "404 Not Found to GET .*; check the name and the revision"),
+        (403, "403 Forbidden to GET .*; log in"),
+    ):
+        local_hub.faults[:] = [Fault(pattern="org/net/.*safetensors$", status=status, times=1000)]
+        good, refused = hf_sane.scan("org/good", "org/net").scans
+        assert good.num_weights
+        assert re.search(told, refused.findings[0].message)
+        assert re.search(told, hf_sane_command("scan", "org/net", exit_code=2).stderr)
+    assert not waited
+    local_hub.faults[:] = [Fault(pattern="org/net/.*safetensors$", status=500, times=1000)]
+    with pytest.raises(ConnectionError, match="500 Internal Server Error"):
+        hf_sane.scan("org/net")
+    assert sum(waited) <= 7
+
+
 def test_a_server_without_ranges_is_read_once_or_refused(local_hub):
     local_hub.has_ranges = False
     content = save(network())
@@ -610,6 +649,20 @@ def test_a_sarif_file_replaces_only_an_earlier_one(tmp_path, hf_sane_command):
     with pytest.raises(ValueError, match="outside of the folder of --output"):
         hf_sane.scan(tmp_path / "x.safetensors", output=tmp_path / "out", sarif=tmp_path / "out" / "x.sarif")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "told"),
+    [
+        (["x"], {"budget": 1}, "expected a budget such as '1%' or '64MB', got 1; pass it as a text"),
+        (["x"], {"fail_on": [3]}, "expected fail_on to be names of rules, .*, got 3"),
+        ([{"a": torch.ones(3)}], {}, "expected files, folders or Hub repo ids, got dict; save its tensors first"),
+        ([["x", torch.nn.Linear(2, 2)]], {}, "got Linear; save its tensors first"),
+    ],
+)
+def test_arguments_of_another_type_are_refused_in_a_sentence(arguments, options, told):
+    with pytest.raises(TypeError, match=told):
+        hf_sane.scan(*arguments, **options)
 
 
 def test_nothing_at_all_is_refused_in_a_sentence():

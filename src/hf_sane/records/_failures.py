@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import NoReturn
 
 from hf_sane.records._command import running
@@ -25,6 +26,11 @@ EXIT_CODE = 2
 MAX_MESSAGE = 4000  # characters
 # Message of strict dataclasses of huggingface_hub about a value of a `Literal`.
 CHOICE = re.compile(r"Field '(?P<name>\w+)' expected one of \((?P<choices>.*?),?\), got (?P<got>.*)", re.DOTALL)
+REMEDIES: dict[int, str] = {
+    HTTPStatus.UNAUTHORIZED: "log in (hf auth login) with an account that has access",
+    HTTPStatus.FORBIDDEN: "log in (hf auth login) with an account that has access, or ask the owner for it",
+    HTTPStatus.NOT_FOUND: "check the name and the revision; if they are right, the file was removed, or is private",
+}
 INTERRUPTED = 130  # exit code of a program that SIGINT ended, by convention of shells
 UNREAD = 141  # of one whose output nobody reads any more (SIGPIPE), by the same convention
 
@@ -42,13 +48,16 @@ def describe_error(error: Exception) -> str:
     A `KeyError` that is no sentence, as of code that looks up a missing key, is shown with its kind and its place in
     the user's code.
     """
-    from huggingface_hub.errors import StrictDataclassError
+    from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 
     while isinstance(error, StrictDataclassError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # the message of the settings object itself
     message = _key_error(error) if isinstance(error, KeyError) else str(error)
     if isinstance(error, OSError):
         message = describe_os_error(error)
+    if isinstance(error, HfHubHTTPError) and error.response.status_code in REMEDIES:
+        status, asked = HTTPStatus(error.response.status_code), error.response.request
+        message = f"the Hub answered {status} {status.phrase} to {asked.method} {asked.url}; {REMEDIES[status]}"
     if found := CHOICE.match(message):
         message = f"expected {found['name']} to be one of {found['choices']}, got {found['got']!r}"
         message += did_you_mean(found["got"], re.findall(r"'([^']*)'", found["choices"]))

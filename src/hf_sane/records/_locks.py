@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -29,7 +30,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
     Raises:
         FolderInUseError: If another process holds the lock; the message has its id, machine, start and command.
-        PermissionError: If the parent folder is not writable.
+        OSError: If the parent folder is not writable.
     """
     path = folder.with_name(f".{folder.name}{LOCK}")
     owner = path.with_name(path.name + "-owner")
@@ -37,6 +38,8 @@ def folder_lock(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout as error:
+        if not path.exists():  # which filelock also says of places where no file can be made
+            _check_writable(folder)
         raise FolderInUseError(
             f"{folder} is being written by {_describe(owner)}; wait until it has finished, stop it, or choose "
             "another folder"
@@ -50,6 +53,14 @@ def folder_lock(folder: Path) -> Iterator[None]:
             missing_ok=True
         )  # before the release, so that waiting processes notice the missing file and start over
         lock.release()
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        tempfile.TemporaryFile(dir=folder.parent, prefix=f".{folder.name}").close()
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error)
+        raise OSError(f"cannot write to {folder}: {why}; choose another place") from error
 
 
 def is_locked(folder: Path) -> bool:

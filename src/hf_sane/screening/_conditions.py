@@ -29,6 +29,10 @@ def parse_condition(wanted: str) -> Callable[[Scan], Iterable[str]]:
     Raises:
         ValueError: If there is no such rule, severity or condition.
     """
+    if not isinstance(wanted, str):
+        raise TypeError(
+            f"expected fail_on to be names of rules, severities or conditions such as 'std>1', got {wanted!r}"
+        )
     if wanted == "never":
         return lambda scan: ()
     if wanted in SEVERITIES:

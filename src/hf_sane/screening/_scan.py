@@ -54,6 +54,10 @@ class SamplingSettings(CheckedSettings):
     spectra: bool = setting("Compute the spectra of matrices that were read in full.", default=True)
     seed: int = setting("Random seed of the sample.", default=0)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        read_budget(self.budget, 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
@@ -321,7 +325,10 @@ def read_budget(text: str, num_bytes: int) -> int:
 
     Raises:
         ValueError: If the text is neither.
+        TypeError: If it is no text.
     """
+    if not isinstance(text, str):
+        raise TypeError(f"expected a budget such as '1%' or '64MB', got {text!r}; pass it as a text")
     if not text:
         return num_bytes if num_bytes <= READ_WHOLE else max(READ_WHOLE, round(DEFAULT_SHARE * num_bytes))
     number, scale = text.strip().upper(), 0.0

@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from http import HTTPStatus
@@ -11,10 +12,11 @@ from threading import Lock
 from typing import Any, Protocol
 
 from huggingface_hub import HfApi, constants, hf_hub_url
+from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
 
 from hf_sane.records._errors import InvalidFileError
-from hf_sane.records._patience import patiently
+from hf_sane.records._patience import FIRST_WAIT, TRIES, patiently
 from hf_sane.tokenization._kept_ranges import KeptRanges
 
 REQUESTS = 8  # concurrent requests to the Hub
@@ -129,7 +131,14 @@ class HubFile:
             EntryNotFoundError, RepositoryNotFoundError: If there is no such file.
             ConnectionError: If the Hub cannot be reached, or is busy.
         """
-        return patiently(self._fetch, start, stop)
+        for attempt in range(TRIES):
+            if attempt:
+                time.sleep(FIRST_WAIT * 2 ** (attempt - 1))
+            if (found := patiently(self._fetch, start, stop)) is not None:
+                return found
+        raise ConnectionError(
+            f"the connection to the Hub broke off {TRIES} times while {self} was read; check it, then try again"
+        )
 
     def read_ranges(self, ranges: Sequence[Range]) -> Iterator[bytes]:
         """Read several parts, in the order of `ranges`: adjacent parts in one request, several requests at a time.
@@ -168,7 +177,8 @@ class HubFile:
         """Remove the kept parts, which are no longer needed."""
         self._kept.forget()
 
-    def _fetch(self, start: int, stop: int) -> bytes:
+    def _fetch(self, start: int, stop: int) -> bytes | None:
+        """Bytes of the file; `None` if the connection broke off within the answer."""
         if self._content is not None:
             return self._content[start:stop]
         if self._keeps and self._kept.whole is not None:
@@ -180,15 +190,22 @@ class HubFile:
             return content
         headers = {**build_hf_headers(token=self._api.token), "Range": f"bytes={start}-{stop - 1}"}
         with http_stream_backoff(
-            "GET", self._url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+            "GET",
+            self._url,
+            headers=headers,
+            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+            retry_on_status_codes=(),  # which `patiently` repeats
         ) as response:
             if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # the range of an empty file
                 return b""
             hf_raise_for_status(response)
             found_range = re.fullmatch(r"bytes \d+-\d+/(\d+)", response.headers.get("Content-Range", ""))
-            if found_range is None:
-                return self._take_whole(response, start, stop)
-            content = response.read()
+            try:  # here, since the client would send the request again, but cannot use the answer
+                if found_range is None:
+                    return self._take_whole(response, start, stop)
+                content = response.read()
+            except HTTPError:
+                return None
         with self._lock:
             self.bytes_read += len(content)
         self.size = int(found_range[1])

@@ -311,7 +311,14 @@ def scan(*checkpoints: str | Path | Sequence[str | Path], **options: Any) -> Sca
         *checkpoints: Files, folders, Hub repo ids, or lists of them.
         **options: Other fields of [`ScanSettings`].
     """
-    named = [str(source) for several in checkpoints for source in as_list(several)]
+    named = [source for several in checkpoints for source in as_list(several)]
+    for source in named:
+        if not isinstance(source, str | Path):
+            raise TypeError(
+                f"expected files, folders or Hub repo ids, got {type(source).__name__}; save its tensors first "
+                "(safetensors.torch.save_file)"
+            )
+    named = [str(source) for source in named]
     return run_scan(ScanSettings(checkpoints=named, **options))
 
 
