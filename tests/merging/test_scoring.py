@@ -122,3 +122,13 @@ def test_unknown_names_are_refused(images, labels):
         ValueError, match="expected 'accuracy' or 'cross_entropy' or an evaluate module, got 'acuracy'"
     ):
         ImageScore(images, labels, "acuracy")
+
+
+def test_models_with_fewer_outputs_than_classes_are_refused():
+    images, labels = torch.zeros(4, 3, 2, 2), torch.tensor([0, 1, 2, 3])
+    score = ImageScore(images, labels)
+    with pytest.raises(ValueError, match=r"expected logits \[B, 4\] from Sequential .* got \[4, 3\]"):
+        score(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)))
+    with pytest.raises(ValueError, match=r"Linear cannot run on the images, inputs \[4, 3, 2, 2\]"):
+        score(nn.Linear(3, 4))
+    assert 0 <= score(nn.Sequential(nn.Flatten(), nn.Linear(12, 5))) <= 1

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from hf_sane.networks._metrics import Metric, module_logits
+from hf_sane.networks._stacked import check_logits, running_on
 
 if TYPE_CHECKING:
     import evaluate
@@ -46,9 +47,14 @@ class ImageScore:
         """Score a model in evaluation mode.
 
         Raises:
-            ValueError: If the metric returns several values, none of them under its name, or no number.
+            ValueError: If the metric returns several values, none of them under its name, or no number; if the model
+                cannot run on the images, or has fewer outputs than there are classes.
         """
-        return self._compare()(module_logits(model, self.images), self.labels)
+        named = {"network": type(model).__name__, "data": "the images"}
+        with running_on(self.images, **named):
+            logits = module_logits(model, self.images)
+        check_logits(logits, self.images, int(self.labels.max()) + 1, **named)
+        return self._compare()(logits, self.labels)
 
     def _compare(self) -> Metric:
         return Metric(self.metric, self.options, self.higher_is_better)
