@@ -18,6 +18,7 @@ from hf_sane.probing._embeddings import embed_networks
 from hf_sane.probing._streaming import embed_checkpoint
 from hf_sane.probing._zoo_features import stacked_features
 from hf_sane.records._run_record import RunRecord
+from hf_sane.sampling._comparison import METHODS
 from hf_sane.sampling._export import Provenance
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo._alignment import aligned_tokens, token_blocks
@@ -211,7 +212,8 @@ def test_sample_reports_every_baseline(sampled):
     output, printed = sampled
     rows = RunRecord.load(output / "run.json").results["networks"]
     assert tuple(rows) == ("sane_subsample", *BASELINES)
-    assert all(name in printed for name in rows)
+    assert "\nSANE, subsample " in printed
+    assert all(f"\n{METHODS[name]} " in printed for name in BASELINES)
     assert rows["anchors"]["nearest_training_distance"] == pytest.approx(0, abs=1e-5)
     assert rows["anchor_noise"]["nearest_training_distance"] == pytest.approx(
         rows["sane_subsample"]["nearest_training_distance"], rel=0.2
@@ -251,7 +253,7 @@ def test_architectures_that_sane_never_saw_need_statistics(tiny_sane_folder, dig
     refused = hf_sane_command("sample", *places, *sizes, exit_code=2).stderr
     assert "fitted on another layout" in refused
     assert "hf-sane sample --prompt-statistics" in refused
-    assert "anchor_noise" in hf_sane_command("sample", *places, *sizes, "--prompt-statistics").output
+    assert "anchor + noise" in hf_sane_command("sample", *places, *sizes, "--prompt-statistics").output
     assert RunRecord.load(tmp_path / "out" / "run.json").arguments["prompt_statistics"]
 
 

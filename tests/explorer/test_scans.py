@@ -29,10 +29,10 @@ def test_a_scan_is_shown_from_its_output(folder):
     assert not is_scan(folder)
     scans = read_scans(folder / "out")
     header, rows = list_scans(scans)
-    assert header == ["checkpoint", "format", "weights", "findings"]
+    assert header == ["checkpoint", "findings", "format", "weights"]
     found = {row[0].rpartition("/")[2]: row for row in rows}
-    assert found["good.safetensors"][2] == "48"
-    assert "error" in found["bad.safetensors"][3]
+    assert found["good.safetensors"][3] == "48"
+    assert "error" in found["bad.safetensors"][1]
     (broken,) = [scan for scan in scans if "bad" in scan["source"]]
     assert next(row[:2] for row in list_findings(broken)[1]) == ["error", "nan"]
     header, ((name, shape, *_),) = list_tensors(broken)
@@ -41,7 +41,7 @@ def test_a_scan_is_shown_from_its_output(folder):
 
 def test_checkpoints_are_scanned_first(folder):
     def told(scans):
-        return [(row[0], row[3]) for row in list_scans(scans)[1]]
+        return [(row[0], row[1]) for row in list_scans(scans)[1]]
 
     assert told(open_scans(folder / "bad.safetensors")) == [
         x for x in told(open_scans(folder / "out")) if "bad" in x[0]

@@ -126,6 +126,10 @@ def test_what_is_no_run_file_is_refused(text, message, tmp_path):
 def test_a_missing_one_says_what_is_wanted(tmp_path):
     with pytest.raises(FileNotFoundError, match="--config takes the run.yaml beside an output"):
         read_run_file(tmp_path / RUN_FILE, "verb", Settings)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / RUN_FILE).touch()
+    with pytest.raises(FileNotFoundError, match=f"that of this zoo is {tmp_path / 'data' / RUN_FILE}"):
+        read_run_file(tmp_path / RUN_FILE, "verb", Settings)
 
 
 def test_it_lies_in_the_output_and_not_in_what_is_inside_of_it(tmp_path):

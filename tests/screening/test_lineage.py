@@ -233,6 +233,7 @@ def test_the_verb_prints_trees_and_writes_them(family, tmp_path, hf_sane_command
     assert "fine-tuned, distance" in lines[1]
     assert len(json.loads((tmp_path / "out" / "lineage.json").read_text())["descents"]) == 1
     picture = (tmp_path / "out" / "trees.svg").read_text()
+    assert (tmp_path / "out" / "report.html").read_text().count("<figure>") == 1
     assert "<svg" in picture
     assert picture.count("<!-- fine-tuned, 0.") == 1
     assert "expected at least two checkpoints, got 1" in hf_sane_command("lineage", folder / "a", exit_code=2).stderr

@@ -68,6 +68,8 @@ def visit(page, address, found, folder):
     page.open(address)
     page.wait(f"{CANVAS}?.dataset.drawn === '48'")
     assert page.run(f"{CANVAS}.dataset.title") == "test accuracy"
+    for name, title in (("card", "property"), ("sampled", "test accuracy"), ("compared", "networks")):
+        shows(page, name, title)  # of tables before there is anything to show
     place = places(page)
     page.drag(place(found["x"][7], found["y"][7]))
     page.wait(f"{CHOSEN} === '7'")

@@ -13,6 +13,7 @@ from hf_sane.cli.app import app
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.records._run_record import RunRecord
+from hf_sane.sampling._comparison import METHODS
 from hf_sane.sampling._export import Provenance
 from hf_sane.sampling._samplers import SAMPLERS, register_sampler
 from hf_sane.sampling._selection import keep_best
@@ -68,7 +69,10 @@ def test_networks_come_with_their_provenance(networks, sane, tiny_zoo, tiny_zoo_
 def test_the_result_describes_and_saves_itself(networks, tmp_path):
     first, *rows = str(networks).splitlines()
     assert first.split("  ")[0] == "networks"
-    assert [row.split()[0] for row in rows] == list(networks.comparison)
+    assert [row.split("  ")[0] for row in rows] == [
+        "SANE, subsample",
+        *(METHODS[name] for name in [*networks.comparison][1:]),
+    ]
     assert networks.save_pretrained(tmp_path / "saved") == tmp_path / "saved"
     for index, origin in enumerate(networks.provenance):
         folder = tmp_path / "saved" / f"network_{index}"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_sane.analysis._pictures import BLUE, GREY, PALETTE, RED, label_ends, make_figure, save_picture
+from hf_sane.analysis._pictures import BLUE, GREY, PALETTE, RED, SKY, label_ends, make_figure, save_picture
 from hf_sane.records._escaping import plot_text
 
 MAX_BINS = 30
@@ -91,9 +91,9 @@ def plot_methods(accuracies: Mapping[str, Sequence[float]], path: Path) -> None:
     figure, (axes,) = make_figure(7, max(2.0, 0.26 * len(accuracies) + 0.8))
     places = range(len(accuracies))
     for place, values in zip(places, accuracies.values(), strict=True):
-        axes.scatter(values, [place] * len(values), s=14, color=BLUE, alpha=0.5, linewidth=0)
+        axes.scatter(values, [place] * len(values), s=14, color=SKY, alpha=0.8, linewidth=0)
         axes.plot([sum(values) / len(values)] * 2, [place - 0.35, place + 0.35], color=RED, linewidth=2)
-    axes.set_yticks(places, [plot_text(name, 60) for name in accuracies])
+    axes.set_yticks(places, [plot_text(name, 80) for name in accuracies])
     axes.invert_yaxis()
     axes.set(xlabel="test accuracy (dots: networks, lines: means)")
     save_picture(figure, path)

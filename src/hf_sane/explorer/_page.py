@@ -26,6 +26,7 @@ HOW_TO = (
     "Click a network for its card, or drag around several; Shift adds to the selection, the wheel zooms. Numbers can "
     "be typed, too."
 )
+NEIGHBOUR_COLUMNS = ("number", "network", "distance")
 LOOPBACK = "127.0.0.1"
 
 
@@ -60,6 +61,7 @@ def build_page(atlas: Atlas, title: str, sample: Sample | None = None, *, can_wr
         can_write: Whether visitors may save and publish sampled networks.
     """
     first = atlas.colourable[0]
+    nothing = [_empty("property", "value"), _empty("layer", "kind", "shape"), _empty(*NEIGHBOUR_COLUMNS)]
     with gr.Blocks(title=f"hf_sane: {title}", analytics_enabled=False) as page:
         lines = [f"## {markdown_text(title)}", f"{len(atlas):,} networks. {HOW_TO}", *map(markdown_text, atlas.notes)]
         gr.Markdown("\n\n".join(lines))
@@ -81,16 +83,16 @@ def build_page(atlas: Atlas, title: str, sample: Sample | None = None, *, can_wr
                 heading = gr.Markdown("No network is selected.", elem_id="heading")
                 with gr.Tabs():
                     with gr.Tab("Card"):
-                        card = gr.Dataframe(interactive=False, elem_id="card", wrap=True)
+                        card = gr.Dataframe(nothing[0], interactive=False, elem_id="card", wrap=True)
                     with gr.Tab("Layers"):
-                        layers = gr.Dataframe(interactive=False, elem_id="layers")
+                        layers = gr.Dataframe(nothing[1], interactive=False, elem_id="layers")
                     with gr.Tab("Spectrum"):
                         spectrum = gr.HTML(
                             elem_id="spectrum",
                             css_template="overflow-x: auto; svg { display: block; max-width: none; }",
                         )
                     with gr.Tab("Neighbours"):
-                        neighbours = gr.Dataframe(interactive=False, elem_id="neighbours")
+                        neighbours = gr.Dataframe(nothing[2], interactive=False, elem_id="neighbours")
         if sample is not None:
             _add_sampling(atlas, sample, kept, chosen, colour, picture, can_write=can_write)
 
@@ -102,7 +104,7 @@ def build_page(atlas: Atlas, title: str, sample: Sample | None = None, *, can_wr
             numbers = parse_numbers(text, len(atlas))
             marked = gr.HTML(selected=numbers)
             if not numbers:
-                return [marked, "No network is selected.", None, None, None]
+                return [marked, "No network is selected.", *nothing]
             index = numbers[0]
             more = f", and {len(numbers) - 1:,} more" if len(numbers) > 1 else ""
             near = [
@@ -113,7 +115,7 @@ def build_page(atlas: Atlas, title: str, sample: Sample | None = None, *, can_wr
                 f"**{markdown_text(atlas.names[index])}**{more}",
                 _frame(atlas.card(index)),
                 _frame(atlas.layers(index)),
-                _frame((["number", "network", "distance"], near)),
+                _frame((list(NEIGHBOUR_COLUMNS), near)),
             ]
 
         @_shows_errors
@@ -160,8 +162,15 @@ def _add_sampling(
         bandwidth = gr.Slider(0.0, 1.0, value=0.2, step=0.05, label="Bandwidth (in spreads of the anchors)")
         start = gr.Button("Sample", variant="primary", elem_id="sample")
     with gr.Row():
-        table = gr.Dataframe(interactive=False, elem_id="sampled", label="Sampled networks")
-        compared = gr.Dataframe(interactive=False, elem_id="compared", label="Compared with simpler networks")
+        table = gr.Dataframe(
+            _empty("network", "test accuracy"), interactive=False, elem_id="sampled", label="Sampled networks"
+        )
+        compared = gr.Dataframe(
+            _empty("networks", "mean test accuracy"),
+            interactive=False,
+            elem_id="compared",
+            label="Compared with simpler networks",
+        )
 
     @_shows_errors
     def run(text: str, name: str, kept_networks: float, drawn: float, width: float) -> list[Any]:
@@ -211,8 +220,10 @@ def build_scan_page(scans: Scans, title: str) -> gr.Blocks:
         )
         table = gr.Dataframe(_frame(list_scans(scans)), interactive=False, elem_id="scans", wrap=True)
         heading = gr.Markdown(elem_id="heading")
-        findings = gr.Dataframe(interactive=False, elem_id="findings", label="Findings", wrap=True)
-        tensors = gr.Dataframe(interactive=False, elem_id="tensors", label="Tensors")
+        findings = gr.Dataframe(
+            _empty("severity", "message"), interactive=False, elem_id="findings", label="Findings", wrap=True
+        )
+        tensors = gr.Dataframe(_empty("name", "shape"), interactive=False, elem_id="tensors", label="Tensors")
 
         def show(rows: Any, event: gr.SelectData) -> list[Any]:
             source = rows.iloc[event.index[0], 0]  # since visitors may have sorted the table
@@ -251,6 +262,11 @@ def _frame(table: Table) -> dict[str, Any]:
     """A table as a data frame takes it."""
     header, rows = table
     return {"headers": header, "data": rows}
+
+
+def _empty(*titles: str) -> dict[str, Any]:
+    """A table before there is anything to show."""
+    return _frame((list(titles), []))
 
 
 def _shows_errors(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -48,8 +48,8 @@ def read_scans(folder: str | Path) -> Scans:
 
 def list_scans(scans: Scans) -> Table:
     """One row per checkpoint."""
-    rows = [[scan["source"], scan["format"], scan["weights"], _counts(scan["findings"])] for scan in scans]
-    return ["checkpoint", "format", "weights", "findings"], _texts(rows)
+    rows = [[scan["source"], _counts(scan["findings"]), scan["format"], scan["weights"]] for scan in scans]
+    return ["checkpoint", "findings", "format", "weights"], _texts(rows)
 
 
 def list_findings(scan: Mapping[str, Any]) -> Table:

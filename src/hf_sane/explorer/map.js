@@ -28,10 +28,9 @@ function prepare() { // dots of one colour are drawn together
   };
   add(map.title + ":");
   if (map.scale) {
-    add(map.scale[0]);
-    add("", `linear-gradient(to right, ${map.colours})`);
+    add(map.scale[1], `linear-gradient(to right, ${map.colours})`);
+    legend.lastChild.prepend(map.scale[0] + " ");
     legend.lastChild.className = "scale";
-    add(map.scale[1]);
   } else map.labels.forEach((label, i) => add(label, map.colours[i]));
   if (unknown.length) add("not known", "transparent");
   if (map.sampled.x.length) add("◆ sampled");
@@ -54,8 +53,8 @@ function draw() {
       pen.fillStyle = props.value.colours[colour];
       pen.fill(path);
     }
-    pen.strokeStyle = "#7a7a7a";
-    pen.lineWidth = 0.5;
+    pen.strokeStyle = "#7a7a7a"; // dots of every colour stand out on white and on black
+    pen.lineWidth = 1;
     pen.stroke(path);
   });
   pen.strokeStyle = pen.fillStyle = style("--body-text-color");
@@ -104,7 +103,8 @@ canvas.addEventListener("pointerdown", (event) => {
 canvas.addEventListener("pointermove", (event) => {
   const place = mouse(event), near = nearest(place);
   tip.textContent = near < 0 ? "" : `${props.value.names[near]}: ${props.value.texts[near]}`;
-  [tip.style.left, tip.style.top] = [`${place[0] + 12}px`, `${place[1] + 12}px`];
+  const beside = place[0] > width / 2 ? -12 - tip.offsetWidth : 12;  // the tip stays on the page
+  [tip.style.left, tip.style.top] = [`${Math.max(0, place[0] + beside)}px`, `${place[1] + 12}px`];
   if (loop.length) {
     loop.push(place);
     draw();

@@ -102,7 +102,10 @@ def read_run_file(path: str | Path, verb: str, settings: type) -> dict[str, Any]
         FileNotFoundError: If the file does not exist.
         InvalidFileError: If it is not a run file or of another verb, or a setting is unknown or has the wrong type.
     """
-    check_path(Path(path), remedy=f"--config takes the {RUN_FILE} beside an output")
+    remedy = f"--config takes the {RUN_FILE} beside an output"
+    if (inside := Path(path).parent / "data" / RUN_FILE).is_file():
+        remedy = f"that of this zoo is {inside}"
+    check_path(Path(path), remedy=remedy)
     with reading(path, expected=WHAT, remedy=REMEDY, also=(yaml.YAMLError,)):
         content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     document = Entry(content, str(path), remedy=REMEDY)

@@ -54,7 +54,9 @@ class LineageSettings(ModuleSettings, WeightsSettings, AlignmentSettings, PlotSe
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.checkpoints) < 2:
-            raise ValueError(f"expected at least two checkpoints, got {len(self.checkpoints)}")
+            raise ValueError(
+                f"expected at least two checkpoints, got {len(self.checkpoints)}; name each one, such as folder/*"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +136,7 @@ class LineageResult(Result):
     def summary(self) -> list[str]:
         """The trees, as indented lines, and whose channels were not matched."""
         lines = [line for root in self.lineage.roots for line in _branch(self.lineage, root, 0)]
+        lines += [] if self.lineage.descents else ["no network was found to be derived from another one"]
         for reason in dict.fromkeys(self.lineage.unaligned.values()):
             names = [name for name, why in self.lineage.unaligned.items() if why == reason]
             lines.append(f"channels were not matched for {name_some(names)}: {reason}")
@@ -147,8 +150,12 @@ class LineageResult(Result):
         return [Table(("network", "base model of its card", "verdict", "confidence", ""), rows)] if rows else []
 
     def write(self, partial: Path) -> None:
-        """Write lineage.json, the plot and the run record."""
+        """Write lineage.json and the run record."""
         (partial / "lineage.json").write_text(self.to_json() + "\n", encoding="utf-8")
+        super().write(partial)
+
+    def draw(self, partial: Path) -> None:
+        """Draw trees.svg."""
         if self.plots:
             from hf_sane.analysis._plots import plot_trees
 
@@ -156,7 +163,6 @@ class LineageResult(Result):
                 (x.child, parent): (x.change, x.confidence) for x in self.lineage.descents for parent in x.parents
             }
             plot_trees(self.lineage.families, edges, partial / "trees.svg")
-        super().write(partial)
 
 
 def lineage(*checkpoints: Source | Sequence[Source], **options: Any) -> LineageResult:

@@ -109,14 +109,15 @@ def _table(table: Any) -> dict[str, Any]:
     title = table.title or next(filter(None, table.header), "") or "Results"
     shown = [column for column, name in enumerate(table.header) if name or any(row[column] for row in table.rows)]
     rows = [[_cell(row[column]) for column in shown] for row in table.rows]
+    header = [
+        {"text": shorten(str(table.header[column])), "is_long": any(not row[place]["is_short"] for row in rows)}
+        for place, column in enumerate(shown)
+    ]
     return {
         "title": shorten(title if table.title else title[:1].upper() + title[1:]),
-        "header": [
-            {"text": shorten(str(table.header[column])), "is_long": any(not row[place]["is_short"] for row in rows)}
-            for place, column in enumerate(shown)
-        ],
+        "header": header,
         "rows": rows,
-        "name_width": max((len(row[0]["text"]) for row in rows if row), default=0),
+        "name_width": max(len(row[0]["text"]) for row in [header, *rows]) if shown else 0,
         "caption": [shorten(line) for line in table.caption.split("\n") if line.strip()],
     }
 

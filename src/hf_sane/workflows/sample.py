@@ -22,7 +22,7 @@ from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import SeedSettings, as_arguments, setting
 from hf_sane.records._sources import hub_id
 from hf_sane.sampling._anchors import TOP_FRACTION
-from hf_sane.sampling._comparison import AnchorSet
+from hf_sane.sampling._comparison import METHODS, AnchorSet
 from hf_sane.sampling._export import Provenance
 from hf_sane.sampling._generation import Density, NetworkCodec
 from hf_sane.sampling._samplers import SAMPLERS, SamplingTask, parse_bandwidths, run_sampler
@@ -50,6 +50,7 @@ RECORDED = (
     *("window_size", "halo_size"),
 )
 
+CODES = {"sane": "SANE", "linear": "linear code"}  # titles
 TRAINING_ONLY = ("initialization", "dropout")  # settings that do not affect a network's weights
 
 
@@ -216,7 +217,7 @@ class SampleResult(NetworksResult):
             return []
         mean, best, *distances = (name.replace("_", " ") for name in next(iter(self.comparison.values())))
         header = ("networks", f"mean {mean}", best, *distances)
-        return [Table(header, rows_of(self.comparison))]
+        return [Table(header, rows_of({_title(name): row for name, row in self.comparison.items()}))]
 
     def write(self, partial: Path) -> None:
         """Write the run record and one folder per network with its provenance, record and card."""
@@ -239,6 +240,12 @@ class SampleResult(NetworksResult):
 
 
 MEASURED = ("test_accuracy", "validation_accuracy", "nearest_training_distance")
+
+
+def _title(name: str) -> str:
+    """Title of sampled networks (`sane_kde`), or of the networks that they are compared with."""
+    code, _, method = name.partition("_")
+    return METHODS.get(name) or (f"{CODES[code]}, {method}" if code in CODES else name)
 
 
 def sample(

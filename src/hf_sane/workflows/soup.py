@@ -167,7 +167,7 @@ class SoupResult(Result):
         header = ("ingredient", "weight", *(["held-out score"] if self.soup.ingredient_scores else []))
         others = {name: value for name, value in self.record.results.items() if name not in ("ingredients", "steps")}
         lines = [
-            f"{name.replace('_', ' ')}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}"
+            f"{name.replace('_', ' ')}: {f'{value:.4g}' if isinstance(value, float) else value}"
             for name, value in others.items()
         ]
         return [Table(header, rows, caption="\n".join(lines))]
