@@ -80,10 +80,10 @@ def sampled(
         density=Density(0.0),
         share=1.0,  # only accuracy is compared here
         num_candidates=candidates // 2,
-        num_kept=1,
+        num_samples=1,
         generator=generator,
     )
-    kept = {"num_candidates": candidates, "num_kept": 1}
+    kept = {"num_candidates": candidates, "num_samples": 1}
     best = subsample(codec, latents, judge, density=Density(choice.bandwidth), generator=generator, **kept)
     draw = noise_baseline(codec, tokens, tokens, like=best.networks, generator=generator)
     return {

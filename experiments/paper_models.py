@@ -158,7 +158,7 @@ def save_sample(
         judge,
         density=Density(bandwidth),
         num_candidates=NUM_CANDIDATES,
-        num_kept=1,
+        num_samples=1,
         generator=torch.Generator().manual_seed(seed),
     )
     results = {

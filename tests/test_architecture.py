@@ -281,6 +281,13 @@ def test_the_readme_needs_the_face_alone():
     assert used <= set(hf_sane.__all__)
 
 
+def test_numbers_of_networks_to_keep_have_one_name():
+    """`num_samples`; records of comparisons keep the key `num_kept`."""
+    uses = {path.name for path in FILES if re.search(r"\bnum_kept\b", path.read_text())}
+    assert uses == {"compare.py", "_comparison.py"}
+    assert not [path for path in FILES if re.search(r"num_kept\w* ?=", path.read_text())]
+
+
 # What several modules once did each in their own way: a name that gives it away, and the only modules that may use it.
 OWNERS = {
     r"\b(tokens_from_tensors|tensors_from_tokens)\b": {"core/_chunking.py", "core/_layout.py"},

@@ -1,7 +1,10 @@
 """Prose of the package and its pages is idiomatic English: phrases that were once mended stay away."""
 
+import ast
+import io
 import json
 import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +18,40 @@ PAGES = [ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING",
 PAGES += sorted(path for folder in ("docs", "model_cards") for path in (ROOT / folder).rglob("*.md"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
+FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
+
 # Line breaks in docstrings, comments, paragraphs, and messages that consist of several strings.
 LINE_BREAK = re.compile(r'\n[\s#]*(?:f?"(?!"))?')
+
+
+# American spellings, but words of libraries: optimizer (PyTorch), tokenizer and tokenize (Transformers). Names of
+# arguments, options and functions are spelt as in PyTorch, too.
+STEMS = (
+    *(
+        "canonical",
+        "categor",
+        "custom",
+        "dequant",
+        "emphas",
+        "factor",
+        "final",
+        "general",
+        "initial",
+        "local",
+        "maxim",
+    ),
+    *("minim", "normal", "organ", "penal", "quant", "random", "real", "recogn", "regular", "serial", "special"),
+    *("standard", "summar", "synchron", "util", "visual"),
+)
+SPELLING = re.compile(
+    r"(?<![\w.\-=/'\"<{\[$\\])(?<!hf-sane )(?:"
+    rf"(?:{'|'.join(STEMS)})iz(?:e|ed|es|ing|ation|ations|able)|analyz(?:e|ed|es|ing)|behaviors?|behavioral|colors?|"
+    "colored|centers?|centered|gray|grayscale|artifacts?|neighbors?|neighboring|favor(?:ed|ite)?|labeled|unlabeled|"
+    "labeling|modeled|modeling|optimisers?|tokenis\\w+"
+    r")(?![\w\-=/:\"'\[]|\.\w| ?\()",
+    re.IGNORECASE,
+)
+CODE = re.compile(r"^ *```.*?^ *```|`[^`]*`|\]\([^)]*\)", re.DOTALL | re.MULTILINE)
 
 
 class Phrase(NamedTuple):
@@ -117,6 +152,30 @@ def faults(text: str) -> Iterator[str]:
         for found in re.finditer(pattern, text):
             around = text[max(found.start() - 50, 0) : found.end() + 40]
             yield f"{found.group().strip()!r} in '...{around}...'; plain English: {plain}"
+
+
+def comments(path: Path) -> str:
+    """Comments and docstrings of a Python file."""
+    source = path.read_text(encoding="utf-8")
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Module | ast.ClassDef | FUNCTION)]
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    found = [ast.get_docstring(node) or "" for node in nodes]
+    return "\n".join([*found, *(token.string for token in tokens if token.type == tokenize.COMMENT)])
+
+
+def american(text: str) -> list[str]:
+    """American spellings in a text outside of its code."""
+    return SPELLING.findall(CODE.sub(" ", text))
+
+
+def test_prose_is_spelt_alike():
+    assert american("The color of a normalized layer; its tokenised weights.") == ["color", "normalized", "tokenised"]
+    assert not american("The colour, `color`, `hf-sane analyze`, [a](normalize.md), optimizer, tokenized; size: 3.")
+    pages = [path for path in PAGES if "model_cards" not in path.parts]  # which list names of settings
+    texts = {path: prose(path) for path in pages} | {path: comments(path) for path in PYTHON}
+    assert {
+        path.relative_to(ROOT).as_posix(): words for path, text in texts.items() if (words := american(text))
+    } == {}
 
 
 @pytest.mark.parametrize("phrase", PHRASES, ids=lambda phrase: phrase.plain)

@@ -14,4 +14,4 @@ def keep_midpoints(task: SamplingTask) -> SelectedNetworks:
         latents = task.anchors[pairs].mean(dim=0)
         return latents, task.codec.decode(latents)
 
-    return keep_best(draw, task.judge, num_candidates=task.num_candidates, num_kept=task.num_kept)
+    return keep_best(draw, task.judge, num_candidates=task.num_candidates, num_samples=task.num_samples)

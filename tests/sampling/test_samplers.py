@@ -24,11 +24,11 @@ def seeded():
 
 @pytest.mark.parametrize("method", ["subsample", "bootstrap", "kde"])
 def test_sampling_by_a_method_is_that_method(method, codec, anchors, judge):
-    density, sizes = Density(0.0, "latent", "token"), {"num_candidates": 12, "num_kept": 3}
+    density, sizes = Density(0.0, "latent", "token"), {"num_candidates": 12, "num_samples": 3}
     task = SamplingTask(codec, anchors, judge, density, num_rounds=2, generator=seeded(), **sizes)
     found, bandwidth = run_sampler(method, task, [0.2])
     assert bandwidth == 0.2
-    density, sizes = Density(0.2, "latent", "token"), {"num_kept": 3, "generator": seeded()}
+    density, sizes = Density(0.2, "latent", "token"), {"num_samples": 3, "generator": seeded()}
     if method == "bootstrap":
         expected, rounds = bootstrap(
             codec, anchors, judge, density=density, num_rounds=2, num_anchors=6, num_candidates=12, **sizes
@@ -42,15 +42,17 @@ def test_sampling_by_a_method_is_that_method(method, codec, anchors, judge):
 
 
 def test_one_of_several_bandwidths_is_chosen_before(codec, anchors, judge):
-    task = SamplingTask(codec, anchors, judge, Density(0.0), num_kept=3, num_candidates=12, generator=seeded())
+    task = SamplingTask(codec, anchors, judge, Density(0.0), num_samples=3, num_candidates=12, generator=seeded())
     found, bandwidth = run_sampler("kde", task, (0.1, 4.0))
-    options = {"density": Density(0.0), "num_kept": 3, "generator": seeded()}
+    options = {"density": Density(0.0), "num_samples": 3, "generator": seeded()}
     choice = choose_bandwidth(codec, anchors, judge, bandwidths=(0.1, 4.0), num_candidates=6, **options)
     assert bandwidth == choice.bandwidth
     options["density"] = Density(bandwidth)
     expected = subsample(codec, anchors, judge, num_candidates=3, **options)
     assert torch.equal(found.sources, expected.sources)
-    assert run_sampler("kde", SamplingTask(codec, anchors, judge, Density(0.0), num_kept=3), ["scott"])[1] == "scott"
+    assert (
+        run_sampler("kde", SamplingTask(codec, anchors, judge, Density(0.0), num_samples=3), ["scott"])[1] == "scott"
+    )
 
 
 @pytest.mark.parametrize("bandwidths", [[], ["scott", 0.1]])
@@ -73,9 +75,11 @@ def test_a_new_sampler_is_a_function_with_a_decorator(codec, anchors, judge, mon
             latents = task.anchors[:1].expand(count, -1, -1)
             return latents, task.codec.decode(latents)
 
-        return keep_best(draw, task.judge, num_candidates=task.num_kept, num_kept=task.num_kept)
+        return keep_best(draw, task.judge, num_candidates=task.num_samples, num_samples=task.num_samples)
 
-    found, _ = run_sampler("at the first anchor", SamplingTask(codec, anchors, judge, Density(0.0), num_kept=2), [0.3])
+    found, _ = run_sampler(
+        "at the first anchor", SamplingTask(codec, anchors, judge, Density(0.0), num_samples=2), [0.3]
+    )
     assert torch.equal(found.sources, anchors[[0, 0]])
     assert SAMPLERS.find("at the first anchor").provenance == "first"
     assert SAMPLERS.find("kde").provenance == "kde"

@@ -33,18 +33,18 @@ def drawing_from(networks: StackedNetworks):
 
 
 @pytest.mark.parametrize("chunk_size", [1, 5, 12, 64])
-@pytest.mark.parametrize("num_kept", [1, 4, 12])
-def test_keeps_the_best_whatever_the_chunks(trained, judge, num_kept, chunk_size):
+@pytest.mark.parametrize("num_samples", [1, 4, 12])
+def test_keeps_the_best_whatever_the_chunks(trained, judge, num_samples, chunk_size):
     loss, accuracy = trained.evaluate(**judge.measure.keywords)
     ranked = sorted(range(12), key=lambda i: (-accuracy[i].item(), loss[i].item()))
-    kept = keep_best(drawing_from(trained), judge, num_candidates=12, num_kept=num_kept, chunk_size=chunk_size)
-    assert kept.sources.tolist() == ranked[:num_kept]
+    kept = keep_best(drawing_from(trained), judge, num_candidates=12, num_samples=num_samples, chunk_size=chunk_size)
+    assert kept.sources.tolist() == ranked[:num_samples]
     assert torch.equal(kept.candidate_score, accuracy)
-    assert torch.equal(kept.validation_score, accuracy[ranked[:num_kept]])
-    assert torch.allclose(kept.validation_loss, loss[ranked[:num_kept]], atol=1e-6)
+    assert torch.equal(kept.validation_score, accuracy[ranked[:num_samples]])
+    assert torch.allclose(kept.validation_loss, loss[ranked[:num_samples]], atol=1e-6)
     for name, tensor in kept.networks.tensors.items():
-        assert torch.equal(tensor, trained.tensors[name][ranked[:num_kept]])
-    assert kept.mean_score == pytest.approx(accuracy[ranked[:num_kept]].mean().item())
+        assert torch.equal(tensor, trained.tensors[name][ranked[:num_samples]])
+    assert kept.mean_score == pytest.approx(accuracy[ranked[:num_samples]].mean().item())
 
 
 def test_loss_decides_among_equals(trained, data):
@@ -52,22 +52,22 @@ def test_loss_decides_among_equals(trained, data):
     easy = Judge.of_images(images[:1], labels[:1])
     loss, accuracy = trained.evaluate(images[:1], labels[:1])
     assert len(accuracy.unique()) < 12
-    kept = keep_best(drawing_from(trained), easy, num_candidates=12, num_kept=12)
+    kept = keep_best(drawing_from(trained), easy, num_candidates=12, num_samples=12)
     assert kept.sources.tolist() == sorted(range(12), key=lambda i: (-accuracy[i].item(), loss[i].item()))
 
 
 def test_broken_networks_come_last(trained, judge):
     tensors = {name: tensor.clone() for name, tensor in trained.tensors.items()}
     tensors["classifier.bias"][3] = float("nan")
-    kept = keep_best(drawing_from(StackedNetworks(trained.config, tensors)), judge, num_candidates=12, num_kept=12)
+    kept = keep_best(drawing_from(StackedNetworks(trained.config, tensors)), judge, num_candidates=12, num_samples=12)
     assert kept.sources[-1] == 3
     assert kept.validation_score[-1] == 0
     assert kept.validation_loss[-1] == float("inf")
 
 
 def test_rivals_compete_for_a_place(trained, judge):
-    first = keep_best(drawing_from(trained.select(slice(0, 6))), judge, num_candidates=6, num_kept=3)
-    both = keep_best(drawing_from(trained.select(slice(6, 12))), judge, num_candidates=6, num_kept=5, rivals=first)
+    first = keep_best(drawing_from(trained.select(slice(0, 6))), judge, num_candidates=6, num_samples=3)
+    both = keep_best(drawing_from(trained.select(slice(6, 12))), judge, num_candidates=6, num_samples=5, rivals=first)
     pool = torch.cat([first.validation_score, both.candidate_score])
     assert both.validation_score.tolist() == pool.sort(descending=True).values[:5].tolist()
     assert len(both.candidate_score) == 6
@@ -81,7 +81,7 @@ def test_subsampling_raises_validation_accuracy_and_is_reproducible(codec, ancho
             judge,
             density=Density(0.5),
             num_candidates=60,
-            num_kept=5,
+            num_samples=5,
             chunk_size=25,
             generator=torch.Generator().manual_seed(1),
         )
@@ -101,13 +101,15 @@ def test_subsampling_raises_validation_accuracy_and_is_reproducible(codec, ancho
 def test_anchor_weights_reach_the_candidates(codec, anchors, judge):
     weights = torch.zeros(len(anchors))
     weights[2] = 1.0
-    kept = subsample(codec, anchors, judge, density=Density(0.0), num_candidates=4, num_kept=4, anchor_weights=weights)
+    kept = subsample(
+        codec, anchors, judge, density=Density(0.0), num_candidates=4, num_samples=4, anchor_weights=weights
+    )
     assert torch.equal(kept.sources, anchors[[2] * 4])
 
 
 def test_largest_bandwidth_that_keeps_its_share_of_accuracy(codec, anchors, judge, generator):
     bandwidths = [2.0, 0.0, 0.1, 0.5, 8.0]
-    settings = {"bandwidths": bandwidths, "density": Density(99.0), "num_candidates": 20, "num_kept": 4}
+    settings = {"bandwidths": bandwidths, "density": Density(99.0), "num_candidates": 20, "num_samples": 4}
     state = generator.get_state()
     choice = choose_bandwidth(codec, anchors, judge, share=0.95, generator=generator, **settings)
     assert choice.bandwidths == (0.0, 0.1, 0.5, 2.0, 8.0)
@@ -136,7 +138,7 @@ def test_bootstrapping_never_loses_and_returns_sorted(codec, anchors, judge, gen
         num_rounds=4,
         num_anchors=8,
         num_candidates=30,
-        num_kept=3,
+        num_samples=3,
         weigh_anchors=weigh_anchors,
         generator=generator,
     )
@@ -159,7 +161,7 @@ def test_bootstrapping_starts_from_a_prior_too(codec, anchors, judge, generator)
         num_rounds=5,
         num_anchors=6,
         num_candidates=40,
-        num_kept=3,
+        num_samples=3,
         generator=generator,
     )
     assert best.mean_score > 0.4  # three classes
@@ -175,7 +177,7 @@ def test_rounds_after_the_first_are_anchored_on_the_best(codec, anchors, judge, 
         num_rounds=3,
         num_anchors=2,
         num_candidates=12,
-        num_kept=2,
+        num_samples=2,
         generator=generator,
     )
     assert len(best.candidate_score) == 12
@@ -199,20 +201,26 @@ def test_judge_conditions_batch_norm():
 
 
 def test_errors(codec, anchors, judge, trained):
-    for settings in ({"num_kept": 0}, {"num_kept": 13}, {"num_candidates": 0}, {"chunk_size": 0}):
-        with pytest.raises(ValueError, match="expected 1 <= num_kept <= candidates and chunk_size >= 1, got"):
-            keep_best(drawing_from(trained), judge, **{"num_candidates": 12, "num_kept": 2, **settings})
+    for settings in ({"num_samples": 0}, {"num_samples": 13}, {"num_candidates": 0}, {"chunk_size": 0}):
+        with pytest.raises(ValueError, match="expected 1 <= num_samples <= candidates and chunk_size >= 1, got"):
+            keep_best(drawing_from(trained), judge, **{"num_candidates": 12, "num_samples": 2, **settings})
     for settings in ({"bandwidths": []}, {"share": 0.0}, {"share": 1.1}):
         with pytest.raises(ValueError, match=r"expected at least one bandwidth and a share in \(0, 1\], got"):
             choose_bandwidth(codec, anchors, judge, **{"bandwidths": [0.1], "density": Density(0), **settings})
-    for settings in ({"num_rounds": 0}, {"num_anchors": 1}, {"num_anchors": 50}, {"num_kept": 9}, {"num_kept": 0}):
+    for settings in (
+        {"num_rounds": 0},
+        {"num_anchors": 1},
+        {"num_anchors": 50},
+        {"num_samples": 9},
+        {"num_samples": 0},
+    ):
         with pytest.raises(
-            ValueError, match="expected num_rounds >= 1 and 1 <= num_kept <= num_anchors <= num_candidates"
+            ValueError, match="expected num_rounds >= 1 and 1 <= num_samples <= num_anchors <= num_candidates"
         ):
             bootstrap(
                 codec,
                 anchors,
                 judge,
                 density=Density(0),
-                **{"num_rounds": 1, "num_anchors": 8, "num_candidates": 20, "num_kept": 3, **settings},
+                **{"num_rounds": 1, "num_anchors": 8, "num_candidates": 20, "num_samples": 3, **settings},
             )

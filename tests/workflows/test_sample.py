@@ -120,7 +120,7 @@ def test_a_registered_sampler_can_be_named(sane, tiny_zoo, digits, monkeypatch):
 
     @register_sampler("first")
     def first(task):
-        return keep_best(task.draw, task.judge, num_candidates=task.num_kept, num_kept=task.num_kept)
+        return keep_best(task.draw, task.judge, num_candidates=task.num_samples, num_samples=task.num_samples)
 
     options = {"images": digits, "num_samples": 2, "bandwidth": "silverman"}
     mine, theirs = (sane.sample(tiny_zoo, method=name, **options) for name in ("first", "kde"))

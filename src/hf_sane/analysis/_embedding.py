@@ -22,7 +22,7 @@ def layer_embedding_spread(
         source: The network, as in `load_state_dict`.
 
     Returns:
-        `{name of the weight tensor: spread}` for the layers that are tokenised.
+        `{name of the weight tensor: spread}` for the layers that are tokenized.
 
     Raises:
         ValueError: If weights or latents are not finite, or too large for single precision.

@@ -34,7 +34,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """Tensors that are tokenised together: rows `[channels, fan_in | bias]`.
+    """Tensors that are tokenized together: rows `[channels, fan_in | bias]`.
 
     Attributes:
         name: Common prefix of its tensors (`layer1.0.conv1`), or the whole name of a single tensor.

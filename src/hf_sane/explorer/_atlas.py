@@ -44,9 +44,9 @@ class Atlas:
     Attributes:
         zoo: The zoo.
         networks: All of its networks whose weights are finite.
-        features: `[M, F]`, standardized; networks with similar features are neighbours.
+        features: `[M, F]`, standardised; networks with similar features are neighbours.
         points: `[M, 2]`, two principal components of the features.
-        scale: Mean and standard deviation of the features before standardization, `[2, F]`.
+        scale: Mean and standard deviation of the features before standardisation, `[2, F]`.
         split_names: Split of each network.
         embed: Embeds networks; `None` if features are statistics of the weights.
         notes: What was left out.
@@ -198,7 +198,7 @@ class Atlas:
         return pictures[0][1]
 
     def neighbours(self, index: int) -> list[tuple[int, float]]:
-        """The nearest networks, and their distances in standardized features."""
+        """The nearest networks, and their distances in standardised features."""
         distances = (self.features - self.features[index]).norm(dim=1)
         nearest = distances.argsort(stable=True).tolist()
         return [(other, distances[other].item()) for other in nearest if other != index][:NEIGHBOURS]

@@ -42,7 +42,7 @@ class WeightFeatureExtractionPipeline(Pipeline):
         **kwargs: Arguments of `transformers.Pipeline`, and defaults for calls: `pooling` (a name in `POOLINGS`; by
             default `"mean"`, as in the paper), `window_size` (tokens; by default the training window), `halo_size`
             (tokens; 0), `input_revision` (branch, tag or commit of networks on the Hub), `max_memory_bytes` (largest
-            weights that are tokenised as a whole).
+            weights that are tokenized as a whole).
 
     Raises:
         TypeError: If the model is not a SANE autoencoder.

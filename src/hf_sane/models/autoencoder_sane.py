@@ -50,7 +50,7 @@ class WeightAutoencoder(PreTrainedModel):
         if features.ndim != 3 or features.shape[2] != width or positions.shape != (*features.shape[:2], 3):
             raise ValueError(
                 f"expected {expected} with last axis {width} and positions [B, W, 3], got {tuple(features.shape)} and "
-                f"{tuple(positions.shape)}; was the model tokenised with another token_dim?"
+                f"{tuple(positions.shape)}; was the model tokenized with another token_dim?"
             )
 
     @torch.no_grad()

@@ -170,7 +170,7 @@ def _are(count: int) -> str:
 
 
 def _is_image(path: Path) -> bool:
-    """Whether a file is named as an image; hidden ones, which macOS writes next to others, are not."""
+    """Whether a file has the suffix of an image; hidden files, which macOS adds, do not count."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
@@ -184,7 +184,7 @@ def _name(root: Path, file: Path) -> str:
 
 
 def _empty_classes(places: Iterable[Path]) -> list[Path]:
-    """Folders beside those of classes without any image in or below them."""
+    """Folders of classes that contain no images, not even in subfolders."""
     return [folder for place in places for folder in _folders(place) if not any(map(_is_image, folder.rglob("*")))]
 
 

@@ -264,7 +264,7 @@ def draw_samples(
         like=sampled["sane_subsampled"],
         generator=torch.Generator().manual_seed(settings.seed + 1),
     )
-    noisy = keep_best(draw_noise, judge, num_candidates=settings.num_candidates, num_kept=settings.num_samples)
+    noisy = keep_best(draw_noise, judge, num_candidates=settings.num_candidates, num_samples=settings.num_samples)
     simple = simple_baselines(
         codec,
         anchors.tokens,
@@ -336,7 +336,7 @@ def _rivals(
             return made, codec.networks(made)
 
         found["shaped_noise"] = draw(count)[1]
-        selected = keep_best(draw, judge, num_candidates=settings.num_candidates, num_kept=count)
+        selected = keep_best(draw, judge, num_candidates=settings.num_candidates, num_samples=count)
         found["shaped_noise_selected"] = selected.networks
         between = interpolated_anchors(space, tokens, training, count, distance=distance, generator=generator)
         found["interpolation"] = codec.networks(between)
@@ -358,7 +358,7 @@ def _sampled(
         density=Density(0.0, unit=settings.unit),
         share=settings.accuracy_share,
         num_candidates=settings.num_candidates // 2,
-        num_kept=settings.num_samples,
+        num_samples=settings.num_samples,
         generator=generator,
     )
     task = SamplingTask(
@@ -366,7 +366,7 @@ def _sampled(
         latents,
         judge,
         Density(choice.bandwidth, unit=settings.unit),
-        num_kept=settings.num_samples,
+        num_samples=settings.num_samples,
         num_candidates=settings.num_candidates,
         generator=generator,
     )

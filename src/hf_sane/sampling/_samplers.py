@@ -5,7 +5,7 @@ A sampler is a function with a decorator, in any module that is imported before 
 ```python
 @register_sampler("first")
 def keep_the_first(task: SamplingTask) -> SelectedNetworks:
-    return keep_best(task.draw, task.judge, num_candidates=task.num_kept, num_kept=task.num_kept)
+    return keep_best(task.draw, task.judge, num_candidates=task.num_samples, num_samples=task.num_samples)
 ```
 """
 
@@ -33,7 +33,7 @@ class SamplingTask:
         anchors: `[A, N, Z]` latents, from [`NetworkCodec.encode`].
         judge: Scores networks on validation images.
         density: Density around the anchors from which latents are drawn.
-        num_kept: Number of networks to return.
+        num_samples: Number of networks to return.
         num_candidates: Number of networks to draw and evaluate (per round, if there are rounds).
         num_rounds: Number of rounds, for samplers that have rounds.
         generator: Source of randomness on the device of `anchors`; the global one if `None`.
@@ -43,7 +43,7 @@ class SamplingTask:
     anchors: Tensor
     judge: Judge
     density: Density
-    num_kept: int = 10
+    num_samples: int = 10
     num_candidates: int = 200
     num_rounds: int = 3
     generator: torch.Generator | None = None
@@ -89,7 +89,7 @@ def register_sampler(name: str, *, provenance: str | None = None) -> Callable[[S
 @register_sampler("subsample", provenance="subsampled")
 def keep_best_of_many(task: SamplingTask) -> SelectedNetworks:
     """Draw all candidates and keep the best on validation images (SANE_SUB)."""
-    return keep_best(task.draw, task.judge, num_candidates=task.num_candidates, num_kept=task.num_kept)
+    return keep_best(task.draw, task.judge, num_candidates=task.num_candidates, num_samples=task.num_samples)
 
 
 @register_sampler("bootstrap", provenance="bootstrapped")
@@ -101,9 +101,9 @@ def keep_best_of_rounds(task: SamplingTask) -> SelectedNetworks:
         task.judge,
         density=task.density,
         num_rounds=task.num_rounds,
-        num_anchors=max(2, 2 * task.num_kept),
+        num_anchors=max(2, 2 * task.num_samples),
         num_candidates=task.num_candidates,
-        num_kept=task.num_kept,
+        num_samples=task.num_samples,
         generator=task.generator,
     )
     return replace(kept, rounds=rounds)
@@ -112,7 +112,7 @@ def keep_best_of_rounds(task: SamplingTask) -> SelectedNetworks:
 @register_sampler("kde")
 def keep_all(task: SamplingTask) -> SelectedNetworks:
     """Draw only as many networks as requested and keep all (SANE_KDE)."""
-    return keep_best(task.draw, task.judge, num_candidates=task.num_kept, num_kept=task.num_kept)
+    return keep_best(task.draw, task.judge, num_candidates=task.num_samples, num_samples=task.num_samples)
 
 
 def run_sampler(
@@ -145,8 +145,8 @@ def run_sampler(
             task.judge,
             bandwidths=numbers,
             density=task.density,
-            num_candidates=max(task.num_kept, task.num_candidates // 2),
-            num_kept=task.num_kept,
+            num_candidates=max(task.num_samples, task.num_candidates // 2),
+            num_samples=task.num_samples,
             generator=task.generator,
         ).bandwidth
     return sampler.run(replace(task, density=replace(task.density, bandwidth=bandwidth))), bandwidth

@@ -115,7 +115,7 @@ def keep_best(
     judge: Judge,
     *,
     num_candidates: int,
-    num_kept: int,
+    num_samples: int,
     chunk_size: int = 64,
     rivals: SelectedNetworks | None = None,
 ) -> SelectedNetworks:
@@ -128,20 +128,21 @@ def keep_best(
             time.
         judge: Scores them.
         num_candidates: Number of networks to draw in total.
-        num_kept: Number of networks to keep, `K`; at most the number of candidates.
+        num_samples: Number of networks to keep, `K`; at most the number of candidates.
         chunk_size: Candidates per call of `draw`.
         rivals: Networks that were already judged and compete with the candidates.
 
     Returns:
-        The best `num_kept`, best first.
+        The best `num_samples`, best first.
 
     Raises:
         ValueError: If more networks are kept than drawn, or a number is below 1.
     """
     available = num_candidates + (rivals.networks.num_models if rivals else 0)
-    if num_candidates < 1 or not 1 <= num_kept <= available or chunk_size < 1:
+    if num_candidates < 1 or not 1 <= num_samples <= available or chunk_size < 1:
         raise ValueError(
-            f"expected 1 <= num_kept <= candidates and chunk_size >= 1, got {num_kept} of {available} and {chunk_size}"
+            f"expected 1 <= num_samples <= candidates and chunk_size >= 1, got {num_samples} of {available} and "
+            f"{chunk_size}"
         )
     best = rivals
     scores: list[Tensor] = []
@@ -151,11 +152,11 @@ def keep_best(
         for index in range(processes.count):
             count = min(chunk_size, num_candidates - first - index * chunk_size)
             if count > 0 and (chunk := _judged(draw, judge, count, is_own=index == processes.index)) is not None:
-                own = chunk if processes.count == 1 else _best(chunk, num_kept)
+                own = chunk if processes.count == 1 else _best(chunk, num_samples)
         for found in processes.gather(own):
             if found is not None:
                 scores.append(found.candidate_score)
-                best = _best(found if best is None else _joined(best, found), num_kept)
+                best = _best(found if best is None else _joined(best, found), num_samples)
     assert best is not None
     return replace(best, candidate_score=torch.cat(scores))
 
@@ -183,9 +184,9 @@ def _joined(first: SelectedNetworks, second: SelectedNetworks) -> SelectedNetwor
     )
 
 
-def _best(found: SelectedNetworks, num_kept: int) -> SelectedNetworks:
+def _best(found: SelectedNetworks, num_samples: int) -> SelectedNetworks:
     by_loss = found.validation_loss.argsort(stable=True)
-    order = by_loss[found.validation_score[by_loss].argsort(stable=True, descending=True)][:num_kept]
+    order = by_loss[found.validation_score[by_loss].argsort(stable=True, descending=True)][:num_samples]
     return SelectedNetworks(
         found.sources[order.to(found.sources.device)],
         found.networks.select(order),
@@ -202,7 +203,7 @@ def subsample(
     *,
     density: Density,
     num_candidates: int = 200,
-    num_kept: int = 10,
+    num_samples: int = 10,
     chunk_size: int = 64,
     anchor_weights: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -217,7 +218,7 @@ def subsample(
         judge: Scores candidates.
         density: Bandwidth and mode.
         num_candidates: Number of networks to draw (200 for CNNs and 50 for ResNets in the paper).
-        num_kept: Number of networks to keep.
+        num_samples: Number of networks to keep.
         chunk_size: Number of networks to draw and judge at a time.
         anchor_weights: `[A]` mixture weights; equal if `None`.
         generator: Source of randomness on the device of `anchors`; the global one if `None`.
@@ -230,7 +231,7 @@ def subsample(
         return density.sample(anchors, count, anchor_weights=anchor_weights, generator=generator)
 
     draw = LatentDraw(sample, codec.decode)
-    return keep_best(draw, judge, num_candidates=num_candidates, num_kept=num_kept, chunk_size=chunk_size)
+    return keep_best(draw, judge, num_candidates=num_candidates, num_samples=num_samples, chunk_size=chunk_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +260,7 @@ def choose_bandwidth(
     density: Density,
     share: float = 0.98,
     num_candidates: int = 100,
-    num_kept: int = 10,
+    num_samples: int = 10,
     chunk_size: int = 64,
     generator: torch.Generator | None = None,
 ) -> BandwidthChoice:
@@ -277,7 +278,7 @@ def choose_bandwidth(
         density: Unit and mode; its bandwidth is not used.
         share: In (0, 1].
         num_candidates: Networks to draw for each bandwidth.
-        num_kept: Networks to keep for each bandwidth.
+        num_samples: Networks to keep for each bandwidth.
         chunk_size: Number of networks to draw and judge at a time.
         generator: Source of randomness on the device of `anchors`; the global one if `None`.
 
@@ -296,7 +297,7 @@ def choose_bandwidth(
             judge,
             density=replace(density, bandwidth=bandwidth),
             num_candidates=num_candidates,
-            num_kept=num_kept,
+            num_samples=num_samples,
             chunk_size=chunk_size,
             generator=torch.Generator(anchors.device).manual_seed(seed),
         )
@@ -316,7 +317,7 @@ def bootstrap(
     num_rounds: int = 3,
     num_anchors: int = 20,
     num_candidates: int = 100,
-    num_kept: int = 10,
+    num_samples: int = 10,
     weigh_anchors: bool = False,
     chunk_size: int = 64,
     generator: torch.Generator | None = None,
@@ -335,22 +336,22 @@ def bootstrap(
         num_rounds: Number of rounds, >= 1.
         num_anchors: Number of networks that become anchors of the next round, >= 2.
         num_candidates: Number of networks to draw in each round, >= `num_anchors`.
-        num_kept: Number of networks to return, at most `num_anchors`.
+        num_samples: Number of networks to return, at most `num_anchors`.
         weigh_anchors: Whether to draw anchors of later rounds with probabilities proportional to their validation
             scores.
         chunk_size: Number of networks to draw and judge at a time.
         generator: Source of randomness on the device of `anchors`; the global one if `None`.
 
     Returns:
-        The best `num_kept`, best first, and after each round the mean validation score of the best `num_kept`.
+        The best `num_samples`, best first, and after each round the mean validation score of the best `num_samples`.
 
     Raises:
         ValueError: If numbers do not fit together; also as in [`subsample`].
     """
-    if num_rounds < 1 or not 2 <= num_anchors <= num_candidates or not 1 <= num_kept <= num_anchors:
+    if num_rounds < 1 or not 2 <= num_anchors <= num_candidates or not 1 <= num_samples <= num_anchors:
         raise ValueError(
-            "expected num_rounds >= 1 and 1 <= num_kept <= num_anchors <= num_candidates with num_anchors >= 2, got "
-            f"{num_rounds} rounds, {num_kept}, {num_anchors} and {num_candidates}"
+            "expected num_rounds >= 1 and 1 <= num_samples <= num_anchors <= num_candidates with num_anchors >= 2, "
+            f"got {num_rounds} rounds, {num_samples}, {num_anchors} and {num_candidates}"
         )
     best: SelectedNetworks | None = None
     history = []
@@ -361,8 +362,8 @@ def bootstrap(
         sample = partial(density.sample, centres, anchor_weights=weights, generator=generator)
         draw = LatentDraw(sample, codec.decode)
         best = keep_best(
-            draw, judge, num_candidates=num_candidates, num_kept=num_anchors, chunk_size=chunk_size, rivals=best
+            draw, judge, num_candidates=num_candidates, num_samples=num_anchors, chunk_size=chunk_size, rivals=best
         )
-        history.append(best.validation_score[:num_kept].mean().item())
+        history.append(best.validation_score[:num_samples].mean().item())
     assert best is not None
-    return _best(best, num_kept), tuple(history)
+    return _best(best, num_samples), tuple(history)

@@ -68,7 +68,9 @@ def _factors(
 def canonical_scales(
     spec: PermutationSpec, tensors: Mapping[str, Tensor], *, like: Mapping[str, Tensor] | None = None
 ) -> StateDict:
-    """The network of this class of rescaled ones in which what makes a channel has norm 1, or is nearest to another.
+    """Rescale the channels of a network: to norm 1, or as near as possible to those of another network.
+
+    Networks that differ only in the scales of their channels become equal.
 
     Weights `w` and bias `b` that produce channel `j` become `w / c_j` and `b / c_j` with `c_j^2 = |w|^2 + b^2`, and
     weights that use it are multiplied by `c_j`. The function is the same if the activation is positively homogeneous,

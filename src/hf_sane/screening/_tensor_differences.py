@@ -225,7 +225,7 @@ def _is_on_grid(rows: Tensor, grids: Tensor) -> bool:
 def difference_rank(difference: Tensor, *, tolerance: float) -> int | None:
     """The rank of a matrix if it is low: at most a quarter of its sides, and at most 128.
 
-    Few rows or columns that differ have a low rank, too, but that says nothing: they do not count.
+    Returns `None` if only a few rows or columns differ from zero, since a low rank then means nothing.
 
     Args:
         difference: The matrix, or a kernel `[rows, columns, *kernel]`.
@@ -257,12 +257,12 @@ def _squares(matrix: Tensor, count: int) -> Tensor:
 
 
 def _precision(kinds: tuple[torch.dtype, torch.dtype]) -> float:
-    """Machine epsilon of the coarser type; of single precision if both are finer, since products have that."""
+    """Machine epsilon of the coarser type, or of single precision (that of matrix products) if both are finer."""
     return max(torch.finfo(torch.float32).eps, *(torch.finfo(kind).eps for kind in kinds))
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """The bytes of a tensor, by which also NaN can be compared."""
+    """The bytes of a tensor, with which NaN values can be compared, too."""
     return tensor.detach().contiguous().flatten().view(torch.uint8)
 
 

@@ -230,10 +230,10 @@ def _text(line: str, *, style: str = "") -> Text:
 
 
 class _Console(Console):
-    """A console that leaves output that nobody reads any more to the program, which has an exit code for it."""
+    """A console that raises an error when its reader closes the pipe; the program has an exit code for that."""
 
     def on_broken_pipe(self) -> None:
-        """Raise the error that is handled."""
+        """Raise the error again, which the base class would hide."""
         raise
 
 

@@ -301,7 +301,7 @@ def _sample(settings: SampleSettings, record: RunRecord) -> SampleResult:
         anchors.latents,
         judge,
         Density(0.0, settings.unit, settings.mode),
-        num_kept=settings.num_samples,
+        num_samples=settings.num_samples,
         num_candidates=settings.num_candidates,
         num_rounds=settings.num_rounds,
         generator=generator,

@@ -138,7 +138,7 @@ def _refuse(error: Exception) -> list[Repository]:
 
 
 def _idle_folders(tree: Tree, places: Sequence["_Place"], arrays: Sequence[PurePosixPath]) -> Iterator[Source]:
-    """Folders without networks, if they are empty or most of those beside them hold some: a run that left none."""
+    """Folders without networks that are probably runs: empty ones, and those of whose siblings most have networks."""
     holding = [PurePosixPath("_"), *(place.folder / "_" for place in places), *(folder / "_" for folder in arrays)]
     used = {folder for path in holding for folder in path.parents}
     models = {place.folder for place in places if place.is_model}
