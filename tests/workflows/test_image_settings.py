@@ -50,6 +50,19 @@ def test_images_are_converted_whatever_they_come_as(given, wide):
     assert torch.equal(found.test_images, expected.test_images)
 
 
+def test_the_error_for_other_images_names_the_options_that_convert_them(wide, tiny_zoo, tmp_path):
+    network = tiny_zoo.splits["train"].model(0)
+    options = {"output": tmp_path / "out", "epochs": 1}
+    remedy = r"have 3, 16 and 10; convert the images \(--image-size 8 --image-channels 1\)$"
+    with pytest.raises(ValueError, match=remedy):
+        hf_sane.finetune([network], str(wide), **options)
+    with pytest.raises(ValueError, match=r"\(--image-size 8\)$"):
+        hf_sane.finetune([network], str(wide), image_channels=1, **options)
+    with pytest.raises(ValueError, match=r"got \[1, 3, 16, 16\]; convert .* \(--image-channels, --image-size\)$"):
+        hf_sane.finetune_lora(network, str(wide))
+    assert len(hf_sane.finetune([network], str(wide), image_size=8, image_channels=1, **options)) == 1
+
+
 def test_networks_are_evaluated_on_converted_images(wide, tiny_zoo):
     layout = tiny_zoo.splits["train"].layout(0)
     extractor = hf_sane.SANEFeatureExtractor(layout.token_dim).fit(

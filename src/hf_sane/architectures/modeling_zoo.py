@@ -70,7 +70,10 @@ class ZooPreTrainedModel(PreTrainedModel):
         expected = (self.config.num_channels, *((size, size) if size else pixel_values.shape[2:]))
         if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != expected:
             shown = ", ".join(map(str, expected if size else (self.config.num_channels, "height", "width")))
-            raise ValueError(f"expected pixel_values [batch, {shown}], got {list(pixel_values.shape)}")
+            raise ValueError(
+                f"expected pixel_values [batch, {shown}], got {list(pixel_values.shape)}; convert the images to this "
+                "number of channels and size (--image-channels, --image-size)"
+            )
 
     def classification_output(self, logits: Tensor, labels: Tensor | None) -> ImageClassifierOutputWithNoAttention:
         """Wrap logits `[B, K]`, with the mean cross-entropy if labels `[B]` (int64) are given."""

@@ -146,12 +146,16 @@ def train_stacked(
 def _check_images(config: ZooConfig, data: LabelledData) -> None:
     if not isinstance(data, ImageData):
         raise ValueError(f"the networks take images, {data.name} holds texts; use networks that read texts")
-    expected = (config.num_channels, getattr(config, "image_size", data.image_size), config.num_classes)
-    if expected[:2] != (data.num_channels, data.image_size) or config.num_classes < data.num_classes:
+    channels, size, classes = config.num_channels, getattr(config, "image_size", data.image_size), config.num_classes
+    options = [f"--image-size {size}"] * (size != data.image_size)
+    options += [f"--image-channels {channels}"] * (channels != data.num_channels)
+    remedies = [f"convert the images ({' '.join(options)})"] if options else []
+    remedies += [f"choose images of at most {classes} classes"] * (classes < data.num_classes)
+    if remedies:
         raise ValueError(
-            f"the networks expect {expected[0]} channels of {expected[1]} pixels and {expected[2]} classes, the "
-            f"images of {data.name} have {data.num_channels}, {data.image_size} and {data.num_classes}; change the "
-            "configuration"
+            f"the networks expect {channels} channels of {size} pixels and {classes} classes, the images of "
+            f"{data.name} have {data.num_channels}, {data.image_size} and {data.num_classes}; "
+            f"{', and '.join(remedies)}"
         )
 
 
