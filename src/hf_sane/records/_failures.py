@@ -55,7 +55,8 @@ def describe_error(error: Exception) -> str:
     message = _key_error(error) if isinstance(error, KeyError) else str(error)
     if isinstance(error, OSError):
         message = describe_os_error(error)
-    if isinstance(error, HfHubHTTPError) and error.response.status_code in REMEDIES:
+    # The client explains missing repositories, revisions and files itself.
+    if type(error) is HfHubHTTPError and error.response.status_code in REMEDIES:
         status, asked = HTTPStatus(error.response.status_code), error.response.request
         message = f"the Hub answered {status} {status.phrase} to {asked.method} {asked.url}; {REMEDIES[status]}"
     if found := CHOICE.match(message):
