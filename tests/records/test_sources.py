@@ -106,6 +106,11 @@ def test_a_pushed_name_is_never_a_path(here):
     assert parse_repo("org/network") == HubRepo("org/network")
 
 
+@pytest.mark.parametrize("name", ["0@", "org/network@", "", None])
+def test_a_card_links_to_nothing_that_is_no_repository(name):
+    assert hub_id(name) is None
+
+
 @pytest.mark.parametrize("repo_type", ["model", "dataset"])
 def test_the_hub_is_asked_once(repo_type, here, local_hub):
     local_hub.storage.add_files(f"{repo_type}s", "org/there", {"config.json": b"{}"})

@@ -193,11 +193,14 @@ def source_name(source: str | Path) -> str:
 
 
 def hub_id(name: str | Path | None) -> str | None:
-    """Id of a repository without its revision; `None` for `None` and for paths, existing or not.
+    """Id of a repository without its revision; `None` for `None`, for paths, existing or not, and for other texts.
 
     Cards link to repositories, never to local paths.
     """
-    found = parse_source(name) if name else None
+    try:
+        found = parse_source(name) if name else None
+    except ValueError:  # an empty revision
+        return None
     return found.repo_id if isinstance(found, HubRepo) else None
 
 
