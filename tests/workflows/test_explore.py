@@ -49,7 +49,7 @@ def type_in(page, name, text):
 
 
 def shows(page, name, text):
-    page.wait(f"document.querySelector('#{name}').innerText.includes({json.dumps(text)})")
+    page.wait(f"document.querySelector('#{name}')?.innerText.includes({json.dumps(text)})")
 
 
 def places(page):
