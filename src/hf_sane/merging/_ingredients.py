@@ -13,8 +13,9 @@ from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core._adapters import ADAPTER_CONFIG
+from hf_sane.core._named_tensors import RenamedTensors
 from hf_sane.core._types import StateDict
-from hf_sane.merging._reconciliation import Renamed, complete_config, reconcile, tied_names
+from hf_sane.merging._reconciliation import complete_config, reconcile, tied_names
 from hf_sane.records._documents import read_document
 from hf_sane.records._files import folders_with
 from hf_sane.records._patience import patiently
@@ -316,7 +317,7 @@ def _reconciled(ingredients: Sequence[Ingredient]) -> list[Ingredient]:
         if list(names.items()) == [(name, name) for name in ingredient.outlines]
         else replace(
             ingredient,
-            tensors=Renamed(ingredient.tensors, names),
+            tensors=RenamedTensors(ingredient.tensors, names),
             outlines={name: ingredient.outlines[stored] for name, stored in names.items()},
         )
         for ingredient, names in zip(ingredients, found, strict=True)

@@ -1,6 +1,6 @@
 """Remove irrelevant differences between checkpoints: wrapper prefixes, constant buffers, duplicated weights."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,27 +15,6 @@ from hf_sane.tokenization._loading import is_own_module
 # Entries that profilers (thop) and PyTorch's AveragedModel leave in a state dict.
 PROFILES = ("total_ops", "total_params")
 AVERAGED, WRAPPER = "n_averaged", "module."
-
-
-class Renamed(Mapping[str, Tensor]):
-    """Tensors of a checkpoint under new names; those without a new name are left out.
-
-    Args:
-        tensors: Lazy or in memory.
-        names: Name in `tensors` by new name.
-    """
-
-    def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
-        self._tensors, self._names = tensors, names
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[self._names[name]]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def reconcile(

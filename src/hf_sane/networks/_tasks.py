@@ -120,8 +120,8 @@ class Classification(Task):
         inputs, labels = self.data.split(split)
         networks.check(inputs, self.data.num_classes, data=self.data.name)
         if self.metric == "accuracy":
-            losses, accuracies = networks.evaluate(inputs, labels)
-            return accuracies, losses
+            losses, correct = networks.per_image(inputs, labels)
+            return correct.float().mean(dim=1), losses.mean(dim=1)
         logits = torch.cat([networks.logits(part) for part in inputs.split(EVALUATION_BATCH)], dim=1)
         values = [self.compare(found, labels) for found in logits]
         return torch.tensor(values), example_losses(logits, labels[None]).mean(dim=1)

@@ -9,12 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hf_sane.core._named_tensors import RenamedTensors, outlines
 from hf_sane.core._types import StateDict
 from hf_sane.records._progress import tracked
 from hf_sane.screening._fingerprints import fingerprint, is_weights
 from hf_sane.screening._float8 import readable
 from hf_sane.screening._index import Likeness, likeness
-from hf_sane.screening._names import RenamedTensors, outlines, pair_names
+from hf_sane.screening._names import pair_names
 from hf_sane.screening._scaling import canonical_scales, scalable_axes
 from hf_sane.screening._tables import is_table, without_table
 from hf_sane.screening._tensor_differences import EPS, TensorDifference, compare_tensors, total_distance, weights_among

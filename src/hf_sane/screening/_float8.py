@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from hf_sane.screening._names import outlines
+from hf_sane.core._named_tensors import outlines
 
 
 def readable(tensor: Tensor) -> Tensor:

@@ -7,13 +7,14 @@ from typing import Literal
 
 from torch import Tensor
 
+from hf_sane.core._named_tensors import RenamedTensors, outlines
 from hf_sane.core._types import StateDict
 from hf_sane.records._errors import name_some, shorten
 from hf_sane.records._progress import tracked
 from hf_sane.screening._fingerprints import Fingerprint, fingerprint
 from hf_sane.screening._float8 import Readable
 from hf_sane.screening._index import likeness, signed_gap
-from hf_sane.screening._names import RenamedTensors, outlines, pair_names
+from hf_sane.screening._names import pair_names
 from hf_sane.screening._scaling import canonical_scales, scalable_axes
 from hf_sane.screening._tables import is_table, without_table
 from hf_sane.screening._trees import (

@@ -1,39 +1,11 @@
 """Match the tensors of two checkpoints by name, regardless of wrapper prefixes."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 
 from torch import Tensor
 
 MAX_PREFIXES = 4  # most frequent prefixes of each checkpoint
-
-
-def outlines(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Shapes, without reading tensors if the mapping has outlines."""
-    return getattr(tensors, "outlines", tensors)
-
-
-class RenamedTensors(Mapping[str, Tensor]):
-    """Tensors of a network under other names.
-
-    Args:
-        tensors: The network.
-        names: Its names, by the other ones.
-    """
-
-    def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
-        self._tensors, self._names = tensors, names
-        known = outlines(tensors)
-        self.outlines = {name: known[stored] for name, stored in names.items()}
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[self._names[name]]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def pair_names(first: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, str]:

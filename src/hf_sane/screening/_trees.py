@@ -11,7 +11,7 @@ from scipy.optimize import nnls
 from scipy.sparse.csgraph import minimum_spanning_tree
 from torch import Tensor
 
-from hf_sane.screening._names import outlines
+from hf_sane.core._named_tensors import outlines
 from hf_sane.screening._tables import is_table
 from hf_sane.screening._tensor_differences import COARSE, is_rounded
 

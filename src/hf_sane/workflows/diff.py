@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import torch
 from torch import Tensor
 
+from hf_sane.core._named_tensors import outlines
 from hf_sane.networks._modules import ModuleSettings
 from hf_sane.records._errors import name_some
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.screening._differences import Difference, compare_checkpoints
-from hf_sane.screening._names import outlines, pair_names
+from hf_sane.screening._names import pair_names
 from hf_sane.screening._symmetries import find_symmetries
 from hf_sane.screening._tensor_differences import EPS, TensorDifference
 from hf_sane.symmetry._permutation import PermutationSpec

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from huggingface_hub import HfApi
 from torch import Tensor
 
+from hf_sane.core._named_tensors import outlines
 from hf_sane.networks._modules import ModuleSettings
 from hf_sane.records._errors import name_some, shorten
 from hf_sane.records._patience import patiently
@@ -17,7 +18,6 @@ from hf_sane.records._settings import as_arguments, as_list, setting
 from hf_sane.records._sources import HubRepo, find_source
 from hf_sane.screening._checkpoints import CARD
 from hf_sane.screening._lineage import Lineage, trace_lineage
-from hf_sane.screening._names import outlines
 from hf_sane.screening._symmetries import find_symmetries
 from hf_sane.symmetry._permutation import PermutationSpec
 from hf_sane.tokenization._checkpoints import Source

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -46,6 +46,10 @@ class WeightsSettings(SourceSettings):
         if not isinstance(source, str | Path):
             return source
         find_source(source)  # says at once that there is no such thing
+        return self.place(source)
+
+    def place(self, source: str | Path) -> CheckpointSource:
+        """The selected weights of a file, folder or repository."""
         return CheckpointSource(source, None, self.subfolder, self.variant, self.key)
 
 
@@ -72,8 +76,8 @@ class CheckpointSettings(WeightsSettings):
         return self.place(source) if isinstance(source, str | Path) else source
 
     def place(self, source: str | Path) -> CheckpointSource:
-        """The selected weights of a file, folder or repository."""
-        return CheckpointSource(source, self.revision, self.subfolder, self.variant, self.key)
+        """The selected weights of a file, folder or repository, of this version."""
+        return replace(super().place(source), revision=self.revision)
 
 
 @dataclass(kw_only=True)
