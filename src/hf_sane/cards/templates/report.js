@@ -23,8 +23,8 @@ for (const table of document.querySelectorAll("table")) {
     for (const row of body.rows) row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word));
   });
 }
-// Long names are broken into lines between their parts.
+// Long names are broken into lines between their parts, but numbers are not.
 for (const place of document.querySelectorAll("td:first-child, dd, h1, h2")) {
-  const parts = place.textContent.split(/(?<=[/_.-])(?=\w)/);
+  const parts = place.textContent.split(/(?<=[/_.-])(?<!\d\.(?=\d))(?=\w)/);
   place.replaceChildren(...parts.flatMap((part, index) => index ? [document.createElement("wbr"), part] : [part]));
 }
