@@ -53,6 +53,7 @@ ADAPTER_SETTINGS = {
 SOUP_SETTINGS = ("r", "lora_alpha", "target_modules", "modules_to_save", "base_model_name_or_path")
 # Records of earlier versions say num_epochs.
 TRAINING_SETTINGS = ("steps", "max_steps", "epochs", "num_epochs", "batch_size", "learning_rate", "weight_decay")
+DECIMALS = 6  # of values in model indices, which are measured in single precision
 Measured = tuple[str, str, str, float]  # task, metric, its name, value
 # Keys of a configuration that do not describe the network.
 BOOKKEEPING = {"transformers_version", "architectures", "dtype", "model_type", "id2label", "label2id", "auto_map"}
@@ -326,7 +327,7 @@ def _card(
             dataset_name=named,
             metric_type=metric,
             metric_name=name,
-            metric_value=value,
+            metric_value=round(value, DECIMALS),
         )
         for task, metric, name, value in measured
     ]
