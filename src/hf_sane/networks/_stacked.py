@@ -470,20 +470,38 @@ class StackedNetworks:
             check_logits(logits, few, num_classes, network=name, data=data)
 
     @torch.no_grad()
-    def per_image(self, images: Tensor, labels: Tensor, shifts: StackedShifts | None = None) -> tuple[Tensor, Tensor]:
+    def per_image(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        shifts: StackedShifts | None = None,
+        *,
+        num_classes: int | None = None,
+        data: str = "the data",
+    ) -> tuple[Tensor, Tensor]:
         """Loss and correctness of every network on every image.
 
         Args:
             images: `[n, C, H, W]`.
             labels: `[n]` int64.
             shifts: What each network sees instead of the images, if they differ; its classes are not used.
+            num_classes: Number of classes of the data; by default of the labels.
+            data: Name of the data, for messages.
 
         Returns:
             Cross-entropy `[M, n]` float and correctness `[M, n]` bool; non-finite logits count as wrong.
+
+        Raises:
+            ValueError: If networks cannot run on the images, or have fewer outputs than there are classes.
+            NoLogitsError: If they return no logits.
         """
+        wanted = num_classes or (int(labels.max()) + 1 if len(labels) else 0)
+        if isinstance(self.config, nn.Module) and len(images):
+            self.check(images, wanted, data=data)  # before the module is said to be unable to run in a stack
 
         def judge(part: slice) -> tuple[Tensor, Tensor]:
             logits = self.logits(images[part] if shifts is None else shifts(images[part]))
+            check_logits(logits[0], images[part], wanted, network=type(self.config).__name__, data=data)
             correct = (logits.argmax(dim=2) == labels[part]) & logits.isfinite().all(dim=2)
             return example_losses(logits, labels[None, part]), correct
 
@@ -491,17 +509,18 @@ class StackedNetworks:
         parts = [slice(start, start + EVALUATION_BATCH) for start in starts]
         # functional_call replaces the tensors of a single module, so it cannot run twice at the same time.
         may_thread = isinstance(self.config, CNNConfig | MLPConfig) and images.device.type == "cpu"
-        found = map_on_threads(judge, parts) if may_thread else [judge(part) for part in parts]
+        try:
+            found = map_on_threads(judge, parts) if may_thread else [judge(part) for part in parts]
+        except Exception:
+            self.check(images, wanted, data=data)  # a single network says better why it cannot run
+            raise
         return torch.cat([losses for losses, _ in found], dim=1), torch.cat([right for _, right in found], dim=1)
 
     def evaluate(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy and accuracy of every network, both `[M]` float; arguments as in `per_image`.
+        """Mean cross-entropy and accuracy of every network, both `[M]` float.
 
-        Raises:
-            ValueError: If networks cannot run on the images, or have fewer outputs than there are classes.
+        Arguments and errors are those of `per_image`.
         """
-        if len(labels):
-            self.check(images, int(labels.max()) + 1)
         losses, correct = self.per_image(images, labels)
         return losses.mean(dim=1), correct.float().mean(dim=1)
 

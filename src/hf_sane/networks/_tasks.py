@@ -118,10 +118,11 @@ class Classification(Task):
         """
         self._prepare(networks.config)
         inputs, labels = self.data.split(split)
-        networks.check(inputs, self.data.num_classes, data=self.data.name)
+        named: dict[str, Any] = {"num_classes": self.data.num_classes, "data": self.data.name}
         if self.metric == "accuracy":
-            losses, correct = networks.per_image(inputs, labels)
+            losses, correct = networks.per_image(inputs, labels, **named)
             return correct.float().mean(dim=1), losses.mean(dim=1)
+        networks.check(inputs, **named)
         logits = torch.cat([networks.logits(part) for part in inputs.split(EVALUATION_BATCH)], dim=1)
         values = [self.compare(found, labels) for found in logits]
         return torch.tensor(values), example_losses(logits, labels[None]).mean(dim=1)
