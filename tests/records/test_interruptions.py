@@ -27,6 +27,14 @@ COMMAND = "python script.py --zoo 'a zoo'"
 
 
 @pytest.fixture(autouse=True)
+def _heeds_sigint():
+    """Shells start jobs in the background with SIGINT ignored, and these pass that on to the tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
 def _command_line(monkeypatch):
     monkeypatch.setattr("sys.argv", ["script.py", "--zoo", "a zoo"])
 
