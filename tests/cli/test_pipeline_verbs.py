@@ -54,7 +54,7 @@ def test_pretrain_leaves_a_sane_folder_with_its_card(tiny_sane_run, tiny_zoo_fol
     assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "run.json"} <= files
     card = run_card_code(output / "model", monkeypatch)
     record = RunRecord.load(output / "model" / "run.json")
-    assert card.data.eval_results[0].metric_value == record.results["reconstruction_r2"]
+    assert card.data.eval_results[0].metric_value == round(record.results["reconstruction_r2"], 6)
     refused = hf_sane_command("pretrain", "--zoo", tiny_zoo_folder, "--output", output, exit_code=2)
     assert (
         f"{output} already holds a finished run; choose another output folder; to continue: hf-sane" in refused.stderr

@@ -98,7 +98,7 @@ def test_a_greedy_soup_is_written_with_its_card(folder, tmp_path, hf_sane_comman
     card = run_card_code(tmp_path / "soup", monkeypatch)
     for name, row in rows.items():
         assert f"| {name} | {row['weight']:.4g} | {row['held_out_score']:.4g} |" in str(card)
-    assert card.data.eval_results[0].metric_value == record.results["test_accuracy"]
+    assert card.data.eval_results[0].metric_value == round(record.results["test_accuracy"], 6)
     assert {"model-soup", "merge"} <= set(card.data.tags)
     assert "held-out score" in printed
     refused = hf_sane_command("soup", *arguments, "-o", tmp_path / "soup", exit_code=2)
