@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hf_sane.cards._tables import markdown_table
 
-RECORD = "runs/benchmarks/avx2/tutorials.json"
+RECORD = "runs/benchmarks/tutorials.json"
 SAMPLED = "5. Sample new networks, and load them"
 MODULES = "runs/benchmarks/avx2/zoo_training_modules.json"
 
@@ -63,8 +63,7 @@ class FirstResults:
         machine = f"{record['hardware']['usable_cores']} cores of an {record['hardware']['cpu']}"
         text = (
             "Measured with the Python code of the tutorials, with the package installed from its wheel, from the "
-            f"start of Python, on {machine} ([record](../../{RECORD}), which has every section). Other processes used "
-            "the machine at the same time."
+            f"start of Python, on {machine} ([record](../../{RECORD}), which has every section)."
         )
         return {"times": f"{text}\n\n{markdown_table(['first result', 'seconds'], rows, numbers=True)}"}
 
@@ -75,5 +74,6 @@ FIRST_RESULTS = (
     ("researcher: own checkpoints imported, new networks sampled", "your_networks", SAMPLED),
     ("practitioner: a classifier from 60 images", "your_images", "2. Start"),
 )
-TUTORIALS = tuple(Tutorial(f"docs/tutorials/{name}.md") for name in ("first_steps", "your_networks", "your_images"))
+TUTORIAL_NAMES = ("first_steps", "your_networks", "your_images", "published_zoos")
+TUTORIALS = tuple(Tutorial(f"docs/tutorials/{name}.md") for name in TUTORIAL_NAMES)
 PAGES = (*TUTORIALS, FirstResults())
