@@ -115,6 +115,45 @@ def test_networks_can_be_the_anchors(sane, tiny_zoo, digits, tmp_path):
         assert min((network.classifier.weight - other).abs().max().item() for other in decoded) < 1e-5
 
 
+def test_networks_are_refined_on_training_images(networks, sane, tiny_zoo, digits):
+    refined = sane.sample(tiny_zoo, images=digits, refine=True, refine_steps=15, refine_rate=0.3, **SMALL)
+    before, after = refined.comparison["sane_subsample"], refined.comparison["sane_subsample_refined"]
+    assert before == networks.comparison["sane_subsample"]
+    assert after["test_accuracy"] > before["test_accuracy"] + 0.05
+    assert after["test_accuracy"] == pytest.approx(refined.evaluate(digits).mean().item())
+    assert {origin.method for origin in refined.provenance} == {"subsampled, refined"}
+    measured = [origin.validation_accuracy for origin in refined.provenance]
+    assert measured == pytest.approx(refined.evaluate(digits, split="validation").tolist())
+    assert measured == sorted(measured, reverse=True)
+    assert "SANE, subsample refined" in str(refined)
+    expected = {"refine": True, "refine_steps": 15, "refine_rate": 0.3, "refine_prior": 0.0}
+    assert expected.items() <= refined.record.arguments.items()
+    assert "refine" not in networks.record.arguments
+
+
+def test_networks_are_refined_by_a_score_without_gradient(sane, tiny_zoo):
+    def flatness(module):
+        return -module.classifier.weight.detach().square().mean().item()
+
+    options = {"evaluate": flatness, "num_rounds": 2, **SMALL, "num_candidates": 30}
+    plain, refined = (sane.sample(tiny_zoo, refine=refine, **options) for refine in (False, True))
+    scores = [[flatness(network) for network in found] for found in (plain, refined)]
+    assert max(scores[1]) > max(scores[0])
+    assert sorted(scores[1]) > sorted(scores[0])
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("refine_rate", 0.0, "expected steps >= 1, a rate > 0 and a prior >= 0, got 60, 0.0 and 0.0"),
+        ("refine_prior", -1.0, "expected refine_prior to be a finite number of at least 0, got -1.0"),
+    ],
+)
+def test_a_search_out_of_range(option, value, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        SampleSettings(zoo="zoo", output=tmp_path / "out", **{option: value})
+
+
 def test_a_registered_sampler_can_be_named(sane, tiny_zoo, digits, monkeypatch):
     monkeypatch.setattr(SAMPLERS, "_entries", dict(SAMPLERS._entries))
 

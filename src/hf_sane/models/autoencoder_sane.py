@@ -81,7 +81,6 @@ class WeightAutoencoder(PreTrainedModel):
         """
         return self._map_sequences(self.encode, tokens, positions, window_size, halo_size, batch_size)
 
-    @torch.no_grad()
     def decode_sequences(
         self,
         latents: Tensor,
@@ -90,6 +89,7 @@ class WeightAutoencoder(PreTrainedModel):
         window_size: int | None = None,
         halo_size: int = 0,
         batch_size: int = 64,
+        with_gradient: bool = False,
     ) -> Tensor:
         """Decode whole models of any length, with the arguments of [`encode_sequences`].
 
@@ -99,11 +99,13 @@ class WeightAutoencoder(PreTrainedModel):
             window_size: Number of tokens per window, including the halo.
             halo_size: Number of context tokens on each side, which are decoded and then dropped.
             batch_size: Number of windows per pass.
+            with_gradient: Whether the tokens can be differentiated, for a search of latents.
 
         Returns:
-            `[M, N, D]` float32 normalised tokens, on the device of `latents`, without gradient or dropout.
+            `[M, N, D]` float32 normalised tokens, on the device of `latents`, without dropout.
         """
-        return self._map_sequences(self.decode, latents, positions, window_size, halo_size, batch_size)
+        with torch.set_grad_enabled(with_gradient):
+            return self._map_sequences(self.decode, latents, positions, window_size, halo_size, batch_size)
 
     def _map_sequences(
         self,

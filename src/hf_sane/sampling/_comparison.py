@@ -169,27 +169,27 @@ class AnchorSet:
         return training_distances(self.codec, self._space, networks, self.training_tokens)
 
     def compare(
-        self, name: str, networks: StackedNetworks, judge: Judge, task: Task, generator: torch.Generator
+        self, sampled: Mapping[str, StackedNetworks], judge: Judge, task: Task, generator: torch.Generator
     ) -> dict[str, dict[str, float]]:
         """Measurements of the task, and distances to training networks, of sampled networks and baselines.
 
         Args:
-            name: Name of the sampled networks.
-            networks: The sampled networks.
+            sampled: The sampled networks, by name. Noise on anchors is as far from training networks as the last.
             judge: Judge, with or without batch-norm conditioning.
             task: Measures on its test split.
             generator: CPU source of randomness, of the baselines.
         """
-        draw_noise = noise_baseline(self.codec, self.tokens, self.training_tokens, like=networks, generator=generator)
+        *_, like = sampled.values()
+        draw_noise = noise_baseline(self.codec, self.tokens, self.training_tokens, like=like, generator=generator)
         simple = simple_baselines(
             self.codec,
             self.tokens,
             judge,
-            num_networks=networks.num_models,
+            num_networks=like.num_models,
             draw_noise=draw_noise,
             generator=generator,
         )
-        methods = {name: networks, **simple}
+        methods = {**sampled, **simple}
         distances = measure_distances(self.codec, self.training_tokens, methods, linear=self.codec)
         rows = {}
         for key, found in methods.items():

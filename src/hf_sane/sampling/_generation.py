@@ -147,20 +147,21 @@ class NetworkCodec:
         check_results(latents, "latents")
         return latents
 
-    def decode_tokens(self, latents: Tensor) -> Tensor:
-        """Decode latents `[M, N, Z]` to raw tokens `[M, N, D]`, with zeros as padding."""
+    def decode_tokens(self, latents: Tensor, *, with_gradient: bool = False) -> Tensor:
+        """Decode latents `[M, N, Z]` to raw tokens `[M, N, D]`, with zeros as padding; optionally differentiable."""
         tokens = self.model.decode_sequences(
             latents,
             self.layout.positions,
             window_size=self.window_size,
             halo_size=self.halo_size,
             batch_size=self.batch_size,
+            with_gradient=with_gradient,
         )
         return self.extractor.denormalize(tokens, self.layout)
 
-    def decode(self, latents: Tensor) -> StackedNetworks:
-        """Decode latents `[M, N, Z]` to networks."""
-        return self.networks(self.decode_tokens(latents))
+    def decode(self, latents: Tensor, *, with_gradient: bool = False) -> StackedNetworks:
+        """Decode latents `[M, N, Z]` to networks; optionally differentiable."""
+        return self.networks(self.decode_tokens(latents, with_gradient=with_gradient))
 
     def linear(self, training_tokens: Tensor, grouping: Grouping = "kind") -> Self:
         """The baseline: a linear code with the same `latent_dim` for the same tokens, instead of the autoencoder.

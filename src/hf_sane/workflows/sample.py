@@ -25,6 +25,7 @@ from hf_sane.sampling._anchors import TOP_FRACTION
 from hf_sane.sampling._comparison import METHODS, AnchorSet
 from hf_sane.sampling._export import Provenance
 from hf_sane.sampling._generation import Density, NetworkCodec
+from hf_sane.sampling._refinement import Refinement, refine_by_gradient, refine_by_scores
 from hf_sane.sampling._samplers import SAMPLERS, SamplingTask, parse_bandwidths, run_sampler
 from hf_sane.sampling._selection import Judge, SelectedNetworks
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
@@ -49,6 +50,8 @@ RECORDED = (
     *("sane", "zoo", "zoo_config", "method", "code", "mode", "unit", "num_candidates", "top_fraction"),
     *("window_size", "halo_size"),
 )
+
+REFINEMENT = ("refine", "refine_steps", "refine_rate", "refine_prior")  # recorded if networks are refined
 
 CODES = {"sane": "SANE", "linear": "linear code"}  # titles
 TRAINING_ONLY = ("initialization", "dropout")  # settings that do not affect a network's weights
@@ -144,6 +147,16 @@ class SampleSettings(
         "For layers that the SANE was not trained on, fit the scale to the zoo's training networks.",
         default=False,
     )
+    refine: bool = setting(
+        "Search the latents of the sampled networks for better ones: by gradient on training images or texts, or, if "
+        "--evaluate judges them, by the cross-entropy method. Validation data decide when to stop.",
+        default=False,
+    )
+    refine_steps: int = setting("Number of steps of the search by gradient.", default=60, least=1)
+    refine_rate: float = setting("Step size of the search by gradient, in units of the bandwidth.", default=0.1)
+    refine_prior: float = setting(
+        "Penalty on the distance of the search from the sampled latents; 0 for none.", default=0.0
+    )
     include_code: bool = setting("Save networks with their modelling code (for trust_remote_code).", default=False)
 
     def __post_init__(self) -> None:
@@ -157,6 +170,7 @@ class SampleSettings(
         for width in self.bandwidth:
             Density(width, self.unit, self.mode)  # type: ignore[arg-type]  # refuses incompatible settings
         SAMPLERS.find(self.method)
+        self.search()
         if self.anchors and self.zoo is not None:
             raise ValueError("expected a zoo (--zoo) or networks (--anchors) to sample around, got both; name one")
         if self.sane is None:
@@ -175,6 +189,14 @@ class SampleSettings(
                 "expected images to judge networks by, since anchors do not record theirs; pass images (--images), "
                 "texts (--texts) or a function (--evaluate)"
             )
+
+    def search(self) -> Refinement:
+        """How networks are refined.
+
+        Raises:
+            ValueError: If the step size or the penalty is out of range.
+        """
+        return Refinement(self.refine_steps, self.refine_rate, self.refine_prior, seed=self.seed)
 
 
 class SampleJson(TypedDict):
@@ -245,7 +267,7 @@ MEASURED = ("test_accuracy", "validation_accuracy", "nearest_training_distance")
 def _title(name: str) -> str:
     """Title of sampled networks (`sane_kde`), or of the networks that they are compared with."""
     code, _, method = name.partition("_")
-    return METHODS.get(name) or (f"{CODES[code]}, {method}" if code in CODES else name)
+    return METHODS.get(name) or (f"{CODES[code]}, {method.replace('_', ' ')}" if code in CODES else name)
 
 
 def sample(
@@ -308,8 +330,13 @@ def _sample(settings: SampleSettings, record: RunRecord) -> SampleResult:
     )
     selected, bandwidth = run_sampler(settings.method, sampling, parse_bandwidths(settings.bandwidth))
     code = "linear" if isinstance(anchors.codec.model, LinearCode) else "sane"
-    rows = anchors.compare(f"{code}_{settings.method}", selected.networks, judge, task, generator)
+    sampled = {f"{code}_{settings.method}": selected.networks}
     record.arguments |= {"bandwidth": bandwidth, "num_anchors": len(anchors.names)}
+    if settings.refine:
+        selected = _refined(settings, sampling, selected, data)
+        sampled[f"{code}_{settings.method}_refined"] = selected.networks
+        record.arguments |= {name: getattr(settings, name) for name in REFINEMENT}
+    rows = anchors.compare(sampled, judge, task, generator)
     record.finish({"networks": rows})
     return SampleResult(
         record=record,
@@ -320,6 +347,20 @@ def _sample(settings: SampleSettings, record: RunRecord) -> SampleResult:
         include_code=settings.include_code,
         tokenizer=data.tokenizer if isinstance(data, TextData) else None,
     )
+
+
+def _refined(
+    settings: SampleSettings, sampling: SamplingTask, selected: SelectedNetworks, data: LabelledData | None
+) -> SelectedNetworks:
+    """The networks after a search of their latents."""
+    scale = Density(1.0, settings.unit, settings.mode).kernel(sampling.anchors)
+    assert not isinstance(scale, str)
+    codec, judge, search = sampling.codec, sampling.judge, settings.search()
+    if data is not None:
+        return refine_by_gradient(codec, selected, judge, *data.split("train"), scale=scale, settings=search)
+    each = max(2, settings.num_candidates // settings.num_samples)
+    rounds = replace(search, steps=settings.num_rounds, num_candidates=each)
+    return refine_by_scores(codec, selected, judge, scale=scale, settings=rounds)
 
 
 def _recorded(zoo: Zoo | None, anchors: AnchorSet) -> list[float]:
@@ -427,7 +468,7 @@ def _provenance(
     signed = selected.validation_score if task.higher_is_better else -selected.validation_score
     measured = {task.label("validation"): signed, task.label("test"): task.measure(selected.networks, "test")[0]}
     distances = anchors.distances(selected.networks)
-    method = SAMPLERS.find(settings.method).provenance
+    method = SAMPLERS.find(settings.method).provenance + (", refined" if settings.refine else "")
     return [
         Provenance(
             method=method if settings.code == "sane" else f"{method} in the linear code",
