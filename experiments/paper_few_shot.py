@@ -4,7 +4,7 @@
         --output runs/paper/few_shot/usps_0.json
 
 The best training networks of a zoo on USPS are adapted to 10 to 200 images of another data set (MNIST), of rotated
-images, and of other labels. All methods have the same starts, images, optimiser and choice: rate and number of steps
+images, and of other labels. All methods have the same starts, images, optimizer and choice: rate and number of steps
 are chosen by cross-validation within the few images. Test images are used once. About an hour on one CPU core.
 """
 
@@ -46,7 +46,7 @@ BEHAVIOR = {"behavior_weight": 1.0, "batch_size": 32}
 
 
 class Space(Protocol):
-    """What is searched: coordinates of networks."""
+    """A space of coordinates of networks to search in."""
 
     rates: Sequence[float]
 
@@ -180,7 +180,7 @@ def search(
     What a code leaves out of a start is kept as it is, so that all searches begin with the same networks.
 
     Args:
-        space: What is searched.
+        space: Space to search in.
         codec: Makes networks of tokens.
         starts: `[S, N, D]` raw tokens.
         few: Images and labels to adapt to.
@@ -269,7 +269,7 @@ def run(zoo: Zoo, data: ImageData, options: argparse.Namespace) -> dict[str, Any
 
 
 def make_spaces(zoo: Zoo, tokens: Tensor, options: argparse.Namespace) -> tuple[dict[str, Space], NetworkCodec]:
-    """What is searched, by name, and a codec of the networks."""
+    """Spaces to search in, by name, and a codec of the networks."""
     train = zoo.splits["train"]
     layout, config = train.layout_and_config()
     spaces: dict[str, Space] = {"weights": Weights()}
