@@ -65,7 +65,7 @@ def test_the_wheel_says_what_it_is(wheel):
     for line in ("Name: hf_sane", "Requires-Python: >=3.11", "License-Expression: MIT", "Provides-Extra: demo"):
         assert line in metadata
     (entry_points,) = (wheel.read(name).decode() for name in wheel.namelist() if name.endswith("entry_points.txt"))
-    assert "hf-sane = hf_sane.cli.app:main" in entry_points
+    assert "hf-sane = hf_sane.cli.entry:main" in entry_points
     assert not [name for name in wheel.namelist() if name.startswith("tests/")]
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from hf_sane.cli.app import main
+from hf_sane.cli.entry import main
 
 if __name__ == "__main__":
     sys.argv[0] = "hf-sane"  # name of the program in records and messages

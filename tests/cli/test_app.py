@@ -7,7 +7,10 @@ import json
 import os
 import runpy
 import shlex
+import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -16,6 +19,7 @@ from typer.testing import CliRunner
 
 import hf_sane
 from hf_sane.cli import app as program
+from hf_sane.cli import entry
 from hf_sane.cli.app import app
 from hf_sane.cli.verbs import GROUPS, ZOO_VERBS, Verb
 from hf_sane.cli.verbs import VERBS as DOORS
@@ -149,6 +153,51 @@ def test_an_interruption_ends_with_the_command_that_goes_on(tmp_path, monkeypatc
     told = json.loads(CliRunner().invoke(app, [*words, "--json"]).stderr)
     assert told["exit_code"] == 130
     assert told["error"].startswith("interrupted: nothing was written; to start again: hf-sane info ")
+
+
+def interrupt_the_imports(folder, *, ignored):
+    """Run the program where importing typer raises SIGINT; its exit code and output."""
+    (folder / "typer.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\nraise SystemExit(7)\n")
+    handler = "SIG_IGN" if ignored else "default_int_handler"
+    code = f"import signal\nsignal.signal(signal.SIGINT, signal.{handler})\nfrom hf_sane.cli.entry import main\nmain()"
+    path = os.pathsep.join([str(folder), str(Path(hf_sane.__file__).parents[1])])
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, capture_output=True, check=False
+    )
+    return ran.returncode, ran.stdout + ran.stderr
+
+
+def test_an_interruption_of_the_imports_ends_without_a_traceback(tmp_path):
+    assert interrupt_the_imports(tmp_path, ignored=False) == (130, b"")
+
+
+def test_a_program_in_the_background_ignores_interruptions_of_its_imports(tmp_path):
+    assert interrupt_the_imports(tmp_path, ignored=True) == (7, b"")
+
+
+def test_an_interruption_before_the_verb_runs_ends_without_a_traceback():
+    """As while typer prepares the options; later ones are explained."""
+
+    def work(*, before):
+        def interrupt(*_):
+            signal.raise_signal(signal.SIGINT)
+            return ()
+
+        def verb(settings):
+            interrupt()
+
+        if before:
+            program.plugin_verbs = interrupt
+        load = Verb.load
+        Verb.load = lambda found: (load(found)[0], verb)
+        sys.argv = ["hf-sane", "info", "x"]
+        entry.main()
+
+    ended = Fork(lambda: work(before=True)).wait()
+    assert (ended.code, ended.stdout + ended.stderr) == (130, "")
+    ended = Fork(lambda: work(before=False)).wait()
+    assert ended.code == 130
+    assert ended.stderr == "\nhf-sane: interrupted: nothing was written; to start again: hf-sane info x\n"
 
 
 def test_no_arguments_give_help(hf_sane_command):

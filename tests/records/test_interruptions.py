@@ -3,6 +3,7 @@
 import io
 import json
 import signal
+import subprocess
 import sys
 import time
 
@@ -182,3 +183,13 @@ def test_one_that_a_finalizer_drops_is_repeated(capsys):
     hook = sys.unraisablehook
     assert said(capsys, work) == f"script: interrupted: nothing was written; to start again: {COMMAND}\n"
     assert sys.unraisablehook is hook
+
+
+def test_the_exit_code_is_right_if_code_from_a_string_was_interrupted(tmp_path):
+    """After it, Python would end a module by SIGINT, even though the interruption was handled."""
+    lines = ["import huggingface_hub.errors", "from hf_sane.records import run_script"]
+    lines += ["run_script(lambda: exec('raise KeyboardInterrupt'), name='x')"]
+    (tmp_path / "module.py").write_text("\n".join(lines))
+    ran = subprocess.run([sys.executable, "-m", "module"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 130
+    assert ran.stderr.startswith("\nx: interrupted: nothing was written; ")

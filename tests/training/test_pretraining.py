@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -310,12 +311,16 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path, zoo):
     train(settings(tmp_path / "done"), zoo)
     with pytest.raises(FileExistsError, match=f"already holds a finished run; {REMEDY}"):
         train(settings(tmp_path / "done"), zoo)
-    with pytest.raises(ValueError, match=r"other settings of noise: expected \[0.1\], got \[0.2\]"):
+    model = re.escape(str(tmp_path / "done" / "model"))
+    remedy = rf"use those, or another output folder \(with --from {model}, it continues from this run\)$"
+    with pytest.raises(ValueError, match=rf"other settings of noise: expected \[0.1\], got \[0.2\]; {remedy}"):
         train(settings(tmp_path / "done", resume=True, noise=0.2), zoo)
     train(settings(tmp_path / "cut", checkpoint_every_steps=2), zoo, stop_after=5)
     message = f"already holds an interrupted run with the checkpoint step-00000004; {REMEDY}"
     with pytest.raises(FileExistsError, match=message):
         train(settings(tmp_path / "cut", checkpoint_every_steps=2), zoo)
+    with pytest.raises(ValueError, match=r"cut/model, it continues from the end of this run\)$"):
+        train(settings(tmp_path / "cut", checkpoint_every_steps=2, resume=True, noise=0.2), zoo)
 
 
 def test_files_of_somebody_are_refused_before_the_zoo_is_read(tmp_path):

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 import hf_sane
+from hf_sane.cli._interruptions import heed_interruptions
 from hf_sane.cli.verbs import GROUPS, VERBS, ZOO_VERBS, add_verb, plugin_verbs
 from hf_sane.records._allocator import tune_allocator
 from hf_sane.records._command import running
@@ -40,6 +41,7 @@ class Program(TyperGroup):
         words = [*ctx._protected_args, *ctx.args]
         debug = ctx.params.get("debug", False)
         with running([PROGRAM, *words]), reporting(PROGRAM, as_json=JSON in words, debug=debug), _refusing(words):
+            heed_interruptions()
             return super().invoke(ctx)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -118,7 +120,7 @@ def program(
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Run the program, called by its entry point."""
     tune_allocator()  # before PyTorch allocates anything
     gc.disable()  # until the modules of the verb are imported, which leave nothing to collect
     for verb in plugin_verbs():

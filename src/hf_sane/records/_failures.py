@@ -110,6 +110,9 @@ def reporting(name: str, *, as_json: bool = False, debug: bool = False) -> Itera
             raise SystemExit(EXIT_CODE) from error
         except KeyboardInterrupt as interruption:
             atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C adds no traceback
+            exec(
+                ""
+            )  # after one within code from a string, as of a dataclass, Python would end by SIGINT: this resets it
             with ignoring_interruptions():
                 print_error(describe_interruption(interruption, outputs), INTERRUPTED, name=name, as_json=as_json)
             raise SystemExit(INTERRUPTED) from interruption

@@ -62,7 +62,7 @@ class RunFolder:
                 f"{self.path} already holds {what}; choose another output folder; {again('continue', '--resume')}"
             )
         if self.is_finished or checkpoints:  # otherwise a new run replaces nothing of value
-            arguments.check_continues(begun)
+            arguments.check_continues(begun, model=self.model, is_finished=self.is_finished)
 
     def begin(self, arguments: PretrainSettings) -> None:
         """Mark the run as unfinished and store its settings; call it after all checks."""

@@ -256,11 +256,13 @@ class PretrainSettings(WindowSettings, ModuleSettings, ZooRevisionSettings, Prog
         """All fields in a form that JSON supports."""
         return as_arguments(self)
 
-    def check_continues(self, other: dict[str, Any]) -> None:
+    def check_continues(self, other: dict[str, Any], *, model: Path | None = None, is_finished: bool = False) -> None:
         """Raise an error if a run would be resumed with other settings.
 
         Args:
-            other: Settings of the interrupted run, from [`to_dict`].
+            other: Settings of the earlier run, from [`to_dict`].
+            model: Folder of its model, from which another run can continue with other settings.
+            is_finished: Whether this model is finished.
 
         Raises:
             ValueError: If a setting that affects the result differs.
@@ -269,8 +271,10 @@ class PretrainSettings(WindowSettings, ModuleSettings, ZooRevisionSettings, Prog
         mine, other = self.to_dict(), {former.get(name, name): value for name, value in other.items()}
         changed = sorted(k for k in mine.keys() | other.keys() if k not in RESUMABLE and mine.get(k) != other.get(k))
         if changed:
+            remedy = "use those, or another output folder"
+            if model is not None and not self.lora:
+                remedy += f" (with --from {model}, it continues from {'' if is_finished else 'the end of '}this run)"
             raise ValueError(
-                f"the checkpoint was written with other settings of {', '.join(changed)}: "
-                f"expected {[other.get(k) for k in changed]}, got {[mine.get(k) for k in changed]}; "
-                "use those, or another output folder"
+                f"the run was started with other settings of {', '.join(changed)}: "
+                f"expected {[other.get(k) for k in changed]}, got {[mine.get(k) for k in changed]}; {remedy}"
             )
