@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForImageClassification
 from zoo_recipes import seed_zoo
 
+import hf_sane
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing._embeddings import embed_networks
 from hf_sane.probing._streaming import embed_checkpoint
@@ -126,6 +127,32 @@ def test_embed_reports_a_bad_checkpoint_and_goes_on(tiny_sane_folder, tiny_zoo, 
     results = RunRecord.load(tmp_path / "out" / "run.json").results
     assert results["networks"] == 2
     assert list(results["skipped"]) == [str(paths[1]), str(missing)]
+
+
+def test_embed_takes_a_folder_of_files_and_folders(tiny_sane_folder, tiny_zoo, tmp_path, hf_sane_command):
+    """In natural order; a damaged one is listed, cards and hidden files are left out."""
+    folder, split = tmp_path / "in", tiny_zoo.splits["test"]
+    names = ("net_2.pt", "net_10.safetensors", "run/model.safetensors", "set/a.bin", "set/b.bin")
+    for index, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (save_file if name.endswith("safetensors") else torch.save)(split.state_dict(index), path)
+    for name in (".hidden.safetensors", "net_3.safetensors", "README.md", "catalog.json"):
+        (folder / name).write_text("{}")
+    (folder / "empty").mkdir()
+    arguments = ("embed", folder, "--sane", tiny_sane_folder, "--output", tmp_path / "out", "--json")
+    told = json.loads(hf_sane_command(*arguments).stdout)
+    assert told["networks"] == len(names)
+    assert list(told["skipped"]) == [str(folder / "net_3.safetensors")]
+    rows = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))["train"]
+    found = [str(folder / name) for name in ("net_2.pt", "net_10.safetensors", "run", "set/a.bin", "set/b.bin")]
+    assert rows["checkpoint"][:] == found
+    one = hf_sane.embed([folder / "set" / "b.bin"], tiny_sane_folder, poolings=["mean"]).splits["train"]["mean"][0]
+    assert rows["mean"][4] == pytest.approx(one, abs=1e-6)
+    shutil.copytree(folder / "run", tmp_path / "single")  # one network, though it has a card
+    (tmp_path / "single" / "README.md").write_text("card")
+    found = hf_sane.embed(tmp_path / "single", tiny_sane_folder, poolings=["mean"])
+    assert found.splits["train"]["checkpoint"] == [str(tmp_path / "single")]
 
 
 def test_embed_without_a_good_checkpoint_fails(tiny_sane_folder, tmp_path, hf_sane_command):

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 
 import networkx
@@ -236,7 +237,28 @@ def test_the_verb_prints_trees_and_writes_them(family, tmp_path, hf_sane_command
     assert (tmp_path / "out" / "report.html").read_text().count("<figure>") == 1
     assert "<svg" in picture
     assert picture.count("<!-- fine-tuned, 0.") == 1
-    assert "expected at least two checkpoints, got 1" in hf_sane_command("lineage", folder / "a", exit_code=2).stderr
+    refused = hf_sane_command("lineage", folder / "a", exit_code=2).stderr
+    assert f"expected at least two checkpoints, got {folder / 'a'} alone; name another one" in refused
+    refused = hf_sane_command("lineage", folder / "a" / "model.safetensors", exit_code=2).stderr
+    assert "expected at least two checkpoints, got 1; name each one, or their folder" in refused
+
+
+def test_a_folder_holds_files_or_folders_of_networks(family, tmp_path):
+    """Cards and settings beside the files are no networks, a damaged file is listed."""
+    folder, _ = family
+    (tmp_path / "set" / "deeper").mkdir(parents=True)
+    places = {"a": "set/a.safetensors", "a1": "set/deeper/a1.safetensors", "b": "set/deeper/b.safetensors"}
+    for name, place in places.items():
+        shutil.copy(folder / name / "model.safetensors", tmp_path / place)
+    shutil.copy(folder / "a" / "config.json", tmp_path / "set")
+    (tmp_path / "set" / "README.md").write_text("card")
+    (tmp_path / "set" / "cut.safetensors").write_bytes(b"cut")
+    found = hf_sane.lineage(tmp_path / "set").lineage
+    a, a1, b = (str(tmp_path / place) for place in places.values())
+    assert [(x.child, x.parents) for x in found.descents] == [(a1, (a,))]
+    assert set(found.roots) == {a, b}
+    assert list(found.skipped) == [str(tmp_path / "set" / "cut.safetensors")]
+    assert len(hf_sane.lineage(folder, folder / "a").lineage.roots) == len(hf_sane.lineage(folder).lineage.roots)
 
 
 def test_no_average_is_an_ancestor_of_what_it_was_made_from_through_another_average():

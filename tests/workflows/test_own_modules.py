@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -369,7 +370,10 @@ def test_bare_state_dicts_are_averaged_with_the_module(own, tmp_path, hf_sane_co
     refused = hf_sane_command("soup", *files, "-o", tmp_path / "soup", exit_code=2).stderr
     assert "or the code of its module (--module)" in refused
     flags = ("--module", f"{own / 'two_heads.py'}:TwoHeads", "--module-input", "1,8,8")
-    hf_sane_command("soup", *files, *flags, "-o", tmp_path / "soup")
+    (tmp_path / "nets").mkdir()
+    for file in files:
+        shutil.copy(file, tmp_path / "nets")
+    hf_sane_command("soup", tmp_path / "nets", *flags, "-o", tmp_path / "soup")
     states, saved = [load_file(file) for file in files], load_file(tmp_path / "soup/model.safetensors")
     for name, tensor in saved.items():
         torch.testing.assert_close(tensor, torch.stack([state[name] for state in states]).mean(dim=0))

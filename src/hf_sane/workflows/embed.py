@@ -12,17 +12,15 @@ import torch
 
 from hf_sane.analysis._projection import MIN_POINTS, project
 from hf_sane.analysis._region_plots import plot_properties
-from hf_sane.hub._push import network_folders
 from hf_sane.probing._embeddings import embed_networks
 from hf_sane.probing._poolings import POOLINGS
 from hf_sane.probing._streaming import embed_checkpoint
 from hf_sane.records._failures import describe_error, expected_errors
-from hf_sane.records._file_kinds import PICKLE_SUFFIXES
-from hf_sane.records._files import folders_with
 from hf_sane.records._processes import divided
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source
+from hf_sane.workflows.folders import networks_in
 from hf_sane.workflows.probe import POOLINGS_HELP, parse_poolings
 from hf_sane.workflows.results import Result, Table, joined_output
 from hf_sane.workflows.sane import SANE, GivenSaneSettings, open_sane
@@ -38,7 +36,6 @@ from hf_sane.zoo._alignment import layout_blocks, read_block
 from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo._settings import ZooSourceSettings
 
-ITSELF = ("config.json", ".safetensors", ".index.json", *PICKLE_SUFFIXES)  # files of a folder that is a network
 COLORS = ("test_accuracy", "validation_accuracy", "epoch", "weights")  # properties that can colour the map
 
 
@@ -56,7 +53,7 @@ class EmbedSettings(
 
     output: Path | None = setting("New folder for one parquet file per split, a map and a run record.", short="-o")
     checkpoints: list[Source] = setting(
-        "Checkpoints: safetensors files, folders with one or several networks, weights-only pickles, or Hub repo ids.",
+        "Checkpoints: files, folders of one network or of several files or subfolders with networks, or Hub repo ids.",
         factory=list,
         positional=True,
     )
@@ -263,7 +260,7 @@ def _embed_checkpoints(sane: SANE, settings: EmbedSettings, names: list[Any], re
 
     columns: dict[str, list[Any]] = {name: [] for name in ("checkpoint", "weights", "tokens", *names)}
     skipped: dict[str, str] = {}
-    checkpoints = [found for given in settings.checkpoints for found in _inside(given, settings)]
+    checkpoints = [found for given in settings.checkpoints for found in networks_in(given, settings)]
     rows = divided(work, checkpoints, workers=settings.workers, desc="embedding", unit="checkpoint")
     for index, (given, row) in enumerate(zip(checkpoints, rows, strict=True)):
         checkpoint = str(given) if isinstance(given, str | Path | CheckpointSource) else f"network_{index}"
@@ -278,15 +275,6 @@ def _embed_checkpoints(sane: SANE, settings: EmbedSettings, names: list[Any], re
     count = len(columns["checkpoint"])
     record.finish({"networks": count, "tokens": sum(columns["tokens"]), "skipped": skipped})
     return EmbedResult(record=record, notes=notes, splits={"train": columns}, skipped=skipped)
-
-
-def _inside(given: Any, settings: EmbedSettings) -> list[Any]:
-    """A checkpoint itself, or the networks in a folder of several."""
-    if not isinstance(given, str | Path) or not Path(given).is_dir() or settings.weights:
-        return [given]
-    if any(path.name.endswith(ITSELF) for path in Path(given).iterdir()):
-        return [given]
-    return network_folders(Path(given)) if folders_with(Path(given), "config.json") else [given]
 
 
 def _lengths(vectors: Sequence[Sequence[float] | None]) -> Any:

@@ -21,6 +21,7 @@ from hf_sane.screening._lineage import Lineage, trace_lineage
 from hf_sane.screening._symmetries import find_symmetries
 from hf_sane.symmetry._permutation import PermutationSpec
 from hf_sane.tokenization._checkpoints import Source
+from hf_sane.workflows.folders import networks_in
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.schemas import Fields
 from hf_sane.workflows.shared import AlignmentSettings, PlotSettings, WeightsSettings, open_network
@@ -39,7 +40,7 @@ class LineageSettings(ModuleSettings, WeightsSettings, AlignmentSettings, PlotSe
     """Settings of [`lineage`]."""
 
     checkpoints: list[Source] = setting(
-        "Two or more checkpoints: files, folders or Hub repo ids; or LoRA adapters.",
+        "Two or more checkpoints (files, folders or Hub repo ids) or LoRA adapters; a folder may hold several.",
         positional=True,
         formerly="sources",
     )
@@ -53,9 +54,9 @@ class LineageSettings(ModuleSettings, WeightsSettings, AlignmentSettings, PlotSe
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.checkpoints) < 2:
+        if len(self.checkpoints) < 2 and not any(map(_is_folder, self.checkpoints)):
             raise ValueError(
-                f"expected at least two checkpoints, got {len(self.checkpoints)}; name each one, such as folder/*"
+                f"expected at least two checkpoints, got {len(self.checkpoints)}; name each one, or their folder"
             )
 
 
@@ -173,7 +174,8 @@ def lineage(*checkpoints: Source | Sequence[Source], **options: Any) -> LineageR
     ```
 
     Args:
-        *checkpoints: Modules, state dicts, paths or Hub repo ids, or lists of them.
+        *checkpoints: Modules, state dicts, paths (also of a folder of several networks) or Hub repo ids, or lists of
+            them.
         **options: Other fields of [`LineageSettings`].
     """
     named = [source for several in checkpoints for source in as_list(several)]
@@ -191,7 +193,9 @@ def run_lineage(settings: LineageSettings) -> LineageResult:
     record = RunRecord.start(arguments=as_arguments(settings))
     settings.register()
     with optional_output(settings.output, LineageResult.JOB) as output:
-        sources = dict(_named(settings.checkpoints))
+        sources = dict(_named(settings))
+        if len(sources) == len(settings.checkpoints) == 1:
+            raise ValueError(f"expected at least two checkpoints, got {', '.join(sources)} alone; name another one")
         networks, skipped = _opened(settings, sources)
         if networks and len(networks) < 2:
             reasons = "; ".join(_reasons(skipped)[:3]) or "all sources are the same"
@@ -205,8 +209,13 @@ def run_lineage(settings: LineageSettings) -> LineageResult:
         return output.write(LineageResult(record=record, lineage=found, claims=claims, plots=settings.plots))
 
 
-def _named(sources: Sequence[Source]) -> Iterator[tuple[str, Source]]:
+def _is_folder(source: Source) -> bool:
+    return isinstance(source, str | Path) and Path(source).is_dir()
+
+
+def _named(settings: LineageSettings) -> Iterator[tuple[str, Source]]:
     seen: set[Path] = set()
+    sources = [found for given in settings.checkpoints for found in networks_in(given, settings)]
     for number, source in enumerate(sources, start=1):
         if isinstance(source, str | Path) and Path(source).exists():
             if (place := Path(source).resolve()) in seen:

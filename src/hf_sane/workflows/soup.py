@@ -45,6 +45,7 @@ from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source
 from hf_sane.tokenization._loading import initial_model, is_own_module, load_config
+from hf_sane.workflows.folders import networks_in
 from hf_sane.workflows.judging import MetricSettings, TextSettings, accuracy_notes, recorded_accuracies
 from hf_sane.workflows.networks import load_network, open_images
 from hf_sane.workflows.results import Result, Table, optional_output
@@ -57,8 +58,8 @@ class SoupSettings(WeightsSettings, ImageSettings, MetricSettings, TextSettings,
     """Settings of [`soup`]."""
 
     networks: list[Any] = setting(
-        "Networks to average: model folders, a folder that contains them, Hub repo ids (repo@revision), or LoRA "
-        "adapters.",
+        "Networks to average: model folders, files of weights, a folder that contains either, Hub repo ids "
+        "(repo@revision), or LoRA adapters.",
         positional=True,
         formerly="ingredients",
     )
@@ -233,6 +234,7 @@ def _cook(
     sources: list[Any] = settings.networks
     if all(isinstance(x, str | Path) for x in sources):
         sources = expand_folders(list(map(str, sources)), subfolder=settings.subfolder)
+        sources = [found for source in sources for found in networks_in(source, settings)]
         sources = [CheckpointSource(x, **settings.weights) for x in sources]
         if are_adapters(sources):
             return _soup_of_adapters(settings, sources, record, scores)
