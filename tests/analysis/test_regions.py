@@ -32,6 +32,15 @@ def test_distances_against_scipy(metric):
     assert np.allclose(found.distances(metric), cdist(found.points, found.points, metric), atol=1e-6)
 
 
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_equal_networks_are_at_distance_zero(metric):
+    points = clusters().points
+    found = RegionMap(points.repeat(2, 1), {"copy": ["original", "copy"] * len(points)}).distances(metric)
+    assert (found.diagonal() == 0).all()
+    assert (found.diagonal(len(points)) == 0).all()
+    assert (found >= 0).all()
+
+
 @pytest.mark.parametrize("level", ["data set", "task"])
 def test_distances_within_and_between_against_loops(level, seeded):
     found = clusters()

@@ -4,7 +4,6 @@ import torch
 from hf_sane.architectures.presets import build_model, cifar_resnet
 from hf_sane.core._layout import Layout
 from hf_sane.networks._stacked import StackedNetworks
-from hf_sane.sampling import _diversity as diversity
 from hf_sane.sampling._diversity import (
     WeightSpace,
     agreement,
@@ -41,10 +40,8 @@ def permuted(tokens: torch.Tensor, layout: Layout, spec, config, seed: int = 0) 
     return layout.tokens(moved, batch_dims=1)
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 2**18])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_distances_against_a_loop(monkeypatch, chunk, dtype):
-    monkeypatch.setattr(diversity, "FEATURE_CHUNK", chunk)
+def test_distances_against_a_loop(dtype):
     generator = torch.Generator().manual_seed(0)
     first, second = (torch.randn(n, 20, generator=generator, dtype=dtype) + 5 for n in (4, 6))
     expected = torch.tensor([[(a - b).square().mean().sqrt().item() for b in second] for a in first]).double()
@@ -54,6 +51,13 @@ def test_distances_against_a_loop(monkeypatch, chunk, dtype):
     torch.testing.assert_close(distances, expected.min(dim=1).values, rtol=1e-6, atol=1e-7)
     pairs = [expected_pair(first, i, j) for i in range(4) for j in range(4) if i != j]
     assert pairwise_distance(first) == pytest.approx(sum(pairs) / 12, rel=1e-5)
+
+
+def test_equal_networks_are_at_distance_zero():
+    points = torch.randn(1, 1000, generator=torch.Generator().manual_seed(0)).repeat(5, 1)
+    assert pairwise_distance(points) == 0
+    points[1, 7] += 0.1
+    assert pairwise_distance(points) == pytest.approx(0.4 * 0.1 / 1000**0.5, rel=1e-4)
 
 
 def expected_pair(points: torch.Tensor, i: int, j: int) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor
 from hf_sane.analysis._projection import Projection, project
 from hf_sane.analysis._region_networks import align_networks, flatten_networks
 from hf_sane.analysis._region_results import GroupDistances, RegionAccuracy, RegionScores
+from hf_sane.core._distances import square_distances
 from hf_sane.core._types import StateDict
 from hf_sane.records._errors import name_some
 from hf_sane.symmetry._permutation import PermutationSpec
@@ -81,21 +82,23 @@ class RegionMap:
         return cls(flatten_networks(tensors), labels, runs)
 
     def distances(self, metric: Metric = "euclidean") -> Tensor:
-        """Distances between all networks, `[M, M]` float64; `cosine` is one minus the cosine of the angle.
+        """Distances between all networks, `[M, M]` float64, exactly 0 for equal ones.
+
+        `cosine` is one minus the cosine of the angle.
 
         Raises:
             ValueError: If the metric is unknown, or is cosine and a network is all zeros.
         """
         points = self.points.double()
         if metric == "euclidean":
-            centred = points - points.mean(dim=0)  # rounding errors are about 1e-8 of the spread
-            return torch.cdist(centred, centred, compute_mode="use_mm_for_euclid_dist").fill_diagonal_(0)
+            return square_distances(points, points).sqrt()
         if metric != "cosine":
             raise ValueError(f"expected the metric 'euclidean' or 'cosine', got {metric!r}")
         norms = points.norm(dim=1)
         if not norms.all():
             raise ValueError("a network of zeros has no direction; use metric='euclidean'")
-        return 1 - (points @ points.mT) / (norms[:, None] * norms)
+        directions = points / norms[:, None]
+        return square_distances(directions, directions) / 2  # of unit vectors, it is one minus the cosine
 
     def group_distances(
         self,

@@ -249,7 +249,8 @@ def average_networks(
         raise ValueError(
             f"expected num_samples >= 1 and groups of 1 to {len(anchor_tokens)} anchors, got {num_samples} and {size}"
         )
-    groups = [torch.randperm(len(anchor_tokens), generator=generator)[:size] for _ in range(num_samples)]
+    draws = [torch.randperm(len(anchor_tokens), generator=generator)[:size] for _ in range(num_samples)]
+    groups = [draw.sort().values for draw in draws]  # so that equal groups have equal averages, to the last bit
     return torch.stack([anchor_tokens[group.to(anchor_tokens.device)].mean(dim=0) for group in groups])
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hf_sane.core._distances import square_distances
 from hf_sane.core._layout import Layout
 from hf_sane.core._normalization import LayerStatistics
 from hf_sane.networks._modules import architecture_permutations
@@ -18,7 +19,6 @@ from hf_sane.symmetry._permutation import PermutationSpec
 
 DISTANCES = ("nearest_training_distance", "nearest_reconstruction_distance", "pairwise_distance")
 REALIGNED = 3  # nearest training networks that are aligned to each network to measure its distance
-FEATURE_CHUNK = 2**18  # weights per step of the distance product, to limit float64 copies
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +73,14 @@ def rms_distances(first: Tensor, second: Tensor) -> Tensor:
         second: `[T, F]`.
 
     Returns:
-        `[S, T]` float64; differences below about 1e-7 of the points' norm are rounding errors.
+        `[S, T]` float64, exactly 0 for equal points.
 
     Raises:
         ValueError: If the points do not have the same number of weights.
     """
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
         raise ValueError(f"expected points [S, F] and [T, F], got {list(first.shape)} and {list(second.shape)}")
-    total = torch.zeros(len(first), len(second), dtype=torch.float64, device=first.device)
-    for a, b in zip(first.split(FEATURE_CHUNK, dim=1), second.split(FEATURE_CHUNK, dim=1), strict=True):
-        centre = b.double().mean(dim=0)  # small numbers lose less precision in the product
-        a, b = a.double() - centre, b.double() - centre
-        total += a.square().sum(dim=1, keepdim=True) + b.square().sum(dim=1) - 2 * a @ b.T
-    return (total.clamp_min(0) / first.shape[1]).sqrt()
+    return (square_distances(first, second) / first.shape[1]).sqrt()
 
 
 def nearest_distances(candidates: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,7 +110,7 @@ def pairwise_distance(points: Tensor) -> float:
     if count < 2:
         raise ValueError(f"expected at least two networks to measure distances between, got {count}")
     distances = rms_distances(points, points)
-    return (distances.fill_diagonal_(0).sum() / (count * (count - 1))).item()
+    return (distances.sum() / (count * (count - 1))).item()
 
 
 def nearest_training_distance(
