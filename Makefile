@@ -51,11 +51,12 @@ fuzz: $(BIN)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py --inputs 200000 --record runs/robustness/fuzz.json
 
 # Kill and interrupt every verb that writes at every event of its files, and run it again; `make test` tries some of
-# the events. Half an hour on two idle cores; KILL_ARGS="-k pull" selects a part. The record counts the events and
-# keeps those of earlier runs.
+# the events. Repeat every verb from its run file. Half an hour on two idle cores; KILL_ARGS="-k pull" selects a part.
+# The record counts the events and keeps those of earlier runs.
 kill: $(BIN)/.installed
 	KILL_POINTS=all KILL_RECORD=runs/robustness/kill_points.json OMP_NUM_THREADS=1 \
-		$(BIN)/python -m pytest -q -n 2 tests/robustness/test_kill_points.py $(KILL_ARGS)
+		$(BIN)/python -m pytest -q -n 2 tests/robustness/test_kill_points.py \
+		tests/robustness/test_repeated_runs.py $(KILL_ARGS)
 
 # Run the notebooks, which `make test` only reads; two minutes, and half a minute to install what runs them.
 notebooks: $(BIN)/.installed

@@ -185,6 +185,7 @@ def small_run(
     tiny = '{"conv_channels": [2], "kernel_sizes": [3], "pool_sizes": [4], "hidden_sizes": [2]}'
     limits = ("--train-limit", 32, "--validation-limit", 20, "--test-limit", 20)
     build = ("zoo", "build", "--images", "digits", *limits, "--num-models", 4, "--group-size", 2, "--epochs", 1)
+    fields = ("--validation-limit", 3, "--test-limit", 3)
     train = ("--num-models", 4, "--train-limit", 32, "--validation-limit", 20, "--test-limit", 20)
 
     def pull(command: list[str]) -> None:
@@ -254,6 +255,14 @@ def small_run(
             ("regions", "--zoo", zoo, "--label", "optimizer", "--num-points", 0, "--method", "pca"),
             share=0,
         ),
+        SmallRun(
+            "zoo fit",
+            ("zoo", "fit", "--train-limit", 4, *fields, "--hidden-sizes", "4,3", "--steps", 3, "--no-progress-bar"),
+            check=check_whole_zoo,
+        ),
+        SmallRun("linear", ("linear", "--zoo", zoo, "--latent-dim", 4)),
+        SmallRun("index", ("index", zoo, inputs / "loose")),
+        SmallRun("lineage", ("lineage", sampled, inputs / "loose")),
         SmallRun("pull", ("pull", "org/model"), varies=True, start=pull),
         SmallRun("demo", ("demo", *flags(DEMO)), most=8, timed=("report.json", "report.md")),
         script_run(

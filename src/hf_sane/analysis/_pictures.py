@@ -168,8 +168,12 @@ def save_picture(figure: "Figure", path: Path, *, dpi: int = 130) -> None:
     if (collected := _collected.get()) is not None:
         collected.append((path.stem.replace("_", " "), _inline_svg(figure, path.stem)))
     if _writes_files.get():
-        with output_file(path, PICTURE) as partial:
-            figure.savefig(partial, format=path.suffix.removeprefix(".") or "png", dpi=dpi)
+        from matplotlib import rc_context
+
+        kind = path.suffix.removeprefix(".") or "png"
+        undated = {"metadata": {"Date": None}} if kind == "svg" else {}  # the same figure gives the same file
+        with output_file(path, PICTURE) as partial, rc_context({"svg.hashsalt": path.stem}):
+            figure.savefig(partial, format=kind, dpi=dpi, **undated)
 
 
 def _inline_svg(figure: "Figure", name: str) -> str:
