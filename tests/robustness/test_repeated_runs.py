@@ -62,7 +62,7 @@ def without(place: Path, content: dict[str, Any]) -> dict[str, Any]:
 def arguments(place: Path) -> dict[str, Any]:
     """Arguments in all run records."""
     found = {path.relative_to(place).as_posix(): path.read_text() for path in place.rglob(RECORD)}
-    return {name: json.loads(text.replace(str(place), ""))["arguments"] for name, text in found.items()}
+    return {name: json.loads(text.replace(str(place), "")).get("arguments") for name, text in found.items()}
 
 
 @pytest.mark.parametrize("name", RUNS)

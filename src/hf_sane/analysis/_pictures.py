@@ -171,9 +171,9 @@ def save_picture(figure: "Figure", path: Path, *, dpi: int = 130) -> None:
         from matplotlib import rc_context
 
         kind = path.suffix.removeprefix(".") or "png"
-        undated = {"metadata": {"Date": None}} if kind == "svg" else {}  # the same figure gives the same file
+        undated = {"Date": None} if kind == "svg" else None  # the same figure gives the same file
         with output_file(path, PICTURE) as partial, rc_context({"svg.hashsalt": path.stem}):
-            figure.savefig(partial, format=kind, dpi=dpi, **undated)
+            figure.savefig(partial, format=kind, dpi=dpi, metadata=undated)
 
 
 def _inline_svg(figure: "Figure", name: str) -> str:
