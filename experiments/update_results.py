@@ -17,6 +17,7 @@ from results import (
     children,
     costs,
     cross_architecture,
+    few_shot,
     implicit,
     large_collections,
     large_models,
@@ -66,6 +67,7 @@ PAGES = (
     ablations,
     scanning,
     starting,
+    few_shot,
     lineage,
     *tutorials.PAGES,
 )

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import paper_few_shot
 import paper_models
 import paper_tables
 import paper_tradeoff
@@ -229,3 +230,20 @@ def test_every_family_has_its_zoos():
     for study in paper_transfer.STUDIES.values():
         assert study.source in paper_tables.FAMILIES
         assert {study.anchors, study.target} <= {family.sampled for family in paper_tables.FAMILIES.values()}
+
+
+def test_few_images_of_other_tasks(folder, images, tmp_path, monkeypatch, capsys):
+    np.savez(images / "mnist.npz", **np.load(images / "usps16.npz"))
+    monkeypatch.setattr(paper_few_shot, "STEPS", (0, 1))
+    places = {"--zoo": folder / "zoos", "--images": images, "--work": tmp_path, "--output": tmp_path / "record.json"}
+    small = ["--sizes", "10", "--draws", "1", "--epochs", "1", "--hidden-size", "16"]
+    results = paper_few_shot.main([*flags(places), *small])
+    assert json.loads((tmp_path / "record.json").read_text())["results"] == results
+    assert results["accuracy"].keys() == {"other_data", "rotation", "other_labels"}
+    for sizes in results["accuracy"].values():
+        assert sizes["10"].keys() == {"weights", "directions", "scratch", *paper_few_shot.LATENTS_PER_WEIGHT} | {
+            "linear",
+            "linear_narrow",
+        }
+        assert all(len(draws) == 1 and len(draws[0]["accuracy"]) == 4 for draws in sizes["10"].values())
+    assert "other_labels 10 {'weights':" in capsys.readouterr().out
