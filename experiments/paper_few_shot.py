@@ -3,7 +3,7 @@
     python experiments/paper_few_shot.py --zoo ../zoos --images ../shared/data/images --work ../few_shot \
         --output runs/paper/few_shot/usps_0.json
 
-The best training networks of a zoo on USPS are adapted to 10 to 200 images of another data set (MNIST), of rotated
+The best training networks of a zoo on USPS are adapted to 10, 20, 50 and 200 images of another data set (MNIST), of rotated
 images, and of other labels. All methods have the same starts, images, optimizer and choice: rate and number of steps
 are chosen by cross-validation within the few images. Test images are used once. About an hour on one CPU core.
 """
@@ -32,7 +32,7 @@ from hf_sane.sampling._anchors import choose_anchors
 from hf_sane.zoo._alignment import aligned_tokens
 from hf_sane.zoo._dataset import Zoo
 
-SIZES = (10, 20, 50, 100, 200)
+SIZES = (10, 20, 50, 200)
 STEPS = (0, 2, 5, 10, 20, 40)
 WEIGHT_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 CODE_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)  # in standard deviations of training networks
@@ -41,7 +41,6 @@ NUM_STARTS = 4
 NUM_DIRECTIONS = 64
 ROTATION = 45.0  # degrees
 TEST_IMAGES = 1000
-LATENTS_PER_WEIGHT = {"sane": 1.0, "sane_behavior": 1.0, "sane_narrow": 0.25}
 BEHAVIOR = {"behavior_weight": 1.0, "batch_size": 32}
 
 
@@ -273,8 +272,8 @@ def make_spaces(zoo: Zoo, tokens: Tensor, options: argparse.Namespace) -> tuple[
     train = zoo.splits["train"]
     layout, config = train.layout_and_config()
     spaces: dict[str, Space] = {"weights": Weights()}
-    for name, share in LATENTS_PER_WEIGHT.items():
-        latent_dim = round(share * layout.num_weights / layout.num_tokens)
+    latent_dim = round(layout.num_weights / layout.num_tokens)  # one latent per weight
+    for name in ("sane", "sane_behavior"):
         folder = options.work / f"{options.zoo_config}_{name}_{options.seed}"
         training: dict[str, Any] = {**RECONSTRUCTION, "model": dict(RECONSTRUCTION_MODEL)}
         if name == "sane_behavior":
@@ -282,8 +281,7 @@ def make_spaces(zoo: Zoo, tokens: Tensor, options: argparse.Namespace) -> tuple[
         sane = train_sane(zoo, train.layout(0), latent_dim, folder, options, **training)
         codec = NetworkCodec(sane.model, sane.extractor, layout, config)
         spaces[name] = Latents.of(codec, tokens)
-        if name != "sane_behavior":
-            spaces[name.replace("sane", "linear")] = Latents.of(codec.linear(tokens), tokens)
+    spaces["linear"] = Latents.of(codec.linear(tokens), tokens)
     spaces["directions"] = Directions.fit(tokens, NUM_DIRECTIONS)
     return spaces, codec
 

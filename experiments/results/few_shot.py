@@ -15,15 +15,13 @@ RECORD = "runs/paper/few_shot/usps_0.json"
 TASKS = {"other_data": "MNIST", "rotation": "USPS, rotated", "other_labels": "USPS, other labels"}
 METHODS = {
     "weights": "fine-tuning of the weights",
-    "sane": "latents of SANE, 1 per weight",
-    "sane_behavior": "latents of SANE trained to keep predictions, 1 per weight",
-    "sane_narrow": "latents of SANE, 1/4 per weight",
-    "linear": "latents of the linear code, 1 per weight",
-    "linear_narrow": "latents of the linear code, 1/4 per weight",
+    "sane": "latents of SANE",
+    "sane_behavior": "latents of SANE trained to keep predictions",
+    "linear": "latents of the linear code",
     "directions": "64 principal directions of whole networks",
     "scratch": "training from scratch",
 }
-SANE = ("sane", "sane_behavior", "sane_narrow")
+SANE = ("sane", "sane_behavior")
 RIVALS = ("weights", "linear")
 FEW = 50  # images up to which the goal counts
 MISSING = "**There are no results yet.** `experiments/paper_few_shot.py` makes the run record of this page."

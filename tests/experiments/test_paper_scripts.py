@@ -241,9 +241,6 @@ def test_few_images_of_other_tasks(folder, images, tmp_path, monkeypatch, capsys
     assert json.loads((tmp_path / "record.json").read_text())["results"] == results
     assert results["accuracy"].keys() == {"other_data", "rotation", "other_labels"}
     for sizes in results["accuracy"].values():
-        assert sizes["10"].keys() == {"weights", "directions", "scratch", *paper_few_shot.LATENTS_PER_WEIGHT} | {
-            "linear",
-            "linear_narrow",
-        }
+        assert sizes["10"].keys() == {"weights", "sane", "sane_behavior", "linear", "directions", "scratch"}
         assert all(len(draws) == 1 and len(draws[0]["accuracy"]) == 4 for draws in sizes["10"].values())
     assert "other_labels 10 {'weights':" in capsys.readouterr().out
