@@ -3,7 +3,7 @@
     python experiments/paper_few_shot.py --zoo ../zoos --images ../shared/data/images --work ../few_shot \
         --output runs/paper/few_shot/usps_0.json
 
-The best training networks of a zoo on USPS are adapted to 10, 20, 50 and 200 images of another data set (MNIST), of rotated
+The best training networks of a zoo on USPS are adapted to 10 to 200 images of another data set (MNIST), of rotated
 images, and of other labels. All methods have the same starts, images, optimizer and choice: rate and number of steps
 are chosen by cross-validation within the few images. Test images are used once. About an hour on one CPU core.
 """

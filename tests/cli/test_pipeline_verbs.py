@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -17,11 +18,13 @@ import hf_sane
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.probing._embeddings import embed_networks
 from hf_sane.probing._streaming import embed_checkpoint
-from hf_sane.probing._zoo_features import stacked_features
+from hf_sane.probing._zoo_features import read_zoo_features, stacked_features
 from hf_sane.records._run_record import RunRecord
 from hf_sane.sampling._comparison import METHODS
 from hf_sane.sampling._export import Provenance
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.training._preparation import fit_on_splits
+from hf_sane.workflows.probe import ProbeSettings, _features, _open_codes
 from hf_sane.zoo._alignment import aligned_tokens, token_blocks
 from hf_sane.zoo.building._build import build_zoo
 
@@ -193,6 +196,43 @@ def test_spectra_are_one_more_baseline_on_request(
     row = RunRecord.load(tmp_path / "run.json").results["probe"]["epoch"]
     matrices = [tensor for tensor in tiny_zoo.splits["test"].state_dict(0).values() if tensor.ndim > 1]
     assert row["spectral_features"]["num_features"] == 7 * len(matrices)
+
+
+def test_probes_need_no_autoencoder(tiny_zoo, tiny_zoo_folder, tmp_path, hf_sane_command):
+    """The linear code that is fitted to the zoo, or to the first of several, takes the place of SANE."""
+    shutil.copytree(tiny_zoo_folder, tmp_path / "copy")
+    probe = ("probe", "--zoo", tiny_zoo_folder, "--poolings", "mean", "--properties", "test_accuracy")
+    printed = hf_sane_command(*probe, "--transfer", tmp_path / "copy", "--output", tmp_path / "out").output
+    assert "90% prediction intervals (share of test networks that are inside)" in printed
+    results = RunRecord.load(tmp_path / "out" / "run.json").results
+    row = results["probe"]["test_accuracy"]
+    assert row.keys() == {"weights", "layer_statistics", "linear_mean", "linear_best"}
+    across = results["transfer"]["test_accuracy"]["linear_mean"]
+    first, second = str(tiny_zoo_folder), str(tmp_path / "copy")
+    assert across[first][second] == across[first][first]
+    from_python = hf_sane.probe(tiny_zoo, poolings=["mean"], properties=["test_accuracy"])
+    assert from_python.table["test_accuracy"]["linear_mean"].to_dict() == row["linear_mean"]
+
+
+def test_a_code_of_one_zoo_embeds_the_others(tiny_zoo, tiny_sane_folder):
+    """A probe that is transferred must find in the other zoo what it was fitted to."""
+    train = tiny_zoo.splits["train"]
+    other = replace(tiny_zoo, splits={**tiny_zoo.splits, "train": train.select(np.arange(len(train) // 2))})
+    sane = hf_sane.SANE.from_pretrained(tiny_sane_folder)
+    latent_dim = sane.model.config.latent_dim
+    settings = ProbeSettings(zoo=tiny_zoo, sane=sane, properties=["epoch"], poolings=["mean"], linear=True)
+    codes = _open_codes(settings, tiny_zoo)
+    found = _features(other, codes, settings).features["linear_mean"]["test"]
+    expected = fit_on_splits([train], sane.extractor, latent_dim=latent_dim, grouping="kind")
+    own = fit_on_splits([other.splits["train"]], sane.extractor, latent_dim=latent_dim, grouping="kind")
+
+    def embedded(code):
+        return read_zoo_features(other, ["epoch"], None, sane.extractor, poolings=["mean"], linear=code).features[
+            "linear_mean"
+        ]["test"]
+
+    assert torch.equal(found, embedded(expected))
+    assert not torch.allclose(found, embedded(own))
 
 
 def test_probes_of_ranks_of_one_zoo_and_across(tiny_sane_folder, tiny_zoo_folder, tmp_path, hf_sane_command):

@@ -80,6 +80,35 @@ def test_table_has_every_pair_and_the_scores_of_its_probe():
     assert table["epoch"]["sane_moments"].r2 > 0.9 > table["epoch"]["sane_mean"].r2 > table["epoch"]["weights"].r2
 
 
+@pytest.mark.parametrize("regressor", ["ridge", "logit_linear", "gradient_boosting"])
+def test_intervals_are_as_wide_as_errors_on_validation_networks_say(regressor):
+    features, targets = zoo()
+    row = probe_table(features, targets, regressor=regressor)["epoch"]
+    for result in row.values():
+        assert 0.6 < result.coverage <= 1  # 40 test networks, at a level of .9
+    assert row["sane_moments"].margin < 0.8 * row["weights"].margin
+    assert row["sane_best"].margin == row[row["sane_best"].features].margin
+    few = {name: {**parts, "validation": parts["validation"][:8]} for name, parts in features.items()}
+    fewer = {name: {**parts, "validation": parts["validation"][:8]} for name, parts in targets.items()}
+    short = probe_table(few, fewer, regressor=regressor)["epoch"]["weights"]
+    assert (short.margin, short.coverage) == (None, None)
+
+
+def test_intervals_are_those_of_the_chosen_probe():
+    features, targets = zoo()
+    result = probe_table(features, targets)["test_accuracy"]["layer_statistics"]
+    parts, wanted = features["layer_statistics"], targets["test_accuracy"]
+    probe = RidgeProbe.fit(
+        parts["train"],
+        wanted["train"],
+        validation_features=parts["validation"],
+        validation_targets=wanted["validation"],
+    )
+    errors = {s: np.abs(probe.predict(parts[s])[:, 0].numpy() - wanted[s]) for s in ("validation", "test")}
+    assert result.margin == pytest.approx(sorted(errors["validation"])[27])  # the 28th of 30
+    assert result.coverage == pytest.approx((errors["test"] <= result.margin).mean())
+
+
 def test_best_is_chosen_by_validation_not_by_test():
     features, targets = zoo()
     good, bad = features["sane_moments"], features["weights"]

@@ -1,10 +1,13 @@
+import json
+import math
+
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
-from hf_sane.probing._probes import PENALTIES, RidgeProbe
+from hf_sane.probing._probes import PENALTIES, RidgeProbe, conformal_margins
 
 X, Y = torch.arange(12.0).view(6, 2).square(), torch.arange(6.0)
 
@@ -120,8 +123,47 @@ def test_save_and_load_exactly(tmp_path):
         probe.validation_r2,
         ("accuracy", "epoch"),
     )
+    assert loaded.margins == probe.margins
     names = sorted(path.name for path in (tmp_path / "new" / "probe").iterdir())
     assert names == ["hf_sane_manifest.json", "probe.json", "probe.safetensors"]
+
+
+@pytest.mark.parametrize("count", [9, 8])
+def test_margins_are_saved_if_they_are_known_or_not_and_may_be_missing(count, tmp_path):
+    train, valid = problem(30, 4)
+    few = [part[:count] for part in valid]
+    probe = fit(train, few)
+    probe.save_pretrained(tmp_path / "probe")
+    assert RidgeProbe.from_pretrained(tmp_path / "probe").margins == probe.margins
+    errors = (probe.predict(few[0]) - few[1].double()).abs()
+    expected = errors.max(dim=0).values.tolist() if count == 9 else [math.inf, math.inf]
+    assert probe.margins == pytest.approx(expected)
+    older = {**json.loads((tmp_path / "probe" / "probe.json").read_text())}
+    del older["margins"]
+    (tmp_path / "older").mkdir()
+    (tmp_path / "older" / "probe.json").write_text(json.dumps(older))
+    (tmp_path / "older" / "probe.safetensors").write_bytes((tmp_path / "probe" / "probe.safetensors").read_bytes())
+    assert RidgeProbe.from_pretrained(tmp_path / "older").margins == ()
+
+
+@pytest.mark.parametrize(("count", "level", "place"), [(9, 0.9, 8), (19, 0.9, 17), (39, 0.9, 35), (4, 0.5, 2)])
+def test_margins_are_the_conformal_quantile_of_absolute_errors(count, level, place):
+    errors = torch.randn(count, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = [sorted(abs(value) for value in column)[place] for column in errors.T.tolist()]
+    assert conformal_margins(errors, level) == pytest.approx(expected)
+
+
+def test_margins_hold_as_many_new_networks_as_they_should():
+    """Averaged over many draws, the share of new networks is the level; with margins half as wide it is not."""
+    generator = torch.Generator().manual_seed(0)
+    inside = {1.0: 0, 0.5: 0}
+    for _ in range(400):
+        errors = torch.randn(60, 1, generator=generator) ** 3
+        (margin,) = conformal_margins(errors[:49])
+        for factor in inside:
+            inside[factor] += int((errors[49:].abs() <= factor * margin).sum())
+    assert inside[1.0] / (400 * 11) == pytest.approx(0.9, abs=0.02)
+    assert inside[0.5] / (400 * 11) < 0.85
 
 
 def test_load_names_what_is_missing(tmp_path):

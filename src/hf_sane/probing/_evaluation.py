@@ -1,5 +1,6 @@
 """Tables of probes: every property predicted from every kind of features, scored on test networks."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -34,6 +35,9 @@ class ProbeResult:
             runs are given, on every run of the training and validation networks when it is left out.
         penalty: Chosen ridge penalty; `None` for regressors without one.
         num_features: Number of features per network.
+        margin: Half the width of 90% prediction intervals, in the unit of `mae`; unknown with fewer than nine networks
+            to choose settings on.
+        coverage: Share of test networks within these intervals.
     """
 
     features: str
@@ -43,6 +47,8 @@ class ProbeResult:
     validation_r2: float
     penalty: float | None
     num_features: int
+    margin: float | None = None
+    coverage: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The results in a form that JSON supports."""
@@ -102,7 +108,10 @@ def probe_table(
             raise ValueError(
                 f"{kind!r} has test features of {len(predictions)} networks, but targets of {len(stacked['test'])}"
             )
+        errors = np.abs(predictions - stacked["test"].numpy())
         for column, name in enumerate(targets):
+            margin = probe.margins[column]
+            is_known = math.isfinite(margin)
             table[name][kind] = ProbeResult(
                 features=kind,
                 **regression_scores(
@@ -113,6 +122,8 @@ def probe_table(
                 validation_r2=probe.validation_r2[column],
                 penalty=probe.settings[column].get("penalty"),
                 num_features=probe.num_features,
+                margin=margin if is_known else None,
+                coverage=float((errors[:, column] <= margin).mean()) if is_known else None,
             )
     for row in table.values():
         for best, prefix in BESTS.items():

@@ -1,6 +1,7 @@
 """Linear probes by ridge regression in closed form, with penalties chosen on held-out networks."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +20,11 @@ from hf_sane.tokenization._checkpoints import read_safetensors
 
 Values = Tensor | np.ndarray
 
+LEVEL = 0.9  # share of new networks that prediction intervals should contain
 PENALTIES = tuple(float(f"1e{exponent}") * factor for exponent in range(-6, 4) for factor in (1, 3))
 AGAIN = "save the probe again"
 SETTINGS = {"penalties": tuple[float, ...], "validation_r2": tuple[float, ...], "names": tuple[str, ...]}
+MARGINS = "margins"
 TENSORS_FILE, SETTINGS_FILE = "probe.safetensors", "probe.json"
 
 
@@ -39,6 +42,8 @@ class RidgeProbe:
         penalties: Penalty chosen for each of the `T` properties.
         validation_r2: R2 of each property on the networks on which its penalty was chosen.
         names: Names of the properties, for files; may be empty.
+        margins: Half the width of 90% prediction intervals, for each property, see [`conformal_margins`]; empty in
+            files of versions before 0.2.
     """
 
     mean: Tensor
@@ -48,6 +53,7 @@ class RidgeProbe:
     penalties: tuple[float, ...]
     validation_r2: tuple[float, ...]
     names: tuple[str, ...] = field(default=())
+    margins: tuple[float, ...] = field(default=())
 
     @classmethod
     def fit(
@@ -142,6 +148,7 @@ class RidgeProbe:
             penalties=tuple(chosen.tolist()),
             validation_r2=tuple(r2.gather(0, best[None])[0].tolist()),
             names=tuple(names),
+            margins=conformal_margins(errors[best, :, torch.arange(len(best))].T),
         )
 
     @property
@@ -188,7 +195,8 @@ class RidgeProbe:
             FileExistsError: If `folder` holds something else, or modified files.
         """
         tensors = {name: getattr(self, name).contiguous() for name in ("mean", "scale", "weight", "intercept")}
-        settings = {"penalties": self.penalties, "validation_r2": self.validation_r2, "names": self.names}
+        settings: dict[str, Any] = {name: getattr(self, name) for name in SETTINGS}
+        settings |= {MARGINS: [margin if math.isfinite(margin) else None for margin in self.margins]}
         with output_folder(folder, "ridge probe", replace=True) as partial:
             save_file(tensors, partial / TENSORS_FILE)
             (partial / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
@@ -208,8 +216,11 @@ class RidgeProbe:
             raise FileNotFoundError(f"no probe in {folder}: {missing} missing; pass a folder from save_pretrained()")
         document = read_document(folder / SETTINGS_FILE, expected="the settings of a probe", remedy=AGAIN)
         settings: dict[str, Any] = {name: document[name].of_type(wanted) for name, wanted in SETTINGS.items()}
-        if foreign := sorted(document.mapping().keys() - SETTINGS.keys()):
-            document.fail(f"fields among {', '.join(SETTINGS)}", got=foreign)
+        if MARGINS in document.mapping():
+            margins = document[MARGINS].of_type(tuple[float | None, ...])
+            settings[MARGINS] = tuple(math.inf if margin is None else margin for margin in margins)
+        if foreign := sorted(document.mapping().keys() - {*SETTINGS, MARGINS}):
+            document.fail(f"fields among {', '.join([*SETTINGS, MARGINS])}", got=foreign)
         path = folder / TENSORS_FILE
         tensors = read_safetensors(path)
         found = {name: list(tensor.shape) for name, tensor in tensors.items()}
@@ -223,6 +234,29 @@ class RidgeProbe:
             if tensor.dtype != torch.float64 or not tensor.isfinite().all():
                 raise InvalidFileError(path, field=name, expected="finite float64", got=tensor.dtype, remedy=AGAIN)
         return cls(**{**tensors, **settings})
+
+
+def conformal_margins(errors: Tensor, level: float = LEVEL) -> tuple[float, ...]:
+    """Half the widths of prediction intervals from errors on networks that the probe was not fitted to.
+
+    Split conformal prediction: an interval of `prediction +- margin` contains the property of a new network with
+    probability `level` at least, if the networks are exchangeable and independent of the probe (Vovk et al., 2005;
+    Lei et al., 2018). The margin is the `ceil((V + 1) level)`-th smallest absolute error. Here, the same errors also
+    choose the settings, and networks of a run resemble each other, so the share of test networks within the intervals
+    is reported as well.
+
+    Args:
+        errors: `[V, T]`.
+        level: Wanted share of new networks.
+
+    Returns:
+        One margin for each of the `T` properties; infinite if there are too few errors.
+    """
+    count = len(errors)
+    place = math.ceil(round((count + 1) * level, 9))
+    if place > count:
+        return (math.inf,) * errors.shape[1]
+    return tuple(errors.abs().sort(dim=0).values[place - 1].tolist())
 
 
 def checked_splits(

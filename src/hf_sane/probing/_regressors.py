@@ -18,6 +18,7 @@ from hf_sane.probing._probes import (
     check_choices,
     check_features,
     checked_splits,
+    conformal_margins,
 )
 from hf_sane.records._registry import Registry
 
@@ -44,6 +45,10 @@ class Regressor(Protocol):
     @property
     def settings(self) -> tuple[dict[str, float], ...]:
         """Chosen settings for each property."""
+
+    @property
+    def margins(self) -> tuple[float, ...]:
+        """Half the width of 90% prediction intervals for each property, see [`conformal_margins`]."""
 
     def predict(self, features: Values) -> Tensor:
         """Predict properties `[M, T]` float64 from features `[M, F]`."""
@@ -109,6 +114,11 @@ class LogitLinearProbe:
         """R2 after the sigmoid, per property."""
         return self.probe.validation_r2
 
+    @property
+    def margins(self) -> tuple[float, ...]:
+        """Half the width of prediction intervals, from errors after the sigmoid."""
+        return self.probe.margins
+
     def predict(self, features: Values) -> Tensor:
         """Predict properties: `[M, F]` to `[M, T]` float64.
 
@@ -130,12 +140,14 @@ class BoostedTrees:
         num_features: Number of features, `F`.
         validation_r2: R2 of each property on the validation networks.
         settings: Chosen leaves, learning rate and rounds for each property.
+        margins: Half the width of 90% prediction intervals, from the errors on validation networks.
     """
 
     ensembles: "tuple[HistGradientBoostingRegressor, ...]"
     num_features: int
     validation_r2: tuple[float, ...]
     settings: tuple[dict[str, float], ...]
+    margins: tuple[float, ...]
 
     @classmethod
     def fit(
@@ -183,7 +195,9 @@ class BoostedTrees:
                 candidates.append((r2_score(trees.predict(valid_x), valid_y[:, column]), trees, settings))
             chosen.append(max(candidates, key=lambda candidate: candidate[0]))
         scores, ensembles, settings_found = zip(*chosen, strict=True)
-        return cls(ensembles, train_x.shape[1], scores, settings_found)
+        predicted = np.stack([trees.predict(valid_x) for trees in ensembles], axis=1)
+        margins = conformal_margins(torch.from_numpy(predicted - valid_y))
+        return cls(ensembles, train_x.shape[1], scores, settings_found, margins)
 
     def predict(self, features: Values) -> Tensor:
         """Predict properties: `[M, F]` to `[M, T]` float64.

@@ -51,7 +51,7 @@ class ZooFeatures:
 def read_zoo_features(
     zoo: Zoo,
     properties: Sequence[str],
-    model: WeightAutoencoder,
+    model: WeightAutoencoder | None,
     extractor: SANEFeatureExtractor,
     *,
     aligned: bool | None = None,
@@ -68,8 +68,8 @@ def read_zoo_features(
     Args:
         zoo: Zoo with the networks.
         properties: Columns of the zoo.
-        model: SANE autoencoder.
-        extractor: Its weight tokenizer.
+        model: SANE autoencoder, if there is one.
+        extractor: Weight tokenizer of the autoencoders.
         aligned: Whether to align networks to the zoo's reference; by default if the zoo is aligned.
         poolings: Poolings of the latents; all if `None`.
         window_size: Number of tokens per window; that of training if `None`.
@@ -110,7 +110,7 @@ def read_zoo_features(
 
 def zoo_features(
     zoo: Zoo,
-    model: WeightAutoencoder,
+    model: WeightAutoencoder | None,
     extractor: SANEFeatureExtractor,
     *,
     aligned: bool,

@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Literal, NotRequired, TypedDict
 
 import numpy as np
 
+from hf_sane.models.autoencoder_sane import WeightAutoencoder
+from hf_sane.models.configuration_linear import Grouping
 from hf_sane.models.modeling_linear import LinearCode
 from hf_sane.probing._evaluation import ProbeResult as PropertyResult
 from hf_sane.probing._evaluation import ProbeTable, table_to_dict
@@ -16,10 +18,11 @@ from hf_sane.probing._zoo_features import ZooFeatures, read_zoo_features
 from hf_sane.records._errors import name_some
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
-from hf_sane.training._preparation import fit_on_splits
+from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.training._preparation import LINEAR_LATENTS, fit_extractor, fit_on_splits
 from hf_sane.workflows.results import Result, Table, optional_output
-from hf_sane.workflows.sane import SANE, GivenSaneSettings, open_sane
-from hf_sane.workflows.shared import CodecSettings, ZooAlignmentSettings
+from hf_sane.workflows.sane import SANE, open_sane
+from hf_sane.workflows.shared import CodecSettings, SaneSettings, ZooAlignmentSettings
 from hf_sane.workflows.show_zoo import open_zoos
 from hf_sane.zoo._dataset import Zoo, ZooSplit
 from hf_sane.zoo._facts import PROPERTIES_KEY
@@ -27,15 +30,19 @@ from hf_sane.zoo._settings import ZooSourceSettings
 
 METRICS = {"r2": "R2", "kendall_tau": "Kendall tau", "mae": "mean absolute error"}
 TRANSFER_METRICS = ("r2", "kendall_tau")
+INTERVALS = "90% prediction intervals (share of test networks that are inside)"
 USUAL = ("test_accuracy", "epoch", "generalization_gap")
 POOLINGS_HELP = "Poolings of the latents, or 'all'."
 
 
 @dataclass(kw_only=True)
-class ProbeSettings(CodecSettings, GivenSaneSettings, ZooSourceSettings, ZooAlignmentSettings):
+class ProbeSettings(CodecSettings, SaneSettings, ZooSourceSettings, ZooAlignmentSettings):
     """Settings of [`probe`]."""
 
     zoo: str | Path | Zoo = setting("Zoo (folder or Hub repo id).")
+    sane: str | Path | SANE | None = setting(
+        "SANE (folder or Hub repo id); by default a linear code, which is fitted to the zoo.", default=None
+    )
     output: Path | None = setting("New folder for the results and the run record.", default=None, short="-o")
     properties: list[str] = setting(
         "Columns of the zoo to predict; by default test_accuracy, epoch and generalization_gap, if they are "
@@ -101,6 +108,9 @@ class ProbeResult(Result):
                 [kind, *(getattr(self.table[name][kind], metric) for name in names)] for kind in self.table[names[0]]
             ]
             found.append(Table(("features", *names), rows, title=f"{title}{of_scores} on test networks"))
+        if any(result.margin is not None for row in self.table.values() for result in row.values()):
+            rows = [[kind, *(_interval(self.table[name][kind]) for name in names)] for kind in self.table[names[0]]]
+            found.append(Table(("features", *names), rows, title=INTERVALS))
         for name, table in self.transfer.items():
             for metric in TRANSFER_METRICS:
                 rows = [
@@ -114,7 +124,12 @@ class ProbeResult(Result):
         return found
 
 
-def probe(zoo: str | Path | Zoo, sane: str | Path | SANE, **options: Any) -> ProbeResult:
+def _interval(result: PropertyResult) -> str:
+    """Margin and coverage of prediction intervals."""
+    return "" if result.margin is None else f"\N{PLUS-MINUS SIGN}{result.margin:.3g} ({result.coverage:.0%})"
+
+
+def probe(zoo: str | Path | Zoo, sane: str | Path | SANE | None = None, **options: Any) -> ProbeResult:
     """Fit probes on embeddings and baselines, and score their predictions for the test networks.
 
     ```python
@@ -123,7 +138,7 @@ def probe(zoo: str | Path | Zoo, sane: str | Path | SANE, **options: Any) -> Pro
 
     Args:
         zoo: A zoo, its folder or its Hub repo id.
-        sane: A SANE, its folder or its Hub repo id.
+        sane: A SANE, its folder or its Hub repo id; by default a linear code, which is fitted to the zoo.
         **options: Other fields of [`ProbeSettings`].
 
     Raises:
@@ -146,8 +161,8 @@ def run_probe(settings: ProbeSettings) -> ProbeResult:
         _check_differ(zoos, wanted)
         settings = replace(settings, properties=wanted)
         record.arguments["properties"] = wanted
-        sane = open_sane(settings.sane, **settings.sane_place)
-        found = {label: _features(zoo, sane, settings) for label, zoo in zoos.items()}
+        codes = _open_codes(settings, next(iter(zoos.values())))
+        found = {label: _features(zoo, codes, settings) for label, zoo in zoos.items()}
         first = next(iter(found.values()))
         table = first.probe(regressor=settings.regressor, ranks=settings.ranks)
         transfer = {name: _transfer(found, name, settings) for name in wanted} if len(found) > 1 else {}
@@ -157,28 +172,46 @@ def run_probe(settings: ProbeSettings) -> ProbeResult:
         return output.write(result)
 
 
-def _features(zoo: Zoo, sane: SANE, settings: ProbeSettings) -> ZooFeatures:
+@dataclass(frozen=True)
+class _Codes:
+    """Tokenizer and codes that embed networks.
+
+    Attributes:
+        extractor: Weight tokenizer.
+        sane: Autoencoder, if one is given.
+        linear: Linear code, if wanted; the same for all zoos, since probes are transferred between them.
+    """
+
+    extractor: SANEFeatureExtractor
+    sane: WeightAutoencoder | None
+    linear: LinearCode | None
+
+
+def _open_codes(settings: ProbeSettings, zoo: Zoo) -> _Codes:
+    """Open the SANE; fit the linear code to a zoo, by kind of layer if it has one layout, otherwise to all tokens."""
+    sane = None if settings.sane is None else open_sane(settings.sane, **settings.sane_place)
+    train = zoo.splits["train"]
+    extractor = fit_extractor([train], "standardize") if sane is None else sane.extractor
+    if sane is not None and not settings.linear:
+        return _Codes(extractor, sane.model, None)
+    latent_dim = LINEAR_LATENTS if sane is None else sane.model.config.latent_dim
+    grouping: Grouping = "kind" if len(zoo.facts.parsed_layouts) == 1 else "all"
+    linear = fit_on_splits([train], extractor, latent_dim=latent_dim, grouping=grouping)
+    return _Codes(extractor, None if sane is None else sane.model, linear)
+
+
+def _features(zoo: Zoo, codes: _Codes, settings: ProbeSettings) -> ZooFeatures:
     return read_zoo_features(
         zoo,
         settings.properties,
-        sane.model,
-        sane.extractor,
+        codes.sane,
+        codes.extractor,
         aligned=settings.align,
         poolings=parse_poolings(settings.poolings),
         **settings.windows,
         spectral=settings.spectra,
         profile=settings.profile,
-        linear=_linear_code(zoo, sane) if settings.linear else None,
-    )
-
-
-def _linear_code(zoo: Zoo, sane: SANE) -> LinearCode:
-    """Fit the linear code as a baseline, by kind of layer if networks have one layout, otherwise to all tokens."""
-    return fit_on_splits(
-        [zoo.splits["train"]],
-        sane.extractor,
-        latent_dim=sane.model.config.latent_dim,
-        grouping="kind" if len(zoo.facts.parsed_layouts) == 1 else "all",
+        linear=codes.linear,
     )
 
 
