@@ -713,3 +713,29 @@ def test_other_settings_beside_equal_weights_are_noted(tmp_path):
     assert result.verdict == "the same weights, bit by bit"
     same = hf_sane.diff(tmp_path / "a", tmp_path / "c")
     assert (same.notes, same.verdict) == ([], "the same network, bit by bit")
+
+
+def test_a_quantised_copy_with_one_wrong_weight_is_another_network():
+    generator = torch.Generator().manual_seed(3)
+    state = {f"{i}.weight": torch.rand(96, 64, generator=generator) - 0.5 for i in range(2)}
+    coarse = {name: quantised(x) for name, x in state.items()}
+    for edit in (lambda x: 8 * x, lambda x: -x, lambda x: 0 * x):
+        wrong = coarse["1.weight"].clone()
+        wrong[5, 7] = edit(wrong[5, 7])
+        assert hf_sane.diff(state, coarse | {"1.weight": wrong}).difference.relation == "close"
+    rounded = hf_sane.diff(state, {name: x.bfloat16() for name, x in coarse.items()}).difference
+    assert (rounded.relation, rounded.tensors[0].rank) == ("quantised", None)
+    noisy = {name: x + 0.002 * (torch.rand(x.shape, generator=generator) - 0.5) for name, x in state.items()}
+    found = hf_sane.diff({n: x.bfloat16() for n, x in state.items()}, {n: x.bfloat16() for n, x in noisy.items()})
+    assert (found.difference.relation, found.difference.tensors[0].rank) == ("close", None)
+
+
+def test_one_value_that_moved_far_is_not_rounding():
+    generator = torch.Generator().manual_seed(3)
+    state = {f"{i}.weight": torch.rand(96, 64, generator=generator) - 0.5 for i in range(2)}
+    state["0.weight"][0, 0] = 1e5  # beside which all other values vanish
+    other = {name: x.clone() for name, x in state.items()}
+    other["0.weight"][3, 3] += 0.05
+    found = hf_sane.diff(state, other).difference
+    assert found.tensors[0].distance < 1e-6
+    assert found.relation == "partly equal"

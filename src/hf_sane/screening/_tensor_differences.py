@@ -8,20 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-GRID = 256  # distinct values of a row that was quantised to 8 bits
-LEVELS = (127, 128, 7, 8)  # steps up to the largest value of a row, in 8 and 4 bits
-WHOLE = 1e-3  # tolerance for multiples of the step, due to rounding
-GROUP = 32  # neighbours that 4-bit formats quantise together
-ON_GRID = 0.999  # share of values that must be the nearest on the grid
-SHORT = 8  # vectors of which nothing can be said
-VARYING = 0.5  # least share of rows with several values, from which quantisation can be told
-MAX_QUANTISED_DISTANCE = 0.3
+from hf_sane.screening._grids import is_rounded
+
+MAX_QUANTISED_DISTANCE = 0.6, 0.3  # of matrices, in as few as two bits, and of vectors
 EPS = 8 * torch.finfo(torch.float32).eps  # distance that computing in single precision leaves
+SPREAD = 32  # of a value's difference over that of all
 COARSE = (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)  # types that values are rounded to
 STEP, SHARE = 1.5, 0.35  # machine epsilons by which rounding twice moves a value at most, and all of them on average
 
 SIDES = "first", "other"
 MAX_RANK, OVERSAMPLING = 128, 8  # of differences, as from LoRA adapters
+FLAT = 1 / 3  # of its norm, that a difference of low rank leaves at most
 MAX_RANKED_DISTANCE = 0.5  # of tensors whose difference may have a low rank
 ROUND_OFF = 1e-7  # of the largest singular value, that computing in double precision leaves in sums of squares
 
@@ -41,7 +38,7 @@ class TensorDifference:
         largest: Largest absolute difference.
         is_equal: Whether they are equal, bit by bit.
         is_cast: Whether they are equal in the coarser of their types, or one is the other rounded to 16 or 8 bits.
-        is_quantised: Whether one is the other, rounded to a few values per row or group of neighbours.
+        is_quantised: Whether one is the other, with all values rounded to a few: per tensor, row, column or block.
         is_rounding: Whether they differ by no more than rounding explains, in single precision or in their type.
         is_constant: Whether all values of both are equal, as in biases that were never trained.
         changes: Which changes of one of the two explain the difference, such as `other in bfloat16`, `other as stored`
@@ -145,8 +142,8 @@ def compare_tensors(
         return found
     changes = _casts(a, b, kinds)
     is_cast = bool(changes)
-    is_rounding = is_cast or found.distance <= tolerance or _differ_by_rounding(x, y, found, kinds, is_rescaled)
-    if not is_rounding and found.distance < MAX_QUANTISED_DISTANCE:
+    is_rounding = is_cast or _is_near(x, y, found, tolerance) or _differ_by_rounding(x, y, found, kinds, is_rescaled)
+    if not is_rounding and found.distance < MAX_QUANTISED_DISTANCE[x.ndim < 2]:
         coarse = {"other": is_rounded(x, y), "first": is_rounded(y, x)}
         changes = tuple(f"{side} quantised" for side, holds in coarse.items() if holds)
     is_quantised = not is_rounding and bool(changes)
@@ -170,58 +167,6 @@ def weights_among(tensors: Sequence[TensorDifference]) -> list[TensorDifference]
     return [x for x in tensors if x.holds_weights] or list(tensors)
 
 
-def is_rounded(fine: Tensor, coarse: Tensor) -> bool:
-    """Whether `coarse` is `fine`, rounded to the few values that `coarse` has in each row or group of neighbours.
-
-    In rows that are too short to count distinct values, the values must be whole multiples of the largest divided by
-    127 or 7, as from quantisation by the largest absolute value. Constant rows, to which anything near can be rounded,
-    prove nothing.
-    """
-    if fine.ndim == 0 or (fine.ndim == 1 and len(fine) < SHORT) or _is_constant(coarse):
-        return False
-    rows, grids = (x.flatten(1) if x.ndim > 1 else x[None] for x in (fine, coarse))
-    groups = [(rows, grids)]
-    if rows.numel() % GROUP == 0:
-        groups.append((rows.reshape(-1, GROUP), grids.reshape(-1, GROUP)))
-    return any(_is_on_grid(x, y) or _is_multiple(x, y) for x, y in groups)
-
-
-def _is_multiple(rows: Tensor, grids: Tensor) -> bool:
-    largest, varies = grids.abs().amax(1, keepdim=True), grids.amax(1, keepdim=True) > grids.amin(1, keepdim=True)
-    if varies.double().mean() < VARYING:
-        return False
-    for levels in LEVELS:
-        step = torch.where(largest > 0, largest, 1.0) / levels
-        is_whole = ((grids / step).round() - grids / step).abs() < WHOLE
-        is_near = (rows - grids).abs() <= (0.5 + WHOLE) * step
-        if (is_whole & is_near).double().mean() >= ON_GRID:
-            return True
-    return False
-
-
-def _is_on_grid(rows: Tensor, grids: Tensor) -> bool:
-    hits = total = varying = 0
-    steps, same = [], list[tuple[Tensor, Tensor]]()
-    for row, grid in zip(rows, grids, strict=True):
-        values = grid.unique()  # sorted
-        if len(values) > min(GRID, 0.75 * len(row)):
-            return False
-        total += len(row)
-        if len(values) < 2:
-            same.append((row, grid))
-            continue
-        varying += 1
-        place = torch.bucketize(row, (values[1:] + values[:-1]) / 2)
-        nearest = values[place]
-        step = (values[1:] - values[:-1]).min()
-        steps.append(float(step))
-        hits += int(((nearest - grid).abs() <= 0.5 * step).sum())  # ties may be rounded either way
-    if varying < VARYING * len(rows):
-        return False
-    hits += sum(int(((row - grid).abs() <= 0.5 * max(steps)).sum()) for row, grid in same)
-    return hits >= ON_GRID * total
-
-
 def difference_rank(difference: Tensor, *, tolerance: float) -> int | None:
     """The rank of a matrix if it is low: at most a quarter of its sides, and at most 128.
 
@@ -239,6 +184,7 @@ def difference_rank(difference: Tensor, *, tolerance: float) -> int | None:
         return None
     squares = _squares(matrix, limit + OVERSAMPLING)
     left = float(matrix.square().sum()) - torch.cumsum(squares, 0)
+    tolerance = min(tolerance, FLAT * float(matrix.norm()))  # a flat spectrum is rounding, which has no rank
     fitting = (left.clamp(min=0).sqrt() <= tolerance + ROUND_OFF * math.sqrt(float(squares[0]))).nonzero()
     rank = int(fitting[0]) + 1 if len(fitting) else limit + 1
     touched = min(int((matrix != 0).any(dim).sum()) for dim in (0, 1))
@@ -297,6 +243,14 @@ def _casts(a: Tensor, b: Tensor, kinds: tuple[torch.dtype, torch.dtype]) -> tupl
 
 def _in(side: str, dtype: torch.dtype) -> str:
     return f"{side} in {str(dtype).removeprefix('torch.')}"
+
+
+def _is_near(x: Tensor, y: Tensor, found: TensorDifference, tolerance: float) -> bool:
+    """Whether they differ as by computing in single precision: as a whole, and no value by much more than others."""
+    if not found.distance <= tolerance:
+        return False
+    sizes = torch.maximum(x.abs(), y.abs())
+    return bool(((x - y).abs() <= SPREAD * tolerance * (sizes + sizes.median())).all())
 
 
 def _differ_by_rounding(

@@ -12,8 +12,9 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 from torch import Tensor
 
 from hf_sane.core._named_tensors import outlines
+from hf_sane.screening._grids import is_rounded
 from hf_sane.screening._tables import is_table
-from hf_sane.screening._tensor_differences import COARSE, is_rounded
+from hf_sane.screening._tensor_differences import COARSE
 
 SAME = 1e-5  # distance that reordering and rescaling leave between copies
 EQUAL = 2e-3  # largest distance due to rounding to 16 bits

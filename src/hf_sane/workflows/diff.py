@@ -37,7 +37,7 @@ VERDICTS = {
     "equal": "the same network, bit by bit",
     "cast": "the same network in another precision: equal in the coarser of the two types",
     "rounded": "the same network up to rounding errors, as after merging an adapter twice",
-    "quantised": "the same network, quantised: one is the other, rounded to a few values per row or group",
+    "quantised": "the same network, quantised: one is the other, with every value rounded to the nearest of a few",
     "permuted": "the same network: equal once the channels are in the same order",
     "rescaled": "the same network up to positive scales of its channels, provided its activation is ReLU or none",
     "low rank": "equal but for changes of low rank, as after merging a LoRA adapter",
