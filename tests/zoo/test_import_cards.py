@@ -109,3 +109,5 @@ def test_metrics_are_told_apart_by_what_is_given():
         [result(1), result(2), result(3, dataset_split="test"), result(4, dataset_config="en", dataset_split="test")]
     )
     assert found == {"metric_m_d": 1.0, "metric_m_d_test": 3.0, "metric_m_d_en_test": 4.0}
+    found = read_metrics([result(1.0, dataset_type="猫"), result(2.0, dataset_type="Größe")])
+    assert found == {"metric_m_猫": 1.0, "metric_m_größe": 2.0}

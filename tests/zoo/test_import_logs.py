@@ -205,20 +205,27 @@ def test_damaged_logs_are_told_and_the_rest_goes_on(tmp_path):
 
 
 def test_event_files_that_are_cut_off_keep_what_they_have(tmp_path):
-    log_events(tmp_path, 0)
-    (file,) = tmp_path.glob("*tfevents*")
+    log_events(tmp_path / "r1", 0)
+    (file,) = (tmp_path / "r1").glob("*tfevents*")
     content = file.read_bytes()
-    whole = list(read_scalars(file))
+    whole, damage = read_scalars(file)
+    assert damage is None
     assert [(tag, step) for tag, step, _ in whole[:3]] == [("epoch", 9), ("val_acc", 9), ("train_loss_epoch", 9)]
     assert [round(value, 4) for *_, value in whole[:3]] == [0, 0.2, 2]
     for end in range(40, len(content), 7):
         file.write_bytes(content[:end])
-        found = list(read_scalars(file))
+        found, _ = read_scalars(file)
         assert found == whole[: len(found)]
     file.write_bytes(content[: len(content) // 2])
-    assert len(read_tables(tmp_path)[0].rows) == 2
+    (table,) = read_tables(tmp_path)
+    assert len(table.rows) == 2
+    reason = "an event file that is damaged or cut off after step 19: the rest is left out"
+    assert table.notes == (f"r1/{file.name}: {reason}",)
+    file.write_bytes(content[:-40] + bytes([255 - content[-40]]) + content[-39:])
+    (note,) = read_properties(file).notes
+    assert note.startswith(f"{file.name}: an event file that is damaged or cut off after step")
     file.write_bytes(content[:40].ljust(200, b"\xff"))
-    with pytest.raises(InvalidFileError, match=f"{file.name}: expected rows about networks, got none"):
+    with pytest.raises(InvalidFileError, match=f"{file.name}: expected rows about networks, got an event file that"):
         read_properties(file)
     file.write_bytes(b"")
     with pytest.raises(InvalidFileError, match="got an event file of TensorBoard that is damaged or empty"):

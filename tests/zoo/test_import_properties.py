@@ -176,6 +176,14 @@ def test_rows_that_repeat_others_are_taken_once_and_those_that_differ_are_not_gu
     assert any("duplicate rows, left out: 1" in note for note in found.notes)
     with pytest.raises(ValueError, match=r"t.csv: 1 networks have several different rows; expected one row per"):
         match_rows([table(*({**row, "v": number} for number, row in enumerate(rows)))], networks)
+    other = {"file": "b.pt"} if "file" in rows[0] else {**rows[0], "run": "y"}
+    both = [*networks, *names("x/b.pt" if "file" in rows[0] else "y/epoch_3.pt")]
+    found = match_rows([table(*({**row, "v": n} for n, row in enumerate(rows)), {**other, "v": 7})], both)
+    assert found.rows == {both[0].name: {}, both[1].name: {"v": 7}}
+    assert found.unmatched == []
+    reason = f"t.csv: networks with several different rows, none of which is used: 1 ({both[0].name}: line 2, line 3)"
+    assert reason in found.notes
+    assert not any("match no network" in note or "without a row" in note for note in found.notes)
 
 
 def test_runs_and_epochs_find_their_rows():
@@ -292,6 +300,7 @@ def test_patterns():
     assert take("x/r1/epoch_012.pt") == {"run": "r1", "epoch": 12}
     assert take("r1/epoch_012.pt") is None
     assert read_pattern("**/{name}_{loss:g}.pt")("a/b/n_1e-3.pt") == {"name": "n", "loss": 1e-3}
+    assert read_pattern("{运行}/Größe_{größe:d}.pt")("r/Größe_3.pt") == {"运行": "r", "größe": 3}
     for bad, reason in (("x.pt", "expected fields such as"), ("{a}/{a}.pt", "got {a} twice"), ("{a:x}.pt", "types d")):
         with pytest.raises(ValueError, match=reason):
             read_pattern(bad)
@@ -365,6 +374,45 @@ def test_columns_are_named_and_typed():
     assert any("interpreted as percentages" in note for note in found.notes)
 
 
+def test_names_of_columns_in_any_script_survive():
+    written = {"学习率": 0.5, "Точность": 1, "Größe": 2, "Gro\u0308ße": 3, "Größe (px)": 4, "lr": 0.1, "LR": 0.2}
+    written |= {
+        "🔥": 5,
+        "💧": 6,
+        "🔥🔥": 7,
+        "शुद्धता": 8,
+        "tokens": 9,
+        "Property tokens": 10,
+        "x" * 101: 11,
+        "x" * 102: 12,
+    }
+    found = typed_columns({"a": written})
+    assert found.rows["a"] == {
+        **{
+            "学习率": 0.5,
+            "точность": 1,
+            "größe": 2,
+            "property_größe": 3,
+            "größe_px": 4,
+            "learning_rate": 0.1,
+            "lr": 0.2,
+        },
+        **{"column": 5, "property_column": 6, "property_column_2": 7, "शुद्धता": 8},
+        **{"property_tokens": 9, "property_tokens_2": 10, "x" * 100: 11, f"property_{'x' * 100}": 12},
+    }
+    (note,) = found.notes
+    for told in ("Größe (px) is größe_px", "🔥🔥 is property_column_2", "Property tokens is property_tokens_2"):
+        assert told in note
+    assert "学习率" not in note
+    assert [facts["from"] for facts in found.described.values()] == [*written]
+
+
+def test_columns_above_the_limit_are_named():
+    found = typed_columns({"a": {f"c{number}": number for number in range(203)}})
+    assert len(found.features) == 200
+    assert found.notes == ("columns that are left out, since there are more than 200: 3 (c200, c201, c202)",)
+
+
 def test_the_gap_follows_from_accuracies_and_impossible_ones_are_left_out():
     found = typed_columns({"a": {"train_acc": 0.9, "test_acc": 0.7}, "b": {"train_acc": 0.5}})
     assert found.rows["a"]["generalization_gap"] == pytest.approx(0.2)
@@ -415,9 +463,7 @@ def test_exports_of_trackers(tmp_path):
     assert found.unmatched == ["board, step 1.0 of r1"]
     assert any(note.startswith("run-r2-tag-cut.csv: expected a table") for note in found.notes)
     (board / "other.csv").write_text("name,x\nelsewhere,1\n")
-    assert (
-        "tables of the folder that match no network: 1 (other.csv)" in match_rows(read_tables(board), networks).notes
-    )
+    assert "tables that match no network: 1 (other.csv)" in match_rows(read_tables(board), networks).notes
     wandb = tmp_path / "wandb.csv"
     wandb.write_text('"Step","r1 - val_acc","r1 - val_acc__MIN","r2 - val_acc"\n1,0.1,0.1,0.25\n2,0.75,0.7,\n')
     assert match_rows([read_properties(wandb)], networks).rows == {
@@ -490,6 +536,21 @@ def test_a_missing_table_and_one_about_other_networks_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no row matches any of 1 networks; expected a column with names such as 'a"):
         import_all(folder, tmp_path / "zoo", properties=[tmp_path / "t.csv"])
     assert not (tmp_path / "zoo" / "zoo.json").exists()
+
+
+def test_one_damaged_table_among_several_is_named_and_the_rest_goes_on(tmp_path):
+    folder = save(tmp_path / "nets", "a.safetensors", "b.safetensors")
+    good, bad, other = (tmp_path / name for name in ("good.csv", "bad.parquet", "other.csv"))
+    good.write_text("file,Größe\na,1\nb,2\n")
+    bad.write_bytes(b"PAR1 cut off")
+    other.write_text("file,v\nelsewhere,1\nnowhere,2\n")
+    found = import_all(folder, tmp_path / "zoo", properties=[bad, good, other])
+    assert column(found.zoo, "größe") == {"a.safetensors": 1, "b.safetensors": 2}
+    assert any(note.startswith("bad.parquet: expected a table of properties, got ") for note in found.notes)
+    assert "tables that match no network: 1 (other.csv)" in found.notes
+    assert not any(str(tmp_path) in note for note in found.notes)
+    with pytest.raises(InvalidFileError, match=r"bad.parquet: expected a table of properties"):
+        import_all(folder, tmp_path / "other", properties=[bad])
 
 
 def test_another_table_makes_another_zoo(tmp_path):

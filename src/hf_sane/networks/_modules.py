@@ -439,7 +439,8 @@ class ModuleSettings(CheckedSettings):
         "Arguments of the module, as a JSON object or the path of a JSON file.", default=None
     )
     module_input: list[int] = setting(
-        "Shape of one input of the module, such as 1,28,28, with which its symmetries are traced.",
+        "Shape of one input of the module without the batch dimension, such as 1,28,28, with which its symmetries are "
+        "traced.",
         factory=list,
         least=1,
     )

@@ -33,6 +33,7 @@ from hf_sane.workflows.shared import (
 )
 from hf_sane.workflows.show_zoo import is_zoo, load_zoo
 from hf_sane.zoo._alignment import layout_blocks, read_block
+from hf_sane.zoo._column_names import plain_name
 from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo._settings import ZooSourceSettings
 
@@ -194,6 +195,8 @@ def _draw(
         name: [value for split in splits.values() for value in split[name]] for name in next(iter(splits.values()))
     }
     known = {name: values for name, values in columns.items() if name not in poolings and _tell_apart(values)}
+    if color is not None and color not in known:
+        color = plain_name(color) or color  # as columns of imported zoos are named
     if color is not None and color not in known:
         raise ValueError(
             f"expected a property with several values to colour by, among {', '.join(known)}, got {color!r}"

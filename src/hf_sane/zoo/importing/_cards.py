@@ -12,13 +12,13 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from yaml import YAMLError
 
 from hf_sane.records._errors import InvalidFileError, reading, shorten
+from hf_sane.zoo._column_names import plain_name
 from hf_sane.zoo._records import METRIC_PREFIX
 
 # A number, or "mean +/- spread" as in reinforcement learning. Percentages are ignored: 91% may mean 0.91 or 91.
 NUMBER = re.compile(r"\s*([-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?)\s*(?:(?:\+/-|±).*)?", re.IGNORECASE)
 
 MAX_CARD_BYTES = 2**20
-MAX_METRIC_NAME = 100  # characters
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,7 @@ def read_metrics(results: list[EvalResult]) -> dict[str, float]:
     found: dict[str, float] = {}
     for result in results:
         parts = (result.metric_type, result.dataset_type, result.dataset_config, result.dataset_split)
-        words = re.sub(r"[^a-z0-9]+", "_", " ".join(str(p) for p in parts if p).lower()).strip("_")
-        name = METRIC_PREFIX + words[:MAX_METRIC_NAME]
+        name = METRIC_PREFIX + plain_name(" ".join(str(part) for part in parts if part))
         value = _number(result.metric_value)
         if value is not None:
             found.setdefault(name, value)

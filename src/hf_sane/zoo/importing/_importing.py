@@ -47,7 +47,7 @@ from hf_sane.zoo._writing import (
 from hf_sane.zoo.building._settings import split_runs
 from hf_sane.zoo.importing._network_names import NetworkName, read_name, read_pattern, with_saved_times
 from hf_sane.zoo.importing._property_columns import PropertyColumns, typed_columns
-from hf_sane.zoo.importing._property_files import PropertyTable, read_tables
+from hf_sane.zoo.importing._property_files import PropertyTable, read_all_tables
 from hf_sane.zoo.importing._property_rows import Matched, match_rows
 from hf_sane.zoo.importing._published import published_table, read_published_name
 from hf_sane.zoo.importing._reading import ImportedNetwork, import_network, network_files
@@ -153,7 +153,7 @@ def import_zoo(
     """
     folder = Path(output)
     report = data_folder(folder, config) / REPORT_NAME
-    tables = [table for path in arguments.properties for table in read_tables(Path(path))]
+    tables = read_all_tables([Path(path) for path in arguments.properties])
     as_json = arguments.to_dict()
     if tables:
         as_json["properties"] = [{"file": table.file, "sha256": table.digest} for table in tables]

@@ -16,7 +16,7 @@ STEP = re.compile(r"(?:^|[^a-z])(?:global_step|step|iteration|iter|checkpoint|ck
 NO_RUN = re.compile(r"(model|network|net|weights|checkpoints?|ckpt|\W|_)*(\.\w+){0,2}", re.IGNORECASE)
 LAST = re.compile(r"(last|final|latest)\b", re.IGNORECASE)
 CHOSEN = re.compile(rf"({LAST.pattern}|best\b)", re.IGNORECASE)  # from one run, whose folder names it
-FIELD = re.compile(r"\{(?P<name>[A-Za-z_]\w*)(?::(?P<kind>[dgs]))?\}|(?P<wildcard>\*+)")
+FIELD = re.compile(r"\{(?P<name>[^\W\d]\w*)(?::(?P<kind>[dgs]))?\}|(?P<wildcard>\*+)")
 PARTS = {"d": r"[-+]?\d+", "g": r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?", "s": r"[^/]+?"}
 
 

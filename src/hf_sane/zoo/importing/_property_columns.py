@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from datasets import Features, Value
 
-from hf_sane.records._errors import shorten
+from hf_sane.records._errors import name_some, shorten
 from hf_sane.records._redaction import hide_folders
+from hf_sane.zoo._column_names import is_changed, numbered, plain_name
 from hf_sane.zoo._records import CHOICES, FEATURES, IMPORT_FEATURES, MEASURES, METRIC_PREFIX, NUMBERS
 
 Kind = Literal["integer", "float", "category", "text"]
@@ -44,7 +45,7 @@ KNOWN = {other: name for name, others in SAME.items() for other in (name, *other
 GROUPS = re.compile(r"^(config|params?|summary|hparams?|hyperparameters?|optim|model|training|metrics?|results?)_")
 ACCURACIES = tuple(name for name in MEASURES if name.endswith("accuracy"))
 TAKEN = {*FEATURES, *IMPORT_FEATURES} - {*MEASURES, *NUMBERS, *CHOICES, "epoch", "seed"} | {"architecture", "zoo"}
-PREFIX = "property_"  # suffix of columns whose name the zoo already uses
+PREFIX = "property_"  # of columns whose name the zoo already uses
 
 INTEGER = re.compile(r"[-+]?\d+")
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?inf(inity)?", re.IGNORECASE)
@@ -52,7 +53,7 @@ DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+(e[-+]?\d+)?", re.IGNORECASE)
 THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")
 MOSTLY = 0.9  # share of numbers from which a column with some texts is numeric
 MAX_CATEGORIES, MAX_CATEGORY_SHARE = 50, 0.5
-MAX_COLUMNS, MAX_NAME, MAX_TEXT = 200, 100, 1000
+MAX_COLUMNS, MAX_TEXT = 200, 1000
 PERCENT = 100.0
 MAX_INTEGER = 2**63 - 1
 SHOWN = 3
@@ -73,11 +74,6 @@ class PropertyColumns:
     features: Features = field(default_factory=Features)
     described: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-
-
-def plain_name(name: str) -> str:
-    """Convert a name to lower-case letters, digits and underscores."""
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:MAX_NAME]
 
 
 def zoo_name(name: str) -> str | None:
@@ -131,19 +127,26 @@ def typed_columns(raw: Mapping[str, Mapping[str, Any]]) -> PropertyColumns:
 def _named(names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Column of the zoo for each name in the table; if several names compete, an identical name comes first."""
     found: dict[str, str] = {}
-    notes = []
+    renamed, others = [], []
     for name in sorted(names, key=lambda name: plain_name(name) not in FEATURES):
+        if len(found) == MAX_COLUMNS:
+            others.append(shorten(name))
+            continue
+        taken = found.values()
         column = zoo_name(name)
-        if column is None or column in ("run", "step") or column in found.values():
-            column = plain_name(name) or "column"
-        if column in TAKEN or column.startswith(METRIC_PREFIX) or column in found.values():
-            column = f"{PREFIX}{column}"
-        if column in found.values():
-            notes.append(f"{shorten(name)}: left out, since another column has that name")
-        elif len(found) == MAX_COLUMNS:
-            notes.append(f"{shorten(name)}: left out, since there are more than {MAX_COLUMNS} columns")
-        else:
-            found[name] = column
+        if column is None or column in ("run", "step") or column in taken:
+            column = plain = plain_name(name) or "column"
+            if plain in TAKEN or plain.startswith(METRIC_PREFIX) or plain in taken:
+                column = f"{PREFIX}{plain.removeprefix(PREFIX)}"
+            column = numbered(column, taken)
+            if column != plain or is_changed(name):
+                renamed.append(f"{shorten(name)} is {column}")
+        found[name] = column
+    notes = [f"columns with other names than in the table: {'; '.join(renamed)}"] if renamed else []
+    if others:
+        notes.append(
+            f"columns that are left out, since there are more than {MAX_COLUMNS}: {len(others)} ({name_some(others)})"
+        )
     return {name: found[name] for name in names if name in found}, notes
 
 

@@ -73,6 +73,33 @@ class PropertyTable:
         return list(dict.fromkeys(name for row in self.rows for name in row))
 
 
+def read_all_tables(paths: Sequence[Path]) -> list[PropertyTable]:
+    """The tables in all files and folders, without damaged ones, which are noted.
+
+    Raises:
+        FileNotFoundError: If a file does not exist, or a folder contains no table.
+        InvalidFileError: If all tables are damaged.
+    """
+    tables: list[PropertyTable] = []
+    errors: list[tuple[Path, InvalidFileError]] = []
+    for path in paths:
+        try:
+            found = read_tables(path)
+        except InvalidFileError as error:
+            errors.append((path, error))
+            continue
+        tables += [replace(table, is_one_of_many=True) for table in found] if len(paths) > 1 else found
+    if errors and not tables:
+        raise errors[0][1]
+    notes = [str(error).replace(str(path), path.name) + ": left out" for path, error in errors]
+    return _with_notes(tables, notes)
+
+
+def _with_notes(tables: Sequence[PropertyTable], notes: Sequence[str]) -> list[PropertyTable]:
+    """Tables of which the first notes why others were left out."""
+    return [replace(table, notes=(*notes, *table.notes)) if table is tables[0] else table for table in tables]
+
+
 def read_tables(path: Path) -> list[PropertyTable]:
     """The table in a file, or all tables below a folder, without damaged ones, which are noted.
 
@@ -96,10 +123,11 @@ def read_tables(path: Path) -> list[PropertyTable]:
     errors = []
     for file in files:
         try:
-            table = replace(read_properties(file), is_one_of_many=True)
+            table = with_path(read_properties(file), file.relative_to(path).as_posix())
         except InvalidFileError as error:
             errors.append(error)
             continue
+        table = replace(table, is_one_of_many=True)
         run = file.parent.relative_to(path).as_posix() if file.parent != path else path.resolve().name
         if EVENTS in file.name:
             logs.append(replace(table, rows=[{**row, RUN: run} for row in table.rows]))
@@ -114,7 +142,13 @@ def read_tables(path: Path) -> list[PropertyTable]:
         raise errors[0]
     tables += [_joined(path, logs)] if logs else []
     notes = tuple(str(error).replace(f"{path}/", "") + ": left out" for error in errors)
-    return [replace(tables[0], notes=(*notes, *tables[0].notes)), *tables[1:]]
+    return _with_notes(tables, notes)
+
+
+def with_path(table: PropertyTable, path: str) -> PropertyTable:
+    """A table whose notes name its file by a longer path."""
+    notes = (path + note.removeprefix(table.file) if note.startswith(table.file) else note for note in table.notes)
+    return replace(table, notes=tuple(notes))
 
 
 def _may_be_table(name: str) -> bool:
@@ -393,10 +427,15 @@ def _from_scalars(path: Path, triples: Sequence[Sequence[Any]], digest: str) -> 
 def _from_events(path: Path, digest: str) -> PropertyTable:
     """Rows of the scalars of a run by step; the run is the folder of the file."""
     rows: dict[int, dict[str, Any]] = {}
-    for tag, step, value in read_scalars(path):
-        rows.setdefault(step, {RUN: path.resolve().parent.name, STEP: step})[tag] = value
+    scalars, damage = read_scalars(path)
+    run = path.resolve().parent.name
+    for tag, step, value in scalars:
+        rows.setdefault(step, {RUN: run, STEP: step})[tag] = value
+    if damage is not None and not rows:
+        raise InvalidFileError(path, expected="rows about networks", got=damage, remedy="copy it again")
+    notes = () if damage is None else (f"{path.name}: {damage}: the rest is left out",)
     places = [f"step {step}" for step in rows]
-    return _checked(path, PropertyTable(path.name, list(rows.values()), places, (), digest))
+    return _checked(path, PropertyTable(path.name, list(rows.values()), places, notes, digest))
 
 
 def _is_history(header: Sequence[str]) -> bool:

@@ -71,6 +71,7 @@ def match_rows(tables: Sequence[PropertyTable], networks: Sequence[NetworkName],
     errors: dict[str, ValueError] = {}
     unused = 0
     for table in tables:
+        result.notes += table.notes
         try:
             _match_table(table, networks, key, result)
         except ValueError as error:
@@ -81,7 +82,7 @@ def match_rows(tables: Sequence[PropertyTable], networks: Sequence[NetworkName],
     if unused and unused == len(tables):
         raise next(iter(errors.values()))
     if unused:
-        result.notes.append(f"tables of the folder that match no network: {unused} ({name_some(errors)})")
+        result.notes.append(f"tables that match no network: {unused} ({name_some(errors)})")
     return result
 
 
@@ -93,11 +94,11 @@ class _Match:
     rows: Mapping[str, int]
     runs: Mapping[str, str] = field(default_factory=dict)
     is_by_run: bool = False
-    several: int = 0  # networks with several rows that differ
+    several: Mapping[str, Sequence[int]] = field(default_factory=dict)  # different rows of one network: none is used
 
 
 def _match_table(table: PropertyTable, networks: Sequence[NetworkName], key: str | None, result: Matched) -> None:
-    table = _with_joined_rows(_without_repeats(table))
+    table = _with_joined_rows(_without_repeats(table, result.notes))
     columns = [name for name in table.columns if zoo_name(name) not in NO_NAMES]
     if key is not None and key in table.columns:
         columns = [key]
@@ -107,7 +108,7 @@ def _match_table(table: PropertyTable, networks: Sequence[NetworkName], key: str
     # the first of equals
     best = max([*by_fields, *by_file, *by_run], key=lambda match: len(match.rows), default=None)
     if (best is None or not best.rows) and (
-        several := max((match.several for match in (*by_file, *by_run)), default=0)
+        several := max((len(match.several) for match in (*by_file, *by_run)), default=0)
     ):
         raise ValueError(
             f"{table.file}: {several} networks have several different rows; expected one row per network, or per "
@@ -122,15 +123,24 @@ def _match_table(table: PropertyTable, networks: Sequence[NetworkName], key: str
             "name the column (--properties-key), or describe the paths (--pattern)"
         )
     _take_rows(table, best, result)
-    used = set(best.rows.values())
+    several = {name: numbers for name, numbers in best.several.items() if name not in best.rows}
+    used = {*best.rows.values(), *(number for numbers in several.values() for number in numbers)}
     free = [place for number, place in enumerate(table.places) if number not in used]
     result.unmatched += [f"{table.file}, {place}" for place in free]
-    missing = [network.name for network in networks if network.name not in best.rows]
+    missing = [network.name for network in networks if network.name not in best.rows.keys() | several.keys()]
+    unclear = [f"{name}: {', '.join(table.places[number] for number in numbers)}" for name, numbers in several.items()]
     how = f"run, in the column {best.column!r}" if best.is_by_run else f"the column {best.column!r}"
     result.notes += [
-        *table.notes,
         f"{table.file}: {len(best.rows)} of {len(networks)} networks matched by {how}",
         *([f"{table.file}: rows that match no network: {len(free)} ({name_some(free)})"] if free else []),
+        *(
+            [
+                f"{table.file}: networks with several different rows, none of which is used: {len(several)} "
+                f"({name_some(unclear)})"
+            ]
+            if several
+            else []
+        ),
         *([f"{table.file}: networks without a row: {len(missing)} ({name_some(missing)})"] if missing else []),
     ]
     if any(_is_named(network, best.column) for network in networks if network.name in missing):
@@ -146,15 +156,15 @@ def _is_named(network: NetworkName, text: str) -> bool:
     return text in (network.name, network.run, path.stem, *path.parts)
 
 
-def _without_repeats(table: PropertyTable) -> PropertyTable:
-    """The table without duplicate rows."""
+def _without_repeats(table: PropertyTable, notes: list[str]) -> PropertyTable:
+    """The table without duplicate rows, which are noted."""
     first = {repr(sorted(row.items(), key=str)): number for number, row in reversed([*enumerate(table.rows)])}
     kept = sorted(first.values())
     if len(kept) == len(table.rows):
         return table
-    note = f"{table.file}: duplicate rows, left out: {len(table.rows) - len(kept)}"
+    notes.append(f"{table.file}: duplicate rows, left out: {len(table.rows) - len(kept)}")
     rows, places = ([values[number] for number in kept] for values in (table.rows, table.places))
-    return replace(table, rows=rows, places=places, notes=(*table.notes, note))
+    return replace(table, rows=rows, places=places)
 
 
 def _with_joined_rows(table: PropertyTable) -> PropertyTable:
@@ -188,17 +198,18 @@ def _by_fields(table: PropertyTable, networks: Sequence[NetworkName]) -> _Match:
     """Match all fields of the pattern with the columns of the same names."""
     fields = {name for network in networks for name in network.properties}
     shared = [name for name in table.columns if name in fields]
-    places: dict[tuple[str, ...], int | None] = {}
+    places: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for number, row in enumerate(table.rows):
-        values = tuple(_plain(row.get(name)) for name in shared)
-        places[values] = None if values in places else number
+        places[tuple(_plain(row.get(name)) for name in shared)].append(number)
     rows = {}
-    if shared:
-        for network in networks:
-            found = places.get(tuple(_plain(network.properties.get(name)) for name in shared))
-            if found is not None:
-                rows[network.name] = found
-    return _Match(", ".join(shared), rows)
+    several = {}
+    for network in networks if shared else ():
+        found = places.get(tuple(_plain(network.properties.get(name)) for name in shared), [])
+        if len(found) == 1:
+            rows[network.name] = found[0]
+        elif found:
+            several[network.name] = found
+    return _Match(", ".join(shared), rows, several=several)
 
 
 def _plain(value: Any) -> str:
@@ -211,21 +222,21 @@ def _plain(value: Any) -> str:
 
 def _by_file(table: PropertyTable, column: str, networks: Sequence[NetworkName]) -> _Match:
     """Match values of a column with the names of networks, longest paths first."""
-    places: dict[str, int | None] = {}
+    places: dict[str, list[int]] = defaultdict(list)
     for number, row in enumerate(table.rows):
         value = row.get(column)
         if value is not None and not isinstance(value, bool | float):
-            name = str(value).replace("\\", "/").removeprefix("./").rstrip("/")
-            places[name] = None if name in places else number  # with two rows for one name, neither can be used
+            places[str(value).replace("\\", "/").removeprefix("./").rstrip("/")].append(number)
     if not places:
         return _Match(column, {})
     # A table may name a network by its path, a longer (absolute) path, or part of its path.
-    endings: dict[str, list[int | None]] = defaultdict(list)
-    for name, place in places.items():
+    endings: dict[str, list[list[int]]] = defaultdict(list)
+    for name, found in places.items():
         parts = name.split("/")
         for start in range(1, len(parts)):
-            endings["/".join(parts[start:])].append(place)
+            endings["/".join(parts[start:])].append(found)
     rows: dict[str, int] = {}
+    several: dict[str, list[int]] = {}
     levels = [_levels(network.name) for network in networks]
     counts: list[dict[str, int]] = [defaultdict(int) for _ in levels[0]]
     for names in levels:
@@ -233,13 +244,14 @@ def _by_file(table: PropertyTable, column: str, networks: Sequence[NetworkName])
             counts[level][name] += 1
     for network, names in zip(networks, levels, strict=True):
         for level, name in enumerate(names):
-            found = places.get(name)
-            if found is None and level < 2 and len(set(endings.get(name, ()))) == 1:  # absolute paths
+            found = places.get(name, [])
+            if not found and level < 2 and len(endings.get(name, ())) == 1:  # absolute paths
                 found = endings[name][0]
-            if found is not None and counts[level][name] == 1:
-                rows[network.name] = found
+            if len(found) == 1 and counts[level][name] == 1:
+                rows[network.name] = found[0]
                 break
-    several = sum(any(name in places and places[name] is None for name in names) for names in levels)
+            if found and counts[level][name] == 1:  # two rows for one name: neither can be used
+                several.setdefault(network.name, found)
     return _Match(column, rows, several=several)
 
 
@@ -259,7 +271,7 @@ def _by_run(table: PropertyTable, column: str, networks: Sequence[NetworkName], 
     times = {str(zoo_name(name)): name for name in reversed(table.columns) if zoo_name(name) in TIMES}
     rows: dict[str, int] = {}
     runs: dict[str, str] = {}
-    several = 0
+    several: dict[str, Sequence[int]] = {}
     for network in networks:
         found = next((name for name in _run_names(network, matched) if name in of_value), None)
         if found is None:
@@ -267,7 +279,8 @@ def _by_run(table: PropertyTable, column: str, networks: Sequence[NetworkName], 
         places = _rows_at(table, of_value[found], times, matched.times[network.name])
         if len(places) == 1:
             rows[network.name], runs[network.name] = places[0], found
-        several += len(places) > 1
+        elif places:
+            several[network.name] = places
     return _Match(column, rows, runs, is_by_run=True, several=several)
 
 

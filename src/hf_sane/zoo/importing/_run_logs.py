@@ -22,6 +22,7 @@ from hf_sane.zoo.importing._property_files import (
     rows_by_time,
     times_of_log,
     whole,
+    with_path,
 )
 from hf_sane.zoo.importing._trees import Tree
 
@@ -127,10 +128,11 @@ def _read_run(files: Iterable[str], tree: Tree, notes: list[str]) -> _Run:
             if path.name == SETTINGS:
                 run.settings |= _read_settings(path)
                 continue
-            table = read_properties(path)
+            table = with_path(read_properties(path), name)
         except InvalidFileError as error:
             notes.append(f"{name}: left out, {error.got}")
             continue
+        notes += table.notes
         if EVENTS in path.name:  # they name their run, and have nothing but numbers
             table = PropertyTable(table.file, [{k: v for k, v in row.items() if k != RUN} for row in table.rows], ())
         for time in times_of_log(table):
