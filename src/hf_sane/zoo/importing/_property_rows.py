@@ -108,10 +108,10 @@ def _match_table(table: PropertyTable, networks: Sequence[NetworkName], key: str
     # the first of equals
     best = max([*by_fields, *by_file, *by_run], key=lambda match: len(match.rows), default=None)
     if (best is None or not best.rows) and (
-        several := max((len(match.several) for match in (*by_file, *by_run)), default=0)
+        count := max((len(match.several) for match in (*by_file, *by_run)), default=0)
     ):
         raise ValueError(
-            f"{table.file}: {several} networks have several different rows; expected one row per network, or per "
+            f"{table.file}: {count} networks have several different rows; expected one row per network, or per "
             "run and epoch; remove the others, or say which part of a path is the epoch (--pattern)"
         )
     if best is None or not best.rows:
