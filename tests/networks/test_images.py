@@ -155,6 +155,25 @@ def test_dataset_dict_of_arrays_with_other_column_names():
     assert [len(data.split(name)[1]) for name in ("train", "validation", "test")] == [20, 20, 20]
 
 
+def test_the_only_column_that_can_be_meant_has_the_labels(caplog):
+    """Names in other languages: a column of texts, or of whole numbers, whose values repeat."""
+    images = images_dataset(12).remove_columns("label").rename_column("image", "bild")
+    named = images.add_column("klasse", ["katze", "hund", "kuh"] * 4).add_column(
+        "datei", [f"{i}.png" for i in range(12)]
+    )
+    data = load_images(named)
+    assert data.class_names == ("hund", "katze", "kuh")
+    assert data.num_classes == 3
+    assert "classes are taken from the column 'klasse', the only one that can be meant" in caplog.text
+    numbered = images.add_column("klasse", [0, 1, 1] * 4)
+    assert (
+        load_images(datasets.DatasetDict({"train": numbered, "test": numbered})).test_labels.tolist() == [0, 1, 1] * 4
+    )
+    for ambiguous in (named.add_column("farbe", ["rot", "blau"] * 6), named.remove_columns("klasse")):
+        with pytest.raises(KeyError, match=r"expected an image column .* and a label column"):
+            load_images(ambiguous)
+
+
 def test_classes_of_an_npz_may_have_names_or_be_numbered_from_one(tmp_path, caplog):
     """Labels from 1 made an eleventh class of ten, that no image has."""
     pixels = np.zeros((6, 6, 6), dtype=np.uint8)

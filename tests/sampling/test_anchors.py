@@ -57,6 +57,12 @@ def test_networks_without_an_accuracy_are_no_anchors(split):
     assert split.described(choose_anchors(split, num_anchors=1)) == [("run-8", 9)]
 
 
+def test_scores_that_are_all_unknown_choose_no_anchors(split):
+    unknown = np.full(len(split.values["epoch"]), -np.inf)
+    with pytest.raises(ValueError, match=r"expected a finite score of at least one of 10 training networks, got none"):
+        choose_anchors(split, accuracy=unknown)
+
+
 def test_fewer_anchors_than_asked_for(split):
     with pytest.raises(ValueError, match="at most 3 anchors, the top 30% of 10 runs, got 4; request fewer"):
         choose_anchors(split, num_anchors=4)

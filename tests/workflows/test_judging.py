@@ -307,3 +307,33 @@ def test_networks_far_below_their_records_are_noticed():
     assert "have an accuracy of 0.11 on this data, but 0.93 in their records" in note
     assert "--image-size" in note
     assert accuracy_notes([0.9], 0.8) == accuracy_notes([], 0.1) == accuracy_notes([0.9], None) == []
+
+
+FAILING = """
+import torch
+
+def raises(module):
+    return torch.zeros(2) @ torch.zeros(3)
+
+def no_arguments():
+    return 1.0
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "raises",
+            r"from raises\(\w+\), got RuntimeError: .* \(mine.py, line 5\); correct the function, which takes a",
+        ),
+        (
+            "no_arguments",
+            r"from no_arguments\(\w+\), got TypeError: .*takes 0 positional arguments.* given; correct the",
+        ),
+    ],
+)
+def test_a_function_that_fails_is_told_with_its_place(name, message, sane, regressors, tmp_path):
+    (tmp_path / "mine.py").write_text(FAILING)
+    with pytest.raises(ValueError, match=f"expected a number {message}"):
+        sane.sample(regressors, evaluate=f"{tmp_path / 'mine.py'}:{name}", **SMALL)

@@ -131,6 +131,39 @@ def test_networks_of_a_registered_module_run(own, zoo):
     np.testing.assert_allclose(accuracy, split.column("test_accuracy"), atol=0.005)  # a few images are near ties
 
 
+def test_another_module_is_named_with_what_differs(own, zoo):
+    """The tensors of the zoo are not those of the module that was passed, or of its arguments."""
+    wider = load_module(f"{own / 'two_heads.py'}:TwoHeads", {"width": 4})
+    register_architecture(wider, torch.zeros(1, 1, 8, 8), name="Wide")
+    split = Zoo.load(zoo).splits["train"]
+    shapes = r"with digit.weight \[10, 4\] instead of \[10, 8\]"
+    wanted = rf"expected a module with the tensors of 'net\d+.safetensors', got Wide, {shapes}; pass the class and the arguments"
+    with pytest.raises(ValueError, match=wanted):
+        split.config(0)
+    _modules._REGISTERED.clear()
+    register_architecture(nn.Sequential(nn.Linear(2, 3)), torch.zeros(1, 2), name="Other")
+    with pytest.raises(ValueError, match=r"got Other, without .* and 7 more and with further 0.weight, 0.bias; pass"):
+        split.config(0)
+
+
+def test_imported_and_built_networks_of_a_module_are_of_one_architecture(own, zoo, tmp_path):
+    module = {"module": f"{own / 'two_heads.py'}:TwoHeads", "module_input": [1, 8, 8]}
+    built = hf_sane.build_zoo(
+        "digits",
+        output=tmp_path / "built",
+        num_models=6,
+        epochs=1,
+        train_limit=50,
+        token_dim=37,
+        progress_bar=False,
+        **module,
+    )
+    kinds = {str(part.splits["train"].column("architecture")[0]) for part in (built, Zoo.load(zoo))}
+    assert len(kinds) == 2
+    options = {"plots": False, "num_points": 0, "align": False, **module}
+    assert "net" in str(hf_sane.map_regions([zoo, tmp_path / "built"], **options))
+
+
 def test_its_zoo_is_aligned_by_traced_symmetries(own, zoo):
     found = Zoo.load(zoo)
     with pytest.raises(ValueError, match="--module my_file.py:MyModule --module-input 1,28,28"):

@@ -13,13 +13,13 @@ from hf_sane.analysis._regions import RegionMap
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.networks._batchnorm import NUM_BATCHES, condition_batch_norm
 from hf_sane.networks._images import load_zoo_images
-from hf_sane.networks._modules import architecture_permutations
+from hf_sane.networks._modules import architecture_permutations, find_architecture
 from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.networks._tasks import Task
 from hf_sane.records._errors import name_some
 from hf_sane.symmetry._permutation import PermutationSpec
 from hf_sane.zoo._dataset import Zoo, ZooSplit
-from hf_sane.zoo._facts import MIX_KEY
+from hf_sane.zoo._facts import IMPORTED, MIX_KEY
 from hf_sane.zoo._mixing import SOURCE_COLUMN
 from hf_sane.zoo._symmetries import network_spec
 
@@ -170,7 +170,11 @@ def zoo_networks(
     if not parts:
         raise ValueError(f"expected at least one network, got none in {', '.join(splits)} of {len(zoos)} zoos")
     for column in ("architecture", "activation"):
-        found = {str(value): zoo.facts.name for _, zoo, part in parts for value in part.column(column)}
+        found = {
+            _registered_name(zoo, part, value) if column == "architecture" else str(value): zoo.facts.name
+            for _, zoo, part in parts
+            for value in dict.fromkeys(part.column(column).tolist())
+        }
         if len(found) > 1:
             shown = ", ".join(f"{value} ({name})" for value, name in found.items())
             raise ValueError(f"expected networks of one {column}, got {shown}; leave the others out")
@@ -199,6 +203,18 @@ def zoo_networks(
     kind = (str(part.column(name)[0]) for name in ("architecture", "layout"))
     trace = partial(network_spec, zoo.facts, *kind, alignment=zoo.alignment)
     return LabelledNetworks(config, tensors, labels, runs, starts, layout.aliases, trace, layout.module_names)
+
+
+def _registered_name(zoo: Zoo, part: ZooSplit, architecture: str) -> str:
+    """Name of an architecture in a zoo; for networks of a registered module, that of the module.
+
+    Imported networks of a module and those that `zoo build` trained have different settings.
+    """
+    if not architecture.startswith(IMPORTED):
+        return architecture
+    row = part.column("architecture").tolist().index(architecture)
+    known = find_architecture(zoo.facts.parsed_layouts[part.column("layout")[row]])
+    return architecture if known is None else known.name
 
 
 def _require_same_tensors(parts: Sequence[tuple[int, Zoo, ZooSplit]]) -> None:

@@ -125,9 +125,38 @@ def dataset_parts(source: datasets.Dataset | datasets.DatasetDict, image_size: i
     Raises:
         KeyError: If there is no training split, or a column is missing.
     """
-    splits = {split: _complete_images(split, part) for split, part in labelled_splits(source).items()}
+    found = labelled_splits(_with_label_column(source))
+    splits = {split: _complete_images(split, part) for split, part in found.items()}
     names = label_names(splits["train"])
     return {split: _dataset_part(split, part, names, image_size) for split, part in splits.items()}
+
+
+def _with_label_column(
+    source: datasets.Dataset | datasets.DatasetDict,
+) -> datasets.Dataset | datasets.DatasetDict:
+    """The dataset with its labels in a column of that name, if one other column can be meant.
+
+    This is the only column besides the images with texts or whole numbers, of which there are at least two, each twice
+    on average.
+    """
+    splits = source if isinstance(source, datasets.DatasetDict) else {"": source}
+    first = splits.get("train", next(iter(splits.values())))
+    if label_column(first) is not None or (image_column := _image_column(first)) is None:
+        return source
+    candidates = [name for name in first.column_names if name != image_column and _may_be_label(first, name)]
+    if len(candidates) != 1 or any(candidates[0] not in part.column_names for part in splits.values()):
+        return source
+    logger.warning("classes are taken from the column %r, the only one that can be meant", candidates[0])
+    return source.rename_column(candidates[0], LABEL_COLUMNS[0])
+
+
+def _may_be_label(dataset: datasets.Dataset, column: str) -> bool:
+    feature = dataset.features[column]
+    is_index = isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint"))
+    if not (_is_text(feature) or is_index):
+        return False
+    values = pc.unique(dataset.with_format("arrow")[column][:])
+    return 2 <= len(values) - values.null_count <= len(dataset) / 2
 
 
 def _complete_images(split: str, dataset: datasets.Dataset) -> datasets.Dataset:

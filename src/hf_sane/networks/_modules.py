@@ -295,6 +295,23 @@ def find_architecture(network: Layout | nn.Module | Mapping[str, Tensor]) -> Mod
     return _REGISTERED.get(shapes) or next((known for known in _REGISTERED.values() if known.has(shapes)), None)
 
 
+def registered_misfit(layout: Layout) -> str | None:
+    """How the registered module differs from networks of a layout, if there is exactly one and it does."""
+    if len(_REGISTERED) != 1 or find_architecture(layout) is not None:
+        return None
+    ((shapes, known),) = _REGISTERED.items()
+    own, others = dict(sorted(shapes)), dict(sorted(_layout_shapes(layout)))
+    differing = {
+        "without": [name for name in others if name not in own],
+        "with further": [name for name in own if name not in others],
+    }
+    facts = [f"{word} {name_some(names)}" for word, names in differing.items() if names]
+    for name in (name for name in others if own.get(name, others[name]) != others[name]):
+        facts.append(f"with {name} {list(own[name])} instead of {list(others[name])}")
+        break
+    return f"{known.name}, {' and '.join(facts)}"
+
+
 def transformers_architecture(settings: Mapping[str, Any], layout: Layout) -> ModuleArchitecture | None:
     """The architecture of a Transformers class, from the configuration of imported networks.
 

@@ -13,6 +13,7 @@ from hf_sane.models.modes_sane import modes_kept
 from hf_sane.networks._metrics import BUILT_IN, EVALUATION_BATCH, Metric, module_logits
 from hf_sane.networks._stacked import StackedNetworks, check_logits, example_losses, running_on
 from hf_sane.networks._texts import TextData
+from hf_sane.records._errors import place_of, shorten
 
 # Judges a module; may also take `split`, which is "validation" or "test".
 Judgement = Callable[..., float]
@@ -187,10 +188,19 @@ class OwnTask(Task):
 
         Raises:
             TypeError: If it is not a number.
+            ValueError: If the function raises an error.
         """
         with modes_kept(network):
             network.eval()
-            found = self.function(network, split=split) if self.is_split else self.function(network)
+            try:
+                found = self.function(network, split=split) if self.is_split else self.function(network)
+            except Exception as error:
+                called = f"{self.metric}({type(network).__name__}{f', {split!r}' if self.is_split else ''})"
+                place = f" ({found})" if (found := place_of(error)) else ""
+                raise ValueError(
+                    f"expected a number from {called}, got {type(error).__name__}: {shorten(error)}{place}; correct "
+                    "the function, which takes a module and returns a number"
+                ) from error
         try:
             return float(found.item() if isinstance(found, Tensor) else found)
         except (TypeError, ValueError, RuntimeError) as error:

@@ -35,11 +35,17 @@ def choose_anchors(
     """
     if not 0 < top_fraction <= 1 or (num_anchors is not None and num_anchors < 1):
         raise ValueError(f"expected top_fraction in (0, 1] and num_anchors >= 1, got {top_fraction} and {num_anchors}")
+    was_measured = accuracy is not None
     known = split.column("validation_accuracy") if accuracy is None else accuracy
     accuracy = np.asarray(known, dtype=np.float64)
     epochs = np.asarray(split.column("epoch"))
     candidates = np.flatnonzero(epochs == epoch) if epoch is not None else _last_checkpoints(split, epochs)
     if len(candidates) and not np.isfinite(accuracy[candidates]).any():
+        if was_measured:
+            raise ValueError(
+                f"expected a finite score of at least one of {len(candidates)} training networks, got none; check the "
+                "networks, and the function or images that judge them"
+            )
         raise ValueError(
             "the accuracy of the networks on validation images is unknown; name images to judge them by (--images)"
         )

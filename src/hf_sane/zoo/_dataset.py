@@ -27,7 +27,12 @@ from hf_sane.architectures.presets import build_model
 from hf_sane.core._layout import Layout
 from hf_sane.core._types import StateDict
 from hf_sane.networks._fields import field_architecture
-from hf_sane.networks._modules import ModuleArchitecture, find_architecture, transformers_architecture
+from hf_sane.networks._modules import (
+    ModuleArchitecture,
+    find_architecture,
+    registered_misfit,
+    transformers_architecture,
+)
 from hf_sane.networks._stacked import StackedNetworks, with_settings
 from hf_sane.records._disks import NO_SPACE
 from hf_sane.records._errors import InvalidFileError, reading
@@ -156,6 +161,11 @@ class ZooSplit:
                 Transformers.
         """
         if (found := self.find_config(index)) is None:
+            if misfit := registered_misfit(self.layout(index)):
+                raise ValueError(
+                    f"expected a module with the tensors of {self.run_ids[index]!r}, got {misfit}; pass the class and "
+                    "the arguments of these networks (--module, --module-args, hf_sane.register_architecture)"
+                )
             raise ValueError(
                 f"the architecture of {self.run_ids[index]!r} is unknown to this library and to Transformers (only "
                 "its weights are stored); pass its code: hf_sane.register_architecture(MyModule, example_inputs), or "
