@@ -186,7 +186,10 @@ ENDS = {
     "info": {"pickled": (None, PICKLES)},  # a folder has a line for each file
     "analyze": {"adapter": "all weights are zero", "pickled": PICKLES},
     "diff": {"adapter": "'megatron_config': {'a': 1}", "pickled": PICKLES},
-    "embed": {"known": OTHER_LAYOUT, "sane": OTHER_LAYOUT, "adapter": OTHER_LAYOUT, "pickled": PICKLES},
+    "embed": {
+        **dict.fromkeys(("known", "sane", "adapter"), OTHER_LAYOUT),
+        "pickled": ("expected nothing but tensors", PICKLES),
+    },
     "soup": {"adapter": "merge it into its base", "pickled": PICKLES},
     "regions": {
         **dict.fromkeys(("known", "own", "unknown", "sane"), NO_ADAPTER),
