@@ -190,7 +190,7 @@ ENDS = {
         **dict.fromkeys(("known", "sane", "adapter"), OTHER_LAYOUT),
         "pickled": ("expected nothing but tensors", PICKLES),
     },
-    "soup": {"adapter": "merge it into its base", "pickled": PICKLES},
+    "soup": {"adapter": "merge it into its base", "pickled": ("expected safetensors, a shard index", PICKLES)},
     "regions": {
         **dict.fromkeys(("known", "own", "unknown", "sane"), NO_ADAPTER),
         "adapter": "'megatron_config': {'a': 1}",

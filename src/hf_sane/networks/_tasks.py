@@ -196,7 +196,7 @@ class OwnTask(Task):
                 found = self.function(network, split=split) if self.is_split else self.function(network)
             except Exception as error:
                 called = f"{self.metric}({type(network).__name__}{f', {split!r}' if self.is_split else ''})"
-                place = f" ({found})" if (found := place_of(error)) else ""
+                place = f" ({where})" if (where := place_of(error)) else ""
                 raise ValueError(
                     f"expected a number from {called}, got {type(error).__name__}: {shorten(error)}{place}; correct "
                     "the function, which takes a module and returns a number"
