@@ -204,6 +204,33 @@ def test_damaged_logs_are_told_and_the_rest_goes_on(tmp_path):
     assert [found[f"version_{run}", 2][:2] for run in (1, 2)] == [EXPECTED[f"version_{run}", 2][:2] for run in (1, 2)]
 
 
+def test_hyper_parameters_and_results_in_checkpoints_become_properties(tmp_path):
+    folder = tmp_path / "nets"
+    folder.mkdir()
+    for number, name in enumerate("abc"):
+        settings = {"lr": 0.1 * (number + 1), "Größe": 8, "model": {"depth": 2}, "betas": [0.9], "note": "x" * 999}
+        beside = {"best_acc": torch.tensor(0.5 + number), "pytorch-lightning_version": "2.0", "hparams_name": "kwargs"}
+        content = {"state_dict": weights(number), "epoch": 3, "hyper_parameters": settings, **beside}
+        torch.save(content, folder / f"{name}.ckpt")
+    torch.save(weights(7), folder / "d.ckpt")
+    (tmp_path / "runs.csv").write_text("file,learning_rate\na.ckpt,0.5\nd.ckpt,0.7\n")
+    result = import_runs(folder, tmp_path / "zoo", properties=[tmp_path / "runs.csv"], split_shares=[1, 0, 0])
+    split = result.zoo.splits["train"]
+    columns = ("learning_rate", "größe", "model_depth", "best_acc")
+    found = {
+        name: tuple(None if value != value else value for value in row)
+        for name, *row in zip(split.column("repo_id"), *(split.column(name).tolist() for name in columns), strict=True)
+    }
+    assert found == {
+        "a.ckpt": (pytest.approx(0.5), 8, 2, 0.5),
+        "b.ckpt": (pytest.approx(0.2), 8, 2, 1.5),
+        "c.ckpt": (pytest.approx(0.3), 8, 2, 2.5),
+        "d.ckpt": (pytest.approx(0.7), None, None, None),
+    }
+    assert set(result.zoo.facts.data["properties"]["columns"]) == {*columns, "epoch"}
+    assert any(note.startswith("properties that checkpoints store: ") for note in result.notes)
+
+
 def test_event_files_that_are_cut_off_keep_what_they_have(tmp_path):
     log_events(tmp_path / "r1", 0)
     (file,) = (tmp_path / "r1").glob("*tfevents*")

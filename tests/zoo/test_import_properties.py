@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -336,6 +337,8 @@ def test_a_pattern_keeps_runs_together_and_gives_columns(tmp_path):
         (["1,234", "5,678"], []),  # thousands or decimals: nobody knows
         (["1.234,5"], []),
         (["a", "0.5x"], []),
+        (["1" + "0" * 30, "2"], [1e30, 2]),
+        (["9" * 5000, 10**400, 2**64], [math.inf, 2.0**64]),
     ],
 )
 def test_numbers_as_people_write_them(texts, numbers):
@@ -427,6 +430,10 @@ def test_a_text_among_numbers_is_left_empty_and_said():
     raw["3"] = {"loss_x": "crashed", "epoch": "half"}
     found = typed_columns(raw)
     assert "loss_x" not in found.rows["3"]
+    large = typed_columns(
+        {"a": {"epoch": 2**40, "seed": 2**40, "n": 10**400}, "b": {"epoch": 1, "seed": 2**70, "n": 1}}
+    )
+    assert large.rows == {"a": {"seed": 2**40, "n": "1" + "0" * 400}, "b": {"epoch": 1, "n": "1"}}
     assert found.rows["4"] == {"loss_x": 4, "epoch": 4}
     assert "loss_x: values that are not numbers, left empty: 1 of 20 ('crashed')" in found.notes
 

@@ -266,12 +266,20 @@ def write_arrays(folder: Path, count: int = 8, **changes: object) -> np.ndarray:
     (folder / "layout.csv").write_text(str(changes.get("layout", "\n".join(lines))))
     table = ["config.activation,config.learning_rate,config.w_init,modeldir,step,test_accuracy,train_accuracy"]
     for row in range(changes.get("rows", count)):
-        run, step = divmod(row, 2)
-        table.append(
-            f"relu,{0.001 * (run + 1)},normal,/cns/runs/{run},{(0, 86)[step]},{0.1 + row / 100},{0.2 + row / 100}"
-        )
+        run, step = row // 2, (0, 86)[row % 2]
+        place = changes.get("runs", "/cns/runs/{}").format(run, step)
+        table.append(f"relu,{0.001 * (run + 1)},normal,{place},{step},{0.1 + row / 100},{0.2 + row / 100}")
     (folder / "metrics.csv.gz").write_bytes(gzip.compress("\n".join(table).encode()))
     return weights
+
+
+@pytest.mark.parametrize("written", ["/cns/runs/{}/permanent_ckpt-{}", "/cns/runs/{}/checkpoint_{}/"])
+def test_folders_named_after_a_checkpoint_are_one_run(written, tmp_path):
+    write_arrays(tmp_path / "mnist", runs=written)
+    zoo = import_zoo(ImportSettings(folder=tmp_path, token_dim=13), tmp_path / "zoo").zoo
+    assert sorted(rows(zoo)) == [(str(run), step) for run in range(4) for step in (0, 86)]
+    members = [set(split.column("run_id")) for split in zoo.splits.values()]
+    assert sum(map(len, members)) == len(set.union(*members)) == 4
 
 
 def test_the_array_of_small_cnns_is_a_zoo(tmp_path, monkeypatch):

@@ -52,6 +52,7 @@ from hf_sane.zoo.importing._property_rows import Matched, match_rows
 from hf_sane.zoo.importing._published import published_table, read_published_name
 from hf_sane.zoo.importing._reading import ImportedNetwork, import_network, network_files
 from hf_sane.zoo.importing._run_logs import FILE, logged_table
+from hf_sane.zoo.importing._saved_facts import add_saved_facts
 from hf_sane.zoo.importing._settings import ImportSettings
 from hf_sane.zoo.importing._sources import Repository, Source, find_networks, find_sources
 from hf_sane.zoo.importing._trees import Tree, open_tree
@@ -400,6 +401,8 @@ def _match_properties(importer: _Importer, tables: Sequence[PropertyTable]) -> t
     for name, times in matched.times.items():
         if "epoch" in times:
             matched.rows[name]["epoch"] = times["epoch"]
+    saved = {name: network.saved for name, network in importer.networks.items()}
+    matched.notes += add_saved_facts(matched.rows, saved)
     return matched, typed_columns(matched.rows)
 
 

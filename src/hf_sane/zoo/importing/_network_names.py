@@ -13,7 +13,7 @@ TIMES = ("epoch", "step")
 EPOCH = re.compile(r"(?:^|[^a-z])(?:epoch|ep)[-_=]?(\d+)", re.IGNORECASE)
 STEP = re.compile(r"(?:^|[^a-z])(?:global_step|step|iteration|iter|checkpoint|ckpt)[-_=]?(\d+)", re.IGNORECASE)
 # Words beside times that do not distinguish runs: `model_epoch_3.pt`, `epoch=3-step=400.ckpt`.
-NO_RUN = re.compile(r"(model|network|net|weights|checkpoints?|ckpt|\W|_)*(\.\w+){0,2}", re.IGNORECASE)
+NO_RUN = re.compile(r"(model|network|net|weights|checkpoints?|ckpt|permanent|\W|_)*(\.\w+){0,2}", re.IGNORECASE)
 LAST = re.compile(r"(last|final|latest)\b", re.IGNORECASE)
 CHOSEN = re.compile(rf"({LAST.pattern}|best\b)", re.IGNORECASE)  # from one run, whose folder names it
 FIELD = re.compile(r"\{(?P<name>[^\W\d]\w*)(?::(?P<kind>[dgs]))?\}|(?P<wildcard>\*+)")
@@ -81,7 +81,7 @@ def read_pattern(pattern: str) -> Callable[[str], dict[str, Any] | None]:
         if found is None:
             return None
         values = {name: types[kind](found[name]) for name, kind in names.items()}
-        return values if names_runs else {"run": _run_of(path) or _without(path, map(found.span, times)), **values}
+        return values if names_runs else {"run": run_of(path) or _without(path, map(found.span, times)), **values}
 
     return take
 
@@ -110,7 +110,7 @@ def read_name(name: str, take: Callable[[str], dict[str, Any] | None] | None) ->
             if numbers := expression.findall(part):
                 times[key] = int(numbers[-1])
                 break
-    return NetworkName(name, _run_of(name), times)
+    return NetworkName(name, run_of(name), times)
 
 
 def with_saved_times(found: NetworkName, saved: Mapping[str, int]) -> NetworkName:
@@ -118,7 +118,7 @@ def with_saved_times(found: NetworkName, saved: Mapping[str, int]) -> NetworkNam
     if found.times or not saved:
         return found
     path = PurePosixPath(found.name)
-    run = _run_of(str(path.with_name("epoch_0"))) if CHOSEN.match(path.name) else None
+    run = run_of(str(path.with_name("epoch_0"))) if CHOSEN.match(path.name) else None
     return replace(found, times=saved, run=found.run or run)
 
 
@@ -127,9 +127,9 @@ def is_part_of_run(folder: str) -> bool:
     return NO_RUN.fullmatch(STEP.sub("", EPOCH.sub("", folder))) is not None
 
 
-def _run_of(name: str) -> str | None:
+def run_of(name: str) -> str | None:
     """The folder above the parts that only say when a network was saved."""
     parts, has_time = list(PurePosixPath(name).parts), False
     while parts and NO_RUN.fullmatch(rest := STEP.sub("", EPOCH.sub("", parts[-1]))):
         has_time |= rest != parts.pop()
-    return "/".join(parts) if parts and has_time else None
+    return str(PurePosixPath(*parts)) if parts and has_time else None

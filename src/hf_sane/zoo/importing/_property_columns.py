@@ -55,7 +55,8 @@ MOSTLY = 0.9  # share of numbers from which a column with some texts is numeric
 MAX_CATEGORIES, MAX_CATEGORY_SHARE = 50, 0.5
 MAX_COLUMNS, MAX_TEXT = 200, 1000
 PERCENT = 100.0
-MAX_INTEGER = 2**63 - 1
+MAX_INTEGER, MAX_BITS = 2**63 - 1, 1024  # of integers, and of those that floats can hold
+MAX_EPOCH = 2**31 - 1
 SHOWN = 3
 
 
@@ -105,7 +106,7 @@ def typed_columns(raw: Mapping[str, Mapping[str, Any]]) -> PropertyColumns:
     features: dict[str, Value] = {}
     described: dict[str, dict[str, Any]] = {}
     for name, column in named.items():
-        typed, kind, note = _typed(values[name], wanted=_wanted(column))
+        typed, kind, note = _typed(values[name], _wanted(column), MAX_EPOCH if column == "epoch" else MAX_INTEGER)
         notes += [f"{shorten(name)}: {note}"] if note else []
         if column in ACCURACIES and typed and max(typed.values()) > 1:
             if max(typed.values()) > PERCENT:
@@ -117,7 +118,9 @@ def typed_columns(raw: Mapping[str, Mapping[str, Any]]) -> PropertyColumns:
             )
         if column not in FEATURES:
             features[column] = VALUES[kind]
-        described[column] = {"type": kind, "from": name, "known": len(typed)}
+        # JSON can hold names that are not valid Unicode.
+        written = name.encode(errors="backslashreplace").decode()
+        described[column] = {"type": kind, "from": written, "known": len(typed)}
         for network, value in typed.items():
             rows[network][column] = value
     _add_gaps(rows, described)
@@ -159,7 +162,7 @@ def _wanted(column: str) -> Kind | None:
     return "category" if column in CHOICES else None
 
 
-def _typed(values: Mapping[str, Any], wanted: Kind | None) -> tuple[dict[str, Any], Kind, str | None]:
+def _typed(values: Mapping[str, Any], wanted: Kind | None, largest: int) -> tuple[dict[str, Any], Kind, str | None]:
     """Values of a column in a single type, its name, and notes about what was left out."""
     if wanted != "category":
         numbers = numbers_of(values)
@@ -171,17 +174,14 @@ def _typed(values: Mapping[str, Any], wanted: Kind | None) -> tuple[dict[str, An
                 if odd
                 else None
             )
-            are_whole = all(float(value).is_integer() and abs(value) <= MAX_INTEGER for value in numbers.values())
+            are_whole = all(float(value).is_integer() and abs(value) <= largest for value in numbers.values())
             if wanted == "integer" or (wanted is None and all(isinstance(v, int) for v in numbers.values())):
                 if are_whole:
                     return {network: int(value) for network, value in numbers.items()}, "integer", note
-                whole = {network: int(v) for network, v in numbers.items() if float(v).is_integer()}
+                whole = {n: int(v) for n, v in numbers.items() if float(v).is_integer() and abs(v) <= largest}
                 if wanted == "integer":
-                    return (
-                        whole,
-                        "integer",
-                        f"values that are not whole numbers, left empty: {len(values) - len(whole)} of {len(values)}",
-                    )
+                    bad = f"{len(values) - len(whole)} of {len(values)}"
+                    return whole, "integer", f"values that are not whole numbers, or too large, left empty: {bad}"
             return {network: float(value) for network, value in numbers.items()}, "float", note
     texts = {network: _text(value) for network, value in values.items()}
     distinct = len(set(texts.values()))
@@ -210,10 +210,14 @@ def numbers_of(values: Mapping[str, Any]) -> dict[str, int | float]:
         if isinstance(value, bool):
             continue
         if isinstance(value, int | float):
-            found[network] = value
+            if isinstance(value, float) or abs(value) <= MAX_INTEGER:
+                found[network] = value
+            elif value.bit_length() < MAX_BITS:
+                found[network] = float(value)
         elif isinstance(value, str):
             if INTEGER.fullmatch(value):
-                found[network] = int(value)
+                number = float(value)
+                found[network] = int(value) if abs(number) < MAX_INTEGER else number
             elif NUMBER.fullmatch(value):
                 found[network] = float(value)
             elif DECIMAL_COMMA.fullmatch(value) and not may_be_thousands:

@@ -9,7 +9,7 @@ from typing import Any
 
 from hf_sane.records._errors import did_you_mean, name_some, shorten
 from hf_sane.zoo._records import MEASURES, NUMBERS
-from hf_sane.zoo.importing._network_names import TIMES, NetworkName
+from hf_sane.zoo.importing._network_names import TIMES, NetworkName, run_of
 from hf_sane.zoo.importing._property_columns import zoo_name
 from hf_sane.zoo.importing._property_files import PropertyTable, text_columns, whole
 
@@ -328,7 +328,8 @@ def _take_rows(table: PropertyTable, match: _Match, result: Matched) -> None:
             if role in TIMES and (time := whole(row.get(name))) is not None:
                 result.times[network].setdefault(str(role), time)
             if role == "run" and row.get(name) is not None and not match.is_by_run:
-                result.runs.setdefault(network, str(row[name]))
+                # some name the checkpoint, instead of its run
+                result.runs.setdefault(network, run_of(str(row[name])) or str(row[name]))
         if network in match.runs:
             result.runs.setdefault(network, match.runs[network])
     if partial:

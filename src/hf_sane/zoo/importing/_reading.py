@@ -31,11 +31,11 @@ from hf_sane.zoo._facts import (
     layout_key,
 )
 from hf_sane.zoo._records import ModelRecord
+from hf_sane.zoo.importing._saved_facts import saved_facts, saved_times
 from hf_sane.zoo.importing._settings import ImportSettings
 from hf_sane.zoo.importing._sources import Repository, is_pickled
 
 CONFIG_NAMES = ("config.json", "adapter_config.json")
-SAVED_TIMES = {"epoch": ("epoch",), "step": ("global_step", "step", "iteration")}  # beside weights, by preference
 MAX_CONFIG_BYTES = 2**20
 MAX_PADDING = 8  # limit of token bytes, relative to file bytes, since rows much shorter than a token are padded
 MAX_SCALARS = 2**31 - 1  # of one row, since Arrow's list offsets are int32
@@ -52,6 +52,7 @@ class ImportedNetwork:
         content: SHA-256 of layout and weights.
         path: File with the tensors.
         times: Epoch and step that the file stores beside the weights.
+        saved: Hyper-parameters and results that it stores beside them.
     """
 
     properties: Mapping[str, Any]
@@ -60,6 +61,7 @@ class ImportedNetwork:
     content: str
     path: Path
     times: Mapping[str, int]
+    saved: Mapping[str, Any]
 
     @classmethod
     def load(cls, path: Path) -> "ImportedNetwork":
@@ -80,7 +82,8 @@ class ImportedNetwork:
         if (content := _content(layout, tensors)) != facts["content"].text():
             facts["content"].fail(f"the digest of the tensors, {content}")
         times = {name: time.whole() for name, time in facts["times"].items()}
-        return cls(**known, content=content, path=path, times=times)
+        saved = facts["saved"].mapping()
+        return cls(**known, content=content, path=path, times=times, saved=saved)
 
     def record(self, properties: Mapping[str, Any]) -> ModelRecord:
         """The network as a row, with additional columns."""
@@ -144,7 +147,7 @@ def import_network(
         )
     local = {name: repository.fetch(name) for name in files}
     place = repository.fetch(file) if file not in local else local[file]
-    state_dict, times = _weights_and_times(place, arguments.key)
+    state_dict, times, saved = _weights_and_facts(place, arguments.key)
     own = _own_config(config, state_dict)
     if own is not None:
         state_dict = {name: state_dict[name] for name in empty_model(own).state_dict()}
@@ -171,30 +174,19 @@ def import_network(
         "architecture": settings,
         "content": _content(layout, tensors),
         "times": times,
+        "saved": saved,
     }
     with write_atomically(path, durable=False) as partial:  # `ImportedNetwork.load` compares digests
         save_file(tensors, partial, metadata={"facts": json.dumps(facts)})
     return ImportedNetwork(**facts, path=path)
 
 
-def _weights_and_times(path: Path, key: str | None) -> tuple[StateDict, dict[str, int]]:
-    """Weights of a file, and the epoch and step that trainers store beside them."""
+def _weights_and_facts(path: Path, key: str | None) -> tuple[StateDict, dict[str, int], dict[str, Any]]:
+    """Weights of a file; the epoch and step, and other facts that trainers store beside them."""
     if weights_reader(path) not in WHOLE:
-        return load_state_dict(path, key=key), {}
+        return load_state_dict(path, key=key), {}, {}
     content = load_whole(path)
-    return choose_state_dict(content, path, key=key), saved_times(content)
-
-
-def saved_times(content: object) -> dict[str, int]:
-    """Epoch and step in a training checkpoint, as in `{"state_dict": ..., "epoch": 3, "global_step": 400}`."""
-    times: dict[str, int] = {}
-    for time, names in SAVED_TIMES.items():
-        found = [content[name] for name in names if name in content] if isinstance(content, Mapping) else []
-        values = [value.item() if isinstance(value, Tensor) and value.numel() == 1 else value for value in found]
-        whole = [value for value in values if isinstance(value, int) and not isinstance(value, bool) and value >= 0]
-        if whole:
-            times[time] = whole[0]
-    return times
+    return choose_state_dict(content, path, key=key), saved_times(content), saved_facts(content)
 
 
 def _check_bytes(file: str, size: int, arguments: ImportSettings) -> None:
