@@ -1,5 +1,7 @@
 """Each rule finds what it is for, and nothing in a network that is as it should be."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -139,7 +141,7 @@ def judged(case: dict[str, torch.Tensor] | Surroundings, rule: str) -> list[Find
 
 
 def test_every_rule_is_in_the_table():
-    assert TABLE.keys() == {*RULES, "tied"}  # which the rule `duplicate` finds
+    assert TABLE.keys() == {*RULES}
 
 
 @pytest.mark.parametrize("rule", TABLE)
@@ -171,6 +173,23 @@ def test_a_rule_finds_its_fault_and_nothing_that_resembles_it(rule):
 def test_only_embeddings_and_output_heads_are_tied(names, rule):
     found = findings(network() | {name: trained(20) for name in names.split()})
     assert [(x.rule, x.tensors) for x in found] == [(rule, tuple(names.split()))]
+
+
+def test_what_config_json_says_of_tied_embeddings_is_compared_with_the_weights():
+    same = network() | {"embed_tokens.weight": trained(20), "lm_head.weight": trained(20)}
+    other = same | {"lm_head.weight": trained(21)}
+    one = {name: x for name, x in same.items() if "head" not in name}
+    reshaped = one | {"lm_head.weight": trained(21, shape=(81, 60))}  # for another vocabulary
+
+    def found(tensors, *, said):
+        return [(x.rule, x.severity) for x in findings(tensors, replace(GOOD, are_tied=said))]
+
+    assert found(same, said=True) == found(same, said=None) == [("tied", "note")]
+    assert found(same, said=False) == found(other, said=True) == [("tied", "warning")]
+    assert found(other, said=False) == found(other, said=None) == []
+    assert all(found(tensors, said=said) == [] for tensors in (one, reshaped) for said in (True, False, None))
+    inputs = network() | {"shared.weight": trained(20), "encoder.embed_tokens.weight": trained(20)}
+    assert found(inputs, said=False) == [("tied", "note")]  # encoder and decoder, and no head
 
 
 def test_single_rows_are_not_compared_with_matrices():

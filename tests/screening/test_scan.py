@@ -303,16 +303,21 @@ def test_neighbours_are_asked_for_in_one_request():
 
 def test_what_lies_beside_the_weights_of_a_repository_is_told(local_hub):
     files = {
-        "model.safetensors": save(network()),
-        "config.json": json.dumps({"auto_map": {"AutoModel": "modeling_x.X"}}).encode(),
+        "model.safetensors": save(
+            network() | {name: torch.randn(40, 60) for name in ("lm_head.weight", "wte.weight")}
+        ),
+        "config.json": json.dumps(
+            {"auto_map": {"AutoModel": "modeling_x.X"}, "text_config": {"tie_word_embeddings": True}}
+        ).encode(),
         "modeling_x.py": b"raise SystemExit('planted')",
         "pytorch_model.bin": b"\x80\x04.",
     }
     local_hub.storage.add_files("models", "org/strange", files)
     (scan,) = hf_sane.scan("org/strange").scans
-    assert [x.rule for x in scan.findings] == ["remote-code", "pickle", "licence"]
-    assert "modeling_x.py" in scan.findings[0].message
-    assert "auto_map: AutoModel" in scan.findings[0].message
+    assert [x.rule for x in scan.findings] == ["tied", "remote-code", "pickle", "licence"]
+    assert set(scan.findings[0].tensors) == {"lm_head.weight", "wte.weight"}
+    assert "modeling_x.py" in scan.findings[1].message
+    assert "auto_map: AutoModel" in scan.findings[1].message
 
 
 @pytest.fixture

@@ -37,6 +37,7 @@ from hf_sane.tokenization._weight_files import SAFETENSORS_NAMES, is_index, is_p
 from hf_sane.zoo.importing._cards import CardFacts
 
 CONFIG, CARD = "config.json", "README.md"
+TIED = "tie_word_embeddings"
 WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".onnx", *PICKLE_SUFFIXES)
 DANGLING, RESTORE = "a link to a file that is missing", "restore the file that it points to, or remove the link"
 
@@ -50,6 +51,8 @@ class Surroundings:
         pickles: Names of files that could run code when opened.
         licence: Licence named in the card, if any.
         has_card: Whether there can be a card, which a single file does not have, and it is not damaged.
+        are_tied: Whether `config.json` says that input embeddings and the output head are the same
+            (`tie_word_embeddings`); `None` if it does not say.
         findings: Damaged cards and configurations.
     """
 
@@ -57,6 +60,7 @@ class Surroundings:
     pickles: tuple[str, ...] = ()
     licence: str | None = None
     has_card: bool = False
+    are_tied: bool | None = None
     findings: tuple[Finding, ...] = ()
 
 
@@ -336,8 +340,10 @@ def _around(folder: Path) -> Surroundings:
         except InvalidFileError as error:
             findings.append(damaged(CARD, error, "warning"))
             has_card = False
+    config = _settings(folder / CONFIG if CONFIG in names else None, findings)
     return Surroundings(
-        code=_code(names, folder / CONFIG if CONFIG in names else None, findings),
+        code=_code(names, config),
+        are_tied=_are_tied(config),
         pickles=tuple(
             path.relative_to(folder).as_posix()
             for path in visible_files(folder)
@@ -381,8 +387,10 @@ def _around_remote(repo: HubRepo, info: ModelInfo) -> Surroundings:
     if CONFIG in names:
         config = Path(patiently(hf_hub_download, repo.repo_id, CONFIG, revision=info.sha))
     findings: list[Finding] = []
+    settings = _settings(config, findings)
     return Surroundings(
-        code=_code(names, config, findings),
+        code=_code(names, settings),
+        are_tied=_are_tied(settings),
         pickles=tuple(name for name in names if is_pickle_name(name)),
         licence=CardFacts.from_info(info).columns.get("license"),
         has_card=True,
@@ -390,19 +398,33 @@ def _around_remote(repo: HubRepo, info: ModelInfo) -> Surroundings:
     )
 
 
-def _code(names: list[str], config: Path | None, findings: list[Finding]) -> tuple[str, ...]:
-    """Code that `trust_remote_code=True` would run, and other Python files; a damaged `config.json` is a finding."""
+def _settings(config: Path | None, findings: list[Finding]) -> Mapping[str, Any]:
+    """The settings in `config.json`; that it is damaged is a finding."""
+    if config is None:
+        return {}
+    try:
+        return read_document(
+            config, expected="the configuration of a network", remedy="correct or remove it"
+        ).mapping()
+    except InvalidFileError as error:
+        findings.append(damaged(CONFIG, error))
+        return {}
+
+
+def _code(names: list[str], settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Code that `trust_remote_code=True` would run, and other Python files."""
     found = [name for name in names if name.endswith(".py")]
-    if config is not None:
-        try:
-            document = read_document(config, expected="the configuration of a network", remedy="correct or remove it")
-        except InvalidFileError as error:
-            findings.append(damaged(CONFIG, error))
-        else:
-            if asked := document.mapping().get("auto_map"):
-                listed = ", ".join(map(str, asked)) if isinstance(asked, dict) else asked
-                found.append(f"{CONFIG} (auto_map: {listed})")
+    if asked := settings.get("auto_map"):
+        listed = ", ".join(map(str, asked)) if isinstance(asked, dict) else asked
+        found.append(f"{CONFIG} (auto_map: {listed})")
     return tuple(found)
+
+
+def _are_tied(settings: Mapping[str, Any]) -> bool | None:
+    """Whether embeddings are tied to the head, according to the settings of the whole or of its part for texts."""
+    parts = [settings, *(settings.get(name) for name in ("text_config", "llm_config", "decoder"))]
+    said = [part.get(TIED) for part in parts if isinstance(part, dict)]
+    return next((value for value in said if isinstance(value, bool)), None)
 
 
 def targets_in(folder: Path, *, above: tuple[Path, ...] = ()) -> Iterator[Path]:

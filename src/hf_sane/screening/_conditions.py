@@ -13,7 +13,7 @@ from hf_sane.screening._scan import Scan
 from hf_sane.screening._scan_spectra import MIN_SIDE
 from hf_sane.screening._statistics import TensorStatistics
 
-FOUND_ELSEWHERE = ("unreadable", "damaged", "shards", "tied")  # rules that are not about values
+FOUND_ELSEWHERE = ("unreadable", "damaged", "shards")  # rules that are not about values
 CONDITION = re.compile(r"\s*(?P<measure>[a-z_]+)\s*(?P<sign>[<>])\s*(?P<limit>[-+.\deE]+)\s*")
 MEASURES: dict[str, str] = {
     "alpha": "exponent of the tail of the spectrum",

@@ -15,13 +15,15 @@ from hf_sane.screening._finding import SEVERITIES, Finding, about
 from hf_sane.screening._initialization import can_be_judged, initialization_of, is_independent, is_undecided
 from hf_sane.screening._quantisation import find_codes
 from hf_sane.screening._statistics import TensorStatistics
-from hf_sane.screening._vocabulary import are_tied
+from hf_sane.screening._vocabulary import are_tied, role_of
 
 MAX_FLOAT16 = 65504.0
 MIN_PEERS = 8  # least number of matrices to detect outliers
 OUTLIER = 6.0  # robust standard deviations of the logarithm of the scale
 LEAST_SPREAD = 0.25  # least spread of these logarithms, so that very uniform layers do not create outliers
 MIN_EXPERTS = 3  # least number of siblings
+SURE = 8.0  # standard errors by which two samples differ for certain
+ROUNDING = 0.01  # of a standard deviation, by which types may differ
 STRANGE_EXPERT = 4.0  # ratio to the median of its siblings, or its inverse
 
 
@@ -121,11 +123,38 @@ def duplicate(evidence: Evidence) -> Iterator[Finding]:
             continue
         where = "" if all(x.is_whole for x in group) else ", wherever they were read"
         if are_tied(names):
+            if evidence.surroundings.are_tied is False and any(role_of(name) == "head" for name in names):
+                message = f"config.json says that embeddings and head are not tied, but they are equal{where}:"
+                remedy = "check whether the head was trained, or set tie_word_embeddings to true"
+                yield about("tied", "warning", message, names, remedy)
+                continue
             remedy = "save them once (safetensors.torch.save_model keeps one of them)"
             yield about("tied", "note", f"tied copies{where}:", names, remedy)
         else:
             remedy = "trained layers never have the same values: check whether one was copied"
             yield about("duplicate", "warning", f"the same values{where}, in", names, remedy)
+
+
+@register_rule("tied")
+def not_tied(evidence: Evidence) -> Iterator[Finding]:
+    """Output heads that differ from the embeddings, although `config.json` says that they are the same."""
+    if evidence.surroundings.are_tied is not True:
+        return
+    inputs = [x for x in evidence.matrices if role_of(x.name) == "input"]
+    for head in (x for x in evidence.matrices if role_of(x.name) == "head"):
+        same_shape = [x for x in inputs if x.shape == head.shape]
+        if same_shape and all(_differ(x, head) for x in same_shape):
+            names = [*(x.name for x in same_shape), head.name]
+            remedy = "set tie_word_embeddings to false, or the head is replaced when the network is loaded"
+            message = "config.json says that embeddings and head are tied, but they differ:"
+            yield about("tied", "warning", message, names, remedy)
+
+
+def _differ(a: TensorStatistics, b: TensorStatistics) -> bool:
+    """Whether two tensors differ for certain; samples may have been read in different places."""
+    if a.is_whole and b.is_whole and a.dtype == b.dtype:
+        return a.digest != b.digest
+    return abs(a.std - b.std) > SURE * math.hypot(a.std_error, b.std_error) + ROUNDING * max(a.std, b.std)
 
 
 @register_rule("untrained")
@@ -145,7 +174,9 @@ def untrained(evidence: Evidence) -> Iterator[Finding]:
         return
     kinds = ", ".join(sorted(set(drawn.values())))
     if len(drawn) == len(judged):
-        message = f"{len(drawn)} of {len(judged)} matrices look freshly initialised ({kinds})"
+        total = len(evidence.matrices)
+        known = "" if len(judged) == total else f" that can be judged, of {total}, "
+        message = f"{len(drawn)} of {len(judged)} matrices{known or ' '}look freshly initialised ({kinds})"
         remedy = "load trained weights before using the network"
     else:
         message = f"freshly initialised ({kinds}), unlike the other matrices: {name_some(list(drawn))}"

@@ -21,7 +21,7 @@ CODES = 256  # values of a code
 REPEATS, COARSE_REPEATS = 4 / 3, 8  # values per code at least, in single precision and in coarser types
 CLUSTER = 8  # roundings by which values of one code may differ
 VARYING = 0.5  # least share of groups with several values
-AT_ONCE = 2**20  # values
+AT_ONCE = 2**17  # values
 GLANCE = 4096  # values that are tried first
 MANY = 16  # groups after which the others are tried on grids of the kinds that fit some of these
 TYPES = (torch.bfloat16, torch.float16)
@@ -106,7 +106,7 @@ def _precisions(coarse: Tensor) -> Iterator[_Precision]:
 
 
 def _is_on_even_grids(x: Tensor, y: Tensor, precision: _Precision, enough: float) -> bool:
-    grids, evidence, step, apart = None, 0.0, math.inf, 0.0
+    kinds, evidence, step, apart = None, 0.0, math.inf, 0.0
     count = max(1, AT_ONCE // y.shape[1])
     for start in range(0, len(y), count):
         fine, coarse = x[start : start + count], y[start : start + count]
@@ -116,73 +116,93 @@ def _is_on_even_grids(x: Tensor, y: Tensor, precision: _Precision, enough: float
         fine, coarse = fine[varies], coarse[varies]
         if not len(coarse):
             continue
-        found = _even_grids(fine, coarse, precision, grids)
+        found = _even_grids(fine, coarse, precision, kinds)
         if found is None:
             return False
         proof, steps, useful = found
-        grids = useful if grids is None and len(coarse) >= MANY else grids
+        kinds = useful if kinds is None and len(coarse) >= MANY else kinds
         evidence += proof
         step = min(step, steps)
     return evidence >= enough and apart <= 0.5 * step
 
 
+@dataclass(frozen=True)
+class _Grids:
+    """Even grids of several kinds, for each group of values.
+
+    Attributes:
+        step: `[K, G, 1]`.
+        origin: Value on the grid, `[K, G, 1]`.
+        one_sided: Steps on the side of the largest value, if there is one less on the other; or 0. `[K, 1, 1]`
+        free: Number of values that define a grid, and are on it by that, `[K, 1]`.
+        peak: Sign of the largest value, `[G, 1]`.
+    """
+
+    step: Tensor
+    origin: Tensor
+    one_sided: Tensor
+    free: Tensor
+    peak: Tensor
+
+    @classmethod
+    def of(cls, y: Tensor, glance: Tensor) -> "_Grids":
+        """All grids that may fit groups `[G, n]`, of which some values are looked at to find the least difference."""
+        low, high = y.amin(1, keepdim=True), y.amax(1, keepdim=True)
+        top, span = torch.maximum(high, -low), high - low
+        gaps = glance.sort(1).values.diff(dim=1)
+        least = torch.where(gaps > 0.5 * span / MAX_STEPS, gaps, span).amin(1, keepdim=True)
+        steps = [top / levels for levels in SYMMETRIC] + [span / levels for levels in SPANS]
+        steps += [span / (divisor * span / least).round().clamp(1, MAX_STEPS) for divisor in DIVISORS]
+        count = len(steps) - len(SYMMETRIC)
+        one_sided = [levels if levels in ONE_SIDED else 0 for levels in SYMMETRIC] + [0] * count
+        return cls(
+            torch.stack(steps),
+            torch.stack([torch.zeros_like(low)] * len(SYMMETRIC) + [low] * count),
+            torch.tensor(one_sided, dtype=y.dtype)[:, None, None],
+            torch.tensor([1] * len(SYMMETRIC) + [2] * count)[:, None],
+            torch.where(high >= -low, 1.0, -1.0),
+        )
+
+    def only(self, kinds: Tensor) -> "_Grids":
+        """Those of some kinds."""
+        return _Grids(self.step[kinds], self.origin[kinds], self.one_sided[kinds], self.free[kinds], self.peak)
+
+    def fit(self, x: Tensor, y: Tensor, precision: _Precision) -> tuple[Tensor, Tensor]:
+        """Which groups are on a grid and nearest to it, and the log-odds against that by chance: `[K, G]`."""
+        places = (y - self.origin) / self.step
+        whole = places.round()
+        size = y.abs() + self.origin.abs()
+        slack = WHOLE * (whole != 0) + 2 * (precision.relative * size + precision.absolute) / self.step
+        # There may be one value less on one side, to which anything beyond is rounded.
+        is_last = (self.one_sided > 0) & (whole == -self.peak * (self.one_sided - 1))
+        allowed = slack + torch.where(is_last, 1.0, 0.5)
+        fits = (((places - whole).abs() <= slack) & ((x - y).abs() <= allowed * self.step)).all(2)
+        fits &= whole.amax(2) > whole.amin(2)
+        odds = -(2 * slack).clamp(WHOLE, 1).log() * ((whole != 0) | (self.origin != 0))
+        return fits, (odds.sum(2) - self.free * odds.amax(2)).clamp(min=0)
+
+
 def _even_grids(
-    x: Tensor, y: Tensor, precision: _Precision, grids: set[int] | None
-) -> tuple[float, float, set[int]] | None:
-    """Log-odds against chance, the smallest step and the grids that fit; `None` if a group is on no grid."""
-    low, high = y.amin(1, keepdim=True), y.amax(1, keepdim=True)
-    top = torch.maximum(high, -low)
-    peak = torch.where(high >= -low, 1.0, -1.0)
-    best = torch.full((len(y),), -math.inf, dtype=y.dtype)
-    steps = torch.zeros(len(y), dtype=y.dtype)
-    useful = set()
+    x: Tensor, y: Tensor, precision: _Precision, kinds: Tensor | None
+) -> tuple[float, float, Tensor] | None:
+    """Log-odds against chance, the smallest step and the kinds that fit; `None` if a group is on no grid."""
     glance = y[:, :GLANCE]
-    for kind, (step, origin, levels) in enumerate(_steps(glance, low, high, top)):
-        if grids is not None and kind not in grids:
-            continue
-        fits, proof = _fit(x[:, :GLANCE], glance, step, origin, levels, peak, precision)
-        if y.shape[1] > GLANCE:
-            fits &= proof > math.log(CHOICES)
-            if bool(fits.any()):
-                fits, proof = _fit(x, y, step, origin, levels, peak, precision)
-        if fits.any():
-            useful.add(kind)
-            steps = torch.where(fits, torch.maximum(steps, step[:, 0]), steps)
-            best = torch.where(fits, torch.maximum(best, proof), best)
-    if bool((best == -math.inf).any()):
+    grids = _Grids.of(y, glance)
+    kinds = torch.arange(len(grids.step)) if kinds is None else kinds
+    grids = grids.only(kinds)
+    fits, proof = grids.fit(x[:, :GLANCE], glance, precision)
+    if y.shape[1] > GLANCE:
+        kept = (fits & (proof > math.log(CHOICES))).any(1)
+        kinds, grids = kinds[kept], grids.only(kept)
+        if not len(kinds):
+            return None
+        found = [grids.only(torch.tensor([i])).fit(x, y, precision) for i in range(len(kinds))]
+        fits, proof = (torch.cat(parts) for parts in zip(*found, strict=True))
+    if not bool(fits.any(0).all()):
         return None
-    return float((best - math.log(CHOICES)).sum()), float(steps.min()), useful
-
-
-def _steps(y: Tensor, low: Tensor, high: Tensor, top: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """Steps and origins of grids, and the number of steps that are allowed on the side of the largest value alone."""
-    for levels in SYMMETRIC:
-        yield top / levels, torch.zeros_like(top), levels if levels in ONE_SIDED else 0
-    span = high - low
-    for levels in SPANS:
-        yield span / levels, low, 0
-    gaps = y.sort(1).values.diff(dim=1)
-    least = torch.where(gaps > 0.5 * span / MAX_STEPS, gaps, span).amin(1, keepdim=True)
-    for divisor in DIVISORS:
-        yield span / (divisor * span / least).round().clamp(1, MAX_STEPS), low, 0
-
-
-def _fit(
-    x: Tensor, y: Tensor, step: Tensor, origin: Tensor, levels: int, peak: Tensor, precision: _Precision
-) -> tuple[Tensor, Tensor]:
-    """Which groups are on the grid and nearest to it, and the log-odds against that by chance."""
-    places = (y - origin) / step
-    whole = places.round()
-    size = y.abs() + origin.abs()
-    slack = WHOLE * (whole != 0) + 2 * (precision.relative * size + precision.absolute) / step
-    allowed = 0.5 + slack
-    if levels:  # one value less than on the other side, to which anything beyond is rounded
-        allowed = torch.where(whole == -peak * (levels - 1), 1 + slack, allowed)
-    fits = (((places - whole).abs() <= slack) & ((x - y).abs() <= allowed * step)).all(1)
-    fits &= whole.amax(1) > whole.amin(1)
-    odds = -(2 * slack).clamp(WHOLE, 1).log() * ((whole != 0) | (origin != 0))
-    free = 1 if levels or bool((origin == 0).all()) else 2  # values that define the grid are on it
-    return fits, (odds.sum(1) - free * odds.amax(1)).clamp(min=0)
+    steps = torch.where(fits, grids.step[..., 0], 0.0).amax(0)
+    best = torch.where(fits, proof, -math.inf).amax(0)
+    return float((best - math.log(CHOICES)).sum()), float(steps.min()), kinds[fits.any(1)]
 
 
 def _is_in_code(x: Tensor, y: Tensor, precision: _Precision) -> bool:

@@ -162,30 +162,52 @@ def find_families(
     unaligned: dict[str, str] = {}
     doubtful: dict[str, tuple[str, ...]] = {}
     skipped: dict[str, str] = {}
-    for name, tensors in tracked(networks.items(), desc="families", unit="network"):
+    members: list[Member] = []
+    for name, tensors in tracked(networks.items(), desc="fingerprints", unit="network"):
         try:
-            me = Member(name, Readable(tensors), fingerprint(tensors))
-            problem = _not_comparable(me.tensors)
+            member = Member(name, Readable(tensors), fingerprint(tensors))
+            problem = _not_comparable(member.tensors)
         except (OSError, ValueError) as error:
             problem = shorten(error)
         if problem:
             skipped[name] = problem
-            continue
+        else:
+            members.append(member)
+    for place in tracked(_from_near_to_far(members), desc="families", unit="network"):
+        me = members[place]
         homes = sorted(((*_nearest(me, family), family) for family in families), key=lambda home: home[0])
         for _, relative, family in [home for home in homes if home[0] < math.inf][:MAX_HOMES]:
             if (found := _align(me, relative, find_spec, unaligned)) is not None:
                 me, how = found
-                aligned |= {name: how} if how else {}
+                aligned |= {me.name: how} if how else {}
                 family.append(me)
                 break
         else:
             others = [other for family in families for other in family]
             if alike := tuple(other.name for other in others if likeness(me.print, other.print) != "other"):
-                doubtful[name] = alike
+                doubtful[me.name] = alike
             families.append([me])
+    given = {name: place for place, name in enumerate(networks)}
+    families = sorted((sorted(x, key=lambda me: given[me.name]) for x in families), key=lambda x: given[x[0].name])
     return families, Lineage(
         descents=(), families=(), aligned=aligned, unaligned=unaligned, doubtful=doubtful, skipped=skipped
     )
+
+
+def _from_near_to_far(members: Sequence[Member]) -> list[int]:
+    """An order in which each network is next that is nearest to one before it, by their fingerprints.
+
+    It does not depend on the order in which they are given, but for copies: greedy families could otherwise do so.
+    """
+    found: list[int] = []
+    gaps = dict.fromkeys(sorted(range(len(members)), key=lambda i: members[i].print.digest), math.inf)
+    while gaps:
+        place = min(gaps, key=gaps.__getitem__)  # of equal ones, the first
+        del gaps[place]
+        found.append(place)
+        for other in gaps:
+            gaps[other] = min(gaps[other], signed_gap(members[place].print, members[other].print))
+    return found
 
 
 def _not_comparable(tensors: Mapping[str, Tensor]) -> str:

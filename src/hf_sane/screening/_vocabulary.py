@@ -18,7 +18,7 @@ def are_tied(names: Iterable[str]) -> bool:
 
     Models share these matrices by design, whereas equal layers are copies.
     """
-    roles = [_role(name) for name in names]
+    roles = [role_of(name) for name in names]
     return all(roles) and "input" in roles
 
 
@@ -27,7 +27,8 @@ def is_of_positions(name: str) -> bool:
     return POSITIONS.search(name) is not None
 
 
-def _role(name: str) -> str:
+def role_of(name: str) -> str:
+    """`input` for the embeddings of a vocabulary, `head` for an output head, empty for other tensors."""
     parts = name.removesuffix(".weight").split(".")
     is_outside = not any(part.isdecimal() for part in parts)
     if parts[-1] in INPUTS or (is_outside and parts[-1] in INPUTS_OUTSIDE):

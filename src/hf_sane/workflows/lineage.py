@@ -16,7 +16,7 @@ from hf_sane.records._patience import patiently
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, as_list, setting
 from hf_sane.records._sources import HubRepo, find_source
-from hf_sane.screening._checkpoints import CARD
+from hf_sane.screening._checkpoints import CARD, WEIGHT_SUFFIXES
 from hf_sane.screening._lineage import Lineage, trace_lineage
 from hf_sane.screening._symmetries import find_symmetries
 from hf_sane.symmetry._permutation import PermutationSpec
@@ -137,7 +137,10 @@ class LineageResult(Result):
     def summary(self) -> list[str]:
         """The trees, as indented lines, and whose channels were not matched."""
         lines = [line for root in self.lineage.roots for line in _branch(self.lineage, root, 0)]
-        lines += [] if self.lineage.descents else ["no network was found to be derived from another one"]
+        none = (
+            "no network was found to be derived from another one" if self.lineage.families else "no network was read"
+        )
+        lines += [] if self.lineage.descents else [none]
         for reason in dict.fromkeys(self.lineage.unaligned.values()):
             names = [name for name, why in self.lineage.unaligned.items() if why == reason]
             lines.append(f"channels were not matched for {name_some(names)}: {reason}")
@@ -186,7 +189,7 @@ def run_lineage(settings: LineageSettings) -> LineageResult:
     """Find family trees of networks from their weights alone.
 
     Channels are matched if the symmetries are known, from config.json or with --module. LoRA adapters are added to
-    their base. Sources that cannot be read are listed.
+    their base. Sources that cannot be read are listed, also with the claims of their cards.
     """
     if settings.output is not None:
         settings.require_matplotlib()
@@ -197,14 +200,14 @@ def run_lineage(settings: LineageSettings) -> LineageResult:
         if len(sources) == len(settings.checkpoints) == 1:
             raise ValueError(f"expected at least two checkpoints, got {', '.join(sources)} alone; name another one")
         networks, skipped = _opened(settings, sources)
-        if networks and len(networks) < 2:
+        if len(networks) == 1 and not (settings.claims and skipped):
             reasons = "; ".join(_reasons(skipped)[:3]) or "all sources are the same"
             raise ValueError(f"expected at least two networks, found one that can be read: {reasons}")
         found = trace_lineage(networks, partial(_symmetries, networks, sources, settings.max_aligned))
         found = replace(found, skipped={**skipped, **found.skipped})
-        if not found.families:
-            raise ValueError(f"expected networks, found none that can be read: {name_some(_reasons(found.skipped))}")
         claims = list(_claims(found, sources)) if settings.claims else []
+        if not found.families and not claims:
+            raise ValueError(f"expected networks, found none that can be read: {name_some(_reasons(found.skipped))}")
         record.finish({"networks": len(networks), "trees": len(found.roots)})
         return output.write(LineageResult(record=record, lineage=found, claims=claims, plots=settings.plots))
 
@@ -274,14 +277,20 @@ def _base_models(source: Source) -> tuple[str, ...]:
     if isinstance(place, HubRepo):
         info = patiently(HfApi().model_info, place.repo_id, revision=place.revision)
         return CardFacts.from_info(info).base_models
-    card = place / CARD
+    card = (place.parent if place.is_file() and _is_alone(place) else place) / CARD
     return CardFacts.from_file(card).base_models if card.is_file() else ()
+
+
+def _is_alone(file: Path) -> bool:
+    """Whether a file is the only one in its folder that is named like weights, so that a card there is its own."""
+    return not any(x != file and x.name.lower().endswith(WEIGHT_SUFFIXES) for x in file.parent.iterdir())
 
 
 def _judge(found: Lineage, name: str, base: str, sources: Mapping[str, Source]) -> tuple[Verdict, float, str]:
     named = _named_as(base, [other for other in sources if other != name])
     if len(named) != 1:
-        return "unknown", 0.0, "several networks have its name" if named else "it is not among the networks"
+        missing = "only the network itself has its name" if _named_as(base, [name]) else "it is not among the networks"
+        return "unknown", 0.0, "several networks have its name" if named else missing
     if name in found.skipped or named[0] in found.skipped:
         return "unknown", 0.0, f"{'the network' if name in found.skipped else 'it'} could not be compared"
     other = named[0]
@@ -302,14 +311,20 @@ def _judge(found: Lineage, name: str, base: str, sources: Mapping[str, Source]) 
 
 def _named_as(base: str, others: Sequence[str]) -> list[str]:
     """Networks with the name of a base model: exactly; or else by owner and name, or by name alone."""
-    plain = [other.partition("@")[0] if not Path(other).exists() else other for other in others]
     wanted = Path(base.partition("@")[0]).parts
     for count in (len(wanted), 2, 1):
-        ends = [Path(other).parts[-count:] == wanted[-count:] for other in plain]
-        if found := [other for other, is_named in zip(others, ends, strict=True) if is_named]:
+        if found := [x for x in others if any(path.parts[-count:] == wanted[-count:] for path in _names(x))]:
             exact = [other for other in found if other == base]
             return exact or found
     return []
+
+
+def _names(network: str) -> list[Path]:
+    """The path of a network, and its folder if it is alone there; the id of a repository."""
+    path = Path(network)
+    if not path.exists():
+        return [Path(network.partition("@")[0])]
+    return [path, path.parent] if path.is_file() and _is_alone(path) else [path]
 
 
 def _branch(found: Lineage, name: str, depth: int) -> Iterator[str]:
