@@ -86,6 +86,8 @@ def test_a_network_is_recognised_in_other_clothes(relation, saved):
     result = hf_sane.diff(saved("a", state, config), saved("b", CLOTHES[relation](state, config), config))
     assert result.difference.relation == relation, result.verdict
     assert result.difference.is_permuted == (relation in ("permuted", "rescaled"))
+    is_named = any("names the activation tanh" in note for note in result.notes)
+    assert is_named == (relation == "rescaled" and config.activation == "tanh")
     if relation in ("permuted", "rescaled"):
         assert result.difference.distance < 1e-6 < 0.1 < result.difference.distance_as_stored
 

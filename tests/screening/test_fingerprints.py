@@ -147,6 +147,10 @@ def test_a_copy_is_found_in_an_index(kind, likeness, index, tiny_zoo: Zoo):
 
 def test_a_stranger_is_not_related_and_another_architecture_has_no_neighbours(index, tiny_zoo: Zoo):
     state = {name: torch.randn_like(x) for name, x in tiny_zoo.splits["train"].state_dict(0).items()}
+    assert hf_sane.search(state, index).notes == []
+    for factor in (0, math.nan):
+        (note,) = hf_sane.search({name: factor * x for name, x in state.items()}, index).notes
+        assert "zero or not finite" in note
     assert {near.likeness for near in hf_sane.search(state, index).neighbours} == {"other"}
     assert hf_sane.search({"w": torch.randn(3, 4)}, index).neighbours == []
 

@@ -360,6 +360,7 @@ def test_every_file_of_a_folder_has_a_line_and_none_stops_the_others(mixed, monk
         "cut.safetensors": [("unreadable", "error")],
         "one": [("licence", "note")],
         "empty": [],
+        "up": [],
         "empty.bin": [("unreadable", "error")],
         "gone.safetensors": [("unreadable", "error")],
         "garbage.onnx": [("unreadable", "error")],
@@ -615,7 +616,7 @@ def test_reports_are_written_and_hold_what_was_found(mixed, tmp_path, hf_sane_co
     hf_sane_command("scan", mixed, *arguments, exit_code=0)
     assert (tmp_path / "findings.sarif").read_bytes() == (tmp_path / "out" / "report.sarif").read_bytes()
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert len(report["scans"]) == 22
+    assert len(report["scans"]) == 23
     sarif = json.loads((tmp_path / "out" / "report.sarif").read_text())
     # The schema of SchemaStore, as the npm package @microsoft/jest-sarif (MIT) ships it.
     schema = json.loads((Path(__file__).parent / "sarif-2.1.0-rtm.5.json").read_text())

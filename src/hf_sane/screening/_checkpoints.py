@@ -375,6 +375,11 @@ def is_dangling(path: Path) -> bool:
     return path.is_symlink() and not path.exists()
 
 
+def is_loop(path: Path) -> bool:
+    """Whether a path is a link to a folder that contains it."""
+    return path.is_symlink() and path.is_dir() and path.resolve() in path.parent.resolve().joinpath("x").parents
+
+
 def _is_pickle(path: Path) -> bool:
     try:
         return is_pickle(path)
@@ -427,14 +432,15 @@ def _are_tied(settings: Mapping[str, Any]) -> bool | None:
     return next((value for value in said if isinstance(value, bool)), None)
 
 
-def targets_in(folder: Path, *, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+def targets_in(folder: Path, *, above: tuple[Path, ...] = (), with_loops: bool = False) -> Iterator[Path]:
     """Checkpoints of a folder: itself if it is one checkpoint, otherwise its files and subfolders of weights.
 
-    Empty or unreadable subfolders count as one file each. Links to a folder that contains them are skipped.
+    Empty or unreadable subfolders count as one file each.
 
     Args:
         folder: The folder.
         above: Folders that contain it, without links.
+        with_loops: Whether links to a folder that contains them are returned; otherwise, they are left out.
     """
     if _holds_weights(folder):
         yield folder
@@ -443,8 +449,12 @@ def targets_in(folder: Path, *, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
         if not _has_content(path):
             yield from () if path.name.startswith(".") else (path,)
-        elif not path.name.startswith(".") and path.resolve() not in within:
-            yield from targets_in(path, above=within)
+        elif path.name.startswith("."):
+            continue
+        elif path.resolve() not in within:
+            yield from targets_in(path, above=within, with_loops=with_loops)
+        elif with_loops:
+            yield path
 
 
 def _has_content(path: Path) -> bool:

@@ -52,6 +52,9 @@ UNTOLD = "undecided: nothing in common but constants and tables that any network
 # Settings of Transformers that do not change outputs.
 HARMLESS = ("architectures", "dtype", "torch_dtype", "transformers_version", "quantization_config", "use_cache")
 HARMLESS_PARTS = ("dropout", "label", "token_id", "return_dict", "output_")
+# Settings that name the activation, and activations `f` with `f(c x) = c f(x)` for positive `c`.
+ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "activation", "dense_act_fn")
+HOMOGENEOUS = ("relu", "leaky_relu", "linear", "identity")
 PRODUCTS = "the same change of the base: the products of the factors are equal up to rounding"
 
 
@@ -226,7 +229,25 @@ def run_diff(settings: DiffSettings) -> DiffResult:
         if found.relation in SAME and not are_products and (names := _other_settings(settings)):
             result.other_settings = names
             result.notes.append(f"the weights are the same, but config.json differs in {name_some(names)}")
+        if found.relation == "rescaled" and (activation := _activation(settings)):
+            result.notes.append(
+                f"config.json names the activation {activation}: scales of channels before it change the outputs, but "
+                "not those of linear ones, such as the values of attention or the factor beside a gate"
+            )
         return output.write(result)
+
+
+def _activation(settings: DiffSettings) -> str:
+    """The activation that a config.json names, if it is not positively homogeneous; empty if none is named."""
+    for source in (settings.checkpoint, settings.other):
+        if isinstance(source, str | Path) and not Path(source).is_file():
+            try:
+                config = load_config(source).to_dict()
+            except (OSError, TypeError, ValueError):
+                continue
+            named = [config[name] for name in ACTIVATIONS if isinstance(config.get(name), str)]
+            return next((name for name in named if name not in HOMOGENEOUS), "")
+    return ""
 
 
 def _both(settings: DiffSettings) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], float | None]:

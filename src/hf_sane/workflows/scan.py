@@ -20,7 +20,7 @@ from hf_sane.records._processes import divided
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, as_list, setting
 from hf_sane.records._sources import parse_source
-from hf_sane.screening._checkpoints import DANGLING, RESTORE, WEIGHT_SUFFIXES, is_dangling, targets_in
+from hf_sane.screening._checkpoints import DANGLING, RESTORE, WEIGHT_SUFFIXES, is_dangling, is_loop, targets_in
 from hf_sane.screening._conditions import FOUND_ELSEWHERE, find_failures, parse_condition, sentence_of
 from hf_sane.screening._embedding import Encoder, SampledEmbedding
 from hf_sane.screening._finding import SEVERITIES, Finding
@@ -364,6 +364,8 @@ def _json_of(content: dict[str, Any]) -> str:
 def _scan(target: CheckpointSource, sampling: SamplingSettings, encoder: Encoder, named: Sequence[str]) -> Scan:
     """Scan one of several checkpoints; if it cannot be reached, the others are still scanned."""
     place = Path(target.source)
+    if target.source not in named and is_loop(place):
+        return Scan(source=str(target), format="no weights: a link to a folder that contains it")
     try:
         if place.is_dir() and not any(not path.name.startswith(".") for path in place.iterdir()):
             return _empty(target, is_named=target.source in named)
@@ -462,7 +464,7 @@ def _targets(settings: ScanSettings) -> Iterable[CheckpointSource]:
             continue
         is_alone = len(settings.checkpoints) == 1
         try:
-            inside = list(targets_in(place))
+            inside = list(targets_in(place, with_loops=True))
         except PermissionError:
             if is_alone:
                 raise

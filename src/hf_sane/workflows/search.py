@@ -255,7 +255,10 @@ def run_search(settings: SearchSettings) -> SearchResult:
     index = known if isinstance(known, NetworkIndex) else NetworkIndex.load(known)
     found = fingerprint(tensors)
     neighbours = index.nearest(found, settings.count)
-    return SearchResult(record=record.finish({}), neighbours=neighbours, num_known=len(index), digest=found.digest)
+    result = SearchResult(record=record.finish({}), neighbours=neighbours, num_known=len(index), digest=found.digest)
+    if found.features.numel() and not found.features.any():
+        result.notes.append("its matrices are zero or not finite, so that distances to it say nothing")
+    return result
 
 
 __all__ = ["IndexResult", "SearchResult", "index_networks", "search"]

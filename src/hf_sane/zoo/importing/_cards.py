@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CardData, EvalResult, ModelCard, ModelCardData, ModelInfo
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from yaml import YAMLError
 
@@ -71,7 +72,8 @@ class CardFacts:
     @classmethod
     def from_readme(cls, text: str) -> "CardFacts":
         """Facts from the text of a model card."""
-        return cls._from_data(ModelCard(text, ignore_metadata_errors=True).data)
+        has_facts = REGEX_YAML_BLOCK.search(text) is not None  # without them, ModelCard logs a warning
+        return cls._from_data(ModelCard(text, ignore_metadata_errors=True).data if has_facts else ModelCardData())
 
     @classmethod
     def _from_data(cls, data: CardData) -> "CardFacts":
