@@ -630,7 +630,7 @@ def test_reports_are_written_and_hold_what_was_found(mixed, tmp_path, hf_sane_co
     assert {x["level"] for x in results} == {"error", "warning", "note"}
     assert {x["ruleId"] for x in results} == {x["id"] for x in sarif["runs"][0]["tool"]["driver"]["rules"]}
     card = (tmp_path / "out" / "report.md").read_text()
-    assert card.count("\n- ") == 22
+    assert card.count("\n- ") == 23
     assert r"x\](http:evil) \*.safetensors" in card
     assert "**error** (nan)" in card
 
