@@ -6,7 +6,9 @@ import json
 import pickle
 import tarfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -207,15 +209,91 @@ def test_archives_are_known_by_their_first_bytes(published, tmp_path):
     }
     assert ImportSettings(folder=nameless).folder == str(nameless)
     content = nameless.read_bytes()
-    end = content.index(b"PK\x05\x06") + 22  # of the first network
+    (tmp_path / "some.zip").write_bytes(content[: content.index(b"PK\x05\x06") + 22])  # the end of the first network
+    assert len(open_tree(tmp_path / "some.zip").sizes) == 1
     for name, wrong, reason in (
-        ("cut.zip", content[:end], "an archive that is damaged, or was cut off"),
+        ("cut.zip", content[:400], "an archive that is damaged, or was cut off"),
         ("page.zip", b"<!doctype html>", "got a web page; download the file itself"),
         ("empty.tar.gz", b"", "expected a folder, or a tar or zip archive, got an empty file"),
     ):
         (tmp_path / name).write_bytes(wrong)
         with pytest.raises(InvalidFileError, match=reason):
             import_zoo(ImportSettings(folder=tmp_path / name), tmp_path / "out")
+
+
+class Pipe(io.RawIOBase):
+    """A file that can only be written in order, so that sizes in a zip follow their members."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.write = file.write
+
+
+def pack(folder: Path, path: Path, names: Sequence[str]) -> None:
+    """Pack files in this order."""
+    if path.name.endswith((".zip", "streamed")):
+        with path.open("wb") as file:
+            target = file if path.suffix == ".zip" else Pipe(file)
+            kind = zipfile.ZIP_STORED if path.name == "stored.zip" else zipfile.ZIP_DEFLATED
+            with zipfile.ZipFile(target, "w", kind) as archive:
+                for name in names:
+                    archive.write(folder / name, name)
+    else:
+        with tarfile.open(path, f"w{path.suffix.replace('.tar', '').replace('.', ':')}") as archive:
+            for name in names:
+                archive.add(folder / name, name)
+
+
+@pytest.mark.parametrize("name", ["stored.zip", "packed.zip", "streamed", "a.tar", "a.tar.gz", "a.tar.xz"])
+def test_archives_that_are_cut_off_give_what_comes_before(name, published, tmp_path):
+    files = sorted(str(path.relative_to(published)) for path in published.rglob("*") if path.is_file())
+    pack(published, tmp_path / name, files)
+    content = (tmp_path / name).read_bytes()
+    whole = open_tree(tmp_path / name)
+    assert (whole.cut, sorted(whole.sizes)) == (None, files)
+    counts = set()
+    for share in (0.3, 0.6, 0.9):
+        (tmp_path / name).write_bytes(content[: int(share * len(content))])
+        tree = open_tree(tmp_path / name)
+        found = list(tree.sizes)
+        assert found == files[: len(found)]
+        assert tree.cut == f"the archive was cut off after {found[-1]}; {len(found)} files were read"
+        for path in found:
+            assert tree.fetch(path).read_bytes() == (published / path).read_bytes(), path
+        counts.add(len(found))
+    assert len(counts) > 1
+    assert min(counts) < len(files)
+
+
+def test_a_tar_that_is_cut_off_between_two_files_is_noticed(published, tmp_path):
+    files = sorted(str(path.relative_to(published)) for path in published.rglob("*") if path.is_file())
+    pack(published, tmp_path / "a.tar", files)
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        place = archive.getmembers()[-1].offset
+    content = (tmp_path / "a.tar").read_bytes()
+    for end in (place, place + 100):
+        (tmp_path / "a.tar").write_bytes(content[:end])
+        tree = open_tree(tmp_path / "a.tar")
+        assert (len(tree.sizes), tree.cut is None) == (len(files) - 1, False)
+
+
+def test_a_zoo_of_an_archive_that_was_cut_off_says_so_and_is_imported_again(published, tmp_path):
+    files = sorted(str(path.relative_to(published)) for path in published.rglob("*") if path.is_file())
+    pack(published, tmp_path / "a.tar", files)
+    whole = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole[: len(whole) * 2 // 3])
+    settings = ImportSettings(folder=tmp_path / "a.tar", token_dim=5, allow_pickle=True, split_shares=[1, 0, 0])
+    found = import_zoo(settings, tmp_path / "zoo")
+    (entry,) = [entry for entry in found.entries if entry.status == "failed"]
+    assert entry.run_id == "a"
+    cut = open_tree(tmp_path / "a.tar").cut
+    assert entry.reason == f"{cut}; download it again"
+    assert found.zoo.facts.data["cut"] == cut
+    assert entry.reason in [excluded["reason"] for excluded in found.zoo.facts.excluded]
+    assert found.zoo.run_record.data["cut"] == cut
+    (tmp_path / "a.tar").write_bytes(whole)
+    again = import_zoo(settings, tmp_path / "zoo")
+    assert len(again.zoo.splits["train"]) > len(found.zoo.splits["train"])
+    assert "cut" not in again.zoo.facts.data
 
 
 def test_damaged_and_hostile_archives_are_refused(tmp_path):

@@ -489,6 +489,8 @@ def _write_rows(
         "parted": len(parted),
         "sha256": sha256("".join(network.content for network in networks.values()).encode()).hexdigest(),
     }
+    if importer.tree is not None and importer.tree.cut is not None:
+        data["cut"] = importer.tree.cut
     if properties.described:
         data[PROPERTIES_KEY] = {
             "columns": properties.described,

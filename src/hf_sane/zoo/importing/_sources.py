@@ -131,6 +131,8 @@ def find_sources(arguments: ImportSettings, api: HfApi, tree: Tree | None = None
             yield from _idle_folders(tree, places, arrays)
         for error in tree.unreadable:
             yield Source(PurePosixPath(error.filename).name, partial(_refuse, error))
+        if tree.cut is not None:  # an error that a repeated import tries again
+            yield Source(tree.name, partial(_refuse, OSError(f"{tree.cut}; download it again")))
 
 
 def _refuse(error: Exception) -> list[Repository]:

@@ -15,9 +15,10 @@ from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
-from hf_sane.records._errors import InvalidFileError, reading
+from hf_sane.records._errors import InvalidFileError, reading, shorten
 from hf_sane.records._files import files_below
 from hf_sane.tokenization._formats import HEAD_BYTES, TAR, TORCH_ZIP, UNKNOWN, ZIP, FileFormat, file_format
+from hf_sane.zoo.importing._cut_archives import CutZip, tar_members
 
 KEPT_FILES = 8  # members of an archive that are unpacked at the same time
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
@@ -34,12 +35,14 @@ class Tree(Protocol):
         sizes: Sizes in bytes by path, in the best order for reading; `None` for broken links.
         empty: Folders with nothing in them.
         unreadable: Errors about folders below the root that cannot be listed.
+        cut: Where an archive was cut off, if it was; files before that place can be read.
     """
 
     name: str
     sizes: Mapping[str, int | None]
     empty: Sequence[str]
     unreadable: list[OSError]
+    cut: str | None
 
     def may_hold_weights(self, path: str) -> bool:
         """Whether a file may hold weights, regardless of its name."""
@@ -56,6 +59,7 @@ class FolderTree:
 
     def __init__(self, root: Path) -> None:
         self.root, self.name = root, root.resolve().name
+        self.cut: str | None = None
         self.unreadable: list[OSError] = []
         nothing: list[Path] = []
         # Other objects than files, such as pipes, might never end. Unreadable files are kept: their reader explains
@@ -88,7 +92,7 @@ class ArchiveTree:
     compressed tar archive are read in its order, because going back means decompressing it again.
 
     Raises:
-        InvalidFileError: If it is not an archive, or is damaged.
+        InvalidFileError: If it is not an archive, is damaged, or was cut off before the end of its first file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -99,12 +103,16 @@ class ArchiveTree:
         self.empty: Sequence[str] = ()
         with self._reading():
             is_zip = _starts_as_zip(path)
-            if is_zip and _is_cut(path):
-                raise zipfile.BadZipFile("an archive that is damaged, or was cut off")
-            self._zip = zipfile.ZipFile(path) if is_zip else None
+            self._is_cut = is_zip and _is_cut(path)
+            self._zip = (CutZip if self._is_cut else zipfile.ZipFile)(path) if is_zip else None
             self._tar = None if self._zip is not None else tarfile.open(path)  # noqa: SIM115 - read while it lasts
             weakref.finalize(self, (self._zip or self._tar).close)  # type: ignore[union-attr]
             self._members = self._list()
+            if self._is_cut and not self._members:
+                raise EOFError("an archive that is damaged, or was cut off before the end of its first file")
+        read = f"{len(self._members):,} files were read"
+        last = shorten(next(reversed(self._members), ""))
+        self.cut = f"the archive was cut off after {last}; {read}" if self._is_cut else None
         self.sizes: Mapping[str, int | None] = {name: size for name, (size, _) in self._members.items()}
 
     def _reading(self) -> AbstractContextManager[None]:
@@ -118,7 +126,8 @@ class ArchiveTree:
                 if not entry.is_dir():
                     found[_inside(entry.filename)] = (entry.file_size, entry)
         elif self._tar is not None:
-            for member in self._tar.getmembers():
+            members, self._is_cut = tar_members(self._tar)
+            for member in members:
                 if member.isreg():
                     found[_inside(member.name)] = (member.size, member)
         found.pop("", None)
