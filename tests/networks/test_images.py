@@ -287,7 +287,12 @@ def test_inconsistent_data_is_refused(changed, message):
         (
             {"train_images": np.full((40, 6, 6), np.nan)},
             ValueError,
-            "expected finite pixels >= 0, got values from nan",
+            r"expected finite pixels >= 0, got none \(NaN or infinite values: 1,224 of 1,224\)",
+        ),
+        (
+            {"train_images": np.where(np.arange(1440) == 7, np.nan, np.arange(1440) % 9).reshape(40, 6, 6)},
+            ValueError,
+            r"got values from 0.0 to 8.0 \(NaN or infinite values: 1 of 1,224\)",
         ),
         ({"train_images": np.full((40, 6, 6), -1.0)}, ValueError, "expected finite pixels >= 0, got values from -1.0"),
         (

@@ -524,6 +524,8 @@ def test_bad_lines_are_named_and_the_rest_goes_on(tmp_path):
     assert found.notes == ("t.csv: line 11 has 1 fields, its header has 2: left out",)
     path.write_text("\n".join(json.dumps({"file": str(i)}) for i in range(5)) + '\n{"file": "cu')
     assert read_properties(path).notes == ("t.csv: line 6 is not JSON: left out",)
+    path.write_text('{"file": "a", "v": 1, "tags": ["x"], "config": {"betas": [0.9, 0.99]}}\n{"file": "b", "v": 2}')
+    assert read_properties(path).notes == ("t.csv: columns with lists, left out: tags, config.betas",)
 
 
 @pytest.mark.parametrize(("first", "is_said"), [("x/a,0.5", True), ("x/a.safetensors,test_acc\nx/a,0.5", False)])

@@ -392,8 +392,12 @@ def _channels_first(name: str, pixels: np.ndarray) -> Tensor:
         raise ValueError(f"{name}: expected numeric pixels, got {pixels.dtype}; pass real numbers")
     values = np.ascontiguousarray(pixels, dtype=np.float32)
     if values.size and not (np.isfinite(values).all() and values.min() >= 0):
+        finite = values[np.isfinite(values)]
+        found = f"values from {finite.min()} to {finite.max()}" if finite.size else "none"
+        if others := values.size - finite.size:
+            found += f" (NaN or infinite values: {others:,} of {values.size:,})"
         raise ValueError(
-            f"{name}: expected finite pixels >= 0, got values from {values.min()} to {values.max()}; pass raw "
-            "images, not standardised ones, and leave out broken ones"
+            f"{name}: expected finite pixels >= 0, got {found}; pass raw images, not standardised ones, and leave out "
+            "broken ones"
         )
     return torch.from_numpy(values)

@@ -397,7 +397,18 @@ def _from_objects(path: Path, objects: Sequence[Any], digest: str, notes: Sequen
         raise TypeError(f"expected objects with a name for every value, got {shorten(json.dumps(wrong[0]))}")
     rows = [dict(flat_values(value)) for value in objects if value]
     places = [f"row {number}" for number in range(1, len(rows) + 1)]
-    return _checked(path, PropertyTable(path.name, rows, places, tuple(notes), digest))
+    lists = dict.fromkeys(name for value in objects for name in _lists_in(value))
+    told = [f"{path.name}: columns with lists, left out: {name_some(map(shorten, lists))}"] if lists else []
+    return _checked(path, PropertyTable(path.name, rows, places, (*notes, *told), digest))
+
+
+def _lists_in(value: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Names of values that [`flat_values`] leaves out."""
+    for key, entry in value.items():
+        if isinstance(entry, Mapping):
+            yield from _lists_in(entry, f"{prefix}{key}.")
+        elif isinstance(entry, list | tuple | bytes):
+            yield f"{prefix}{key}"
 
 
 def flat_values(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
