@@ -1,11 +1,13 @@
 """Pictures are drawn for every kind of report."""
 
 import matplotlib.image
+import numpy as np
 import torch
 from torch import nn
 
 from hf_sane.analysis import _plots as plots
 from hf_sane.analysis._pictures import collecting_pictures
+from hf_sane.analysis._region_plots import plot_properties
 from hf_sane.analysis._spectral import SpectrumSettings, analyze_spectrum
 
 
@@ -61,3 +63,10 @@ def test_only_what_was_measured_has_a_panel_and_a_legend(tmp_path):
         assert ">58.weight<" in svg
         assert ">59.weight<" not in svg
         assert "one of 2 is named" in svg
+
+
+def test_names_in_any_script_are_drawn_without_warnings(tmp_path):
+    with collecting_pictures() as pictures:
+        plot_properties(np.eye(3)[:, :2], {"mean by 学习率": [1.0, 2.0, 3.0]}, tmp_path / "map.png")
+    assert "mean by 学习率" in pictures[0][1]
+    assert matplotlib.image.imread(tmp_path / "map.png").size

@@ -33,7 +33,7 @@ def test_a_map_shows_two_principal_components(embedded, tiny_zoo):
 
 def test_the_colour_is_chosen_or_refused(tiny_sane_folder, tiny_zoo, tmp_path):
     sane = SANE.from_pretrained(tiny_sane_folder)
-    found = embed(tiny_zoo, sane, poolings="mean", color="train_loss")
+    found = embed(tiny_zoo, sane, poolings="mean", color="Train Loss")
     assert found.map[0] == "mean by train_loss"
     with pytest.raises(
         ValueError, match=r"expected a property .* to colour by, among .*test_accuracy.*, got 'colour'"

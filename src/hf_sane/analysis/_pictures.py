@@ -6,6 +6,7 @@ distinguishable with every kind of colour vision, on white and on black.
 
 import io
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -34,6 +35,12 @@ BLUE, RED, GREEN, PURPLE, ORANGE, SKY, GREY = (
 PALETTE = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, GREY)
 SCALE = "cividis"  # for numbers; every kind of colour vision can order its shades
 SMALLEST = 0.7  # share of its width to which a page may shrink a plot; below, its labels are illegible
+# Fonts of other scripts than those of Matplotlib's own font, on common systems.
+OTHER_FONTS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Micro Hei", "PingFang SC"),
+    *("Hiragino Sans", "Apple SD Gothic Neo", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Arial Unicode MS"),
+    *("Noto Sans Devanagari", "Kohinoor Devanagari", "Nirmala UI", "Noto Sans Thai", "Leelawadee UI"),
+)
 MAX_VECTOR_DOTS = 2000  # in one drawing; more dots are embedded as a bitmap
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 HEAD = re.compile(r"^.*?(?=<svg)", re.DOTALL)
@@ -164,6 +171,7 @@ def save_picture(figure: "Figure", path: Path, *, dpi: int = 130) -> None:
     Raises:
         FileExistsError: If the file exists and is not a picture.
     """
+    _use_other_fonts(figure)
     # First, since the places of labels depend a little on what was drawn before.
     if (collected := _collected.get()) is not None:
         collected.append((path.stem.replace("_", " "), _inline_svg(figure, path.stem)))
@@ -172,8 +180,33 @@ def save_picture(figure: "Figure", path: Path, *, dpi: int = 130) -> None:
 
         kind = path.suffix.removeprefix(".") or "png"
         undated = {"Date": None} if kind == "svg" else None  # the same figure gives the same file
-        with output_file(path, PICTURE) as partial, rc_context({"svg.hashsalt": path.stem}):
+        settings = rc_context({"svg.hashsalt": path.stem})
+        with output_file(path, PICTURE) as partial, settings, _without_font_warnings():
             figure.savefig(partial, format=kind, dpi=dpi, metadata=undated)
+
+
+def _use_other_fonts(figure: "Figure") -> None:
+    """Draw letters that the usual font lacks in other fonts, as far as they are installed."""
+    from matplotlib.font_manager import findfont, fontManager, get_font
+    from matplotlib.text import Text
+
+    texts = [text for text in figure.findobj(Text) if isinstance(text, Text) and not text.get_text().isascii()]
+    if not texts:
+        return
+    usual = get_font(findfont("DejaVu Sans"))
+    installed = {font.name for font in fontManager.ttflist}
+    others = [name for name in OTHER_FONTS if name in installed]
+    for text in texts:
+        if others and not all(usual.get_char_index(ord(letter)) for letter in text.get_text()):
+            text.set_fontfamily([*text.get_fontfamily(), *others])
+
+
+@contextmanager
+def _without_font_warnings() -> Iterator[None]:
+    """Without a warning for each letter that no font has; it is drawn as a box, and as text in reports."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ ", UserWarning)
+        yield
 
 
 def _inline_svg(figure: "Figure", name: str) -> str:
@@ -181,7 +214,7 @@ def _inline_svg(figure: "Figure", name: str) -> str:
     from matplotlib import rc_context
 
     drawn = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), _without_font_warnings():
         figure.savefig(drawn, format="svg", transparent=True, metadata=NO_METADATA)
     svg = HEAD.sub("", drawn.getvalue(), count=1).replace("#000000", "currentColor")
     svg = svg.replace("<svg ", f'<svg style="min-width: {SMALLEST * figure.get_figwidth():.1f}in" ', 1)
