@@ -84,6 +84,14 @@ def test_every_single_value_is_rounded(change):
     assert not is_rounded(fine, change(weights(seed=4)))
 
 
+def test_a_short_vector_is_rounded_if_that_cannot_be_chance():
+    fine = weights()[0]
+    for size in (5, 10, 64):
+        assert is_rounded(fine[:size], rounded_to(255, "tensor")(fine[:size]))
+        assert not is_rounded(fine[:size], fine[:size] + 1e-3 * weights(seed=4)[0, :size])
+    assert not is_rounded(fine[:2], rounded_to(255, "tensor")(fine[:2]))
+
+
 def test_what_is_near_is_not_rounded():
     fine = weights()
     outlier = fine.clone()

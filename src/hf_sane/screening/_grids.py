@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 BLOCKS = (16, 32, 64, 128, 256)  # numbers of neighbours that formats quantise together
-SHORT = 8  # vectors of which nothing can be said
+SHORT = 8  # values from which a code can be told
 MAX_STEPS = 255  # of even grids: 8 bits
 SYMMETRIC = (1, 2, 3, 4, 7, 8, 15, 16, 31, 32, 63, 64, 127, 128)  # steps from zero to the largest value, by bits
 ONE_SIDED = (2, 4, 8, 16, 32, 64, 128)  # of those: a grid with one more step on the side of the largest value
@@ -46,7 +46,7 @@ def is_rounded(fine: Tensor, coarse: Tensor) -> bool:
     a constant group must be as near as the others: one that was set to zero is not rounded.
     """
     fine, coarse = fine.double(), coarse.double()
-    if fine.numel() < SHORT or bool((coarse == coarse.flatten()[0]).all()):
+    if fine.numel() < 2 or bool((coarse == coarse.flatten()[0]).all()):
         return False
     if not (bool(fine.isfinite().all()) and bool(coarse.isfinite().all())):
         return False
