@@ -170,7 +170,7 @@ def test_the_only_column_that_can_be_meant_has_the_labels(caplog):
         load_images(datasets.DatasetDict({"train": numbered, "test": numbered})).test_labels.tolist() == [0, 1, 1] * 4
     )
     for ambiguous in (named.add_column("farbe", ["rot", "blau"] * 6), named.remove_columns("klasse")):
-        with pytest.raises(KeyError, match=r"expected an image column .* and a label column"):
+        with pytest.raises(KeyError, match=r"expected a label column"):
             load_images(ambiguous)
 
 

@@ -238,9 +238,10 @@ def label_column(dataset: datasets.Dataset) -> str | None:
 def _dataset_part(split: str, dataset: datasets.Dataset, names: tuple[str, ...], image_size: int | None) -> Part:
     features, labels_from, image_column = dataset.features, label_column(dataset), _image_column(dataset)
     if image_column is None or labels_from is None:
+        known = {"an image": (image_column, IMAGE_COLUMNS), "a label": (labels_from, LABEL_COLUMNS)}
+        wanted = [f"{kind} column ({', '.join(names)})" for kind, (found, names) in known.items() if found is None]
         raise KeyError(
-            f"expected an image column ({', '.join(IMAGE_COLUMNS)}) and a label column "
-            f"({', '.join(LABEL_COLUMNS)}), got {dataset.column_names}; rename_column() helps; {UNSUPPORTED}"
+            f"expected {' and '.join(wanted)}, got {dataset.column_names}; rename_column() helps; {UNSUPPORTED}"
         )
     is_file = isinstance(features[image_column], datasets.Image)
 
