@@ -109,8 +109,8 @@ class TrainingData:
 
 def _aligned(zoo: Zoo) -> Zoo:
     logger.warning(
-        "the zoo %s is not aligned; aligning its networks for this run, as far as their symmetries are known (hf-sane zoo "
-        "align saves the permutations)",
+        "the zoo %s is not aligned; aligning its networks for this run, as far as their symmetries are known "
+        "(hf-sane zoo align saves the permutations)",
         zoo.facts.name,
     )
     try:
