@@ -27,14 +27,14 @@ SPARE = 1e-6  # of a squared distance, that pruning may leave to what it keeps
 # Of the log-odds of an edge; fitted by benchmarks/lineage_trees.py to forests that were grown for it, and a test
 # compares them with its record.
 WEIGHTS: Mapping[str, float] = {
-    "near": -1.36,  # log of the distance over that of the nearest network, its own pruned and rounded copies aside
-    "branch": 1.72,  # whether the two are joined in the undirected tree of least length
-    "hub": 0.43,  # log of the ratio of the numbers of other branches there
-    "pressed": 3.52,  # whether the child is the parent, pruned or rounded: 1; the other way around: -1
-    "growth": -0.44,  # tanh of half the growth of the squared norm over the squared distance
-    "kurtosis": 1.67,  # tanh of the growth of the logarithm of the kurtosis over the distance
-    "orphan": 1.03,  # that the parent was not given
-    "apart": 0.64,  # log of the distance of the nearest network, for an orphan
+    "near": -1.33,  # log of the distance over that of the nearest network, its own pruned and rounded copies aside
+    "branch": 1.79,  # whether the two are joined in the undirected tree of least length
+    "hub": 0.46,  # log of the ratio of the numbers of other branches there
+    "pressed": 3.61,  # whether the child is the parent, pruned or rounded: 1; the other way around: -1
+    "growth": -0.36,  # tanh of half the growth of the squared norm over the squared distance
+    "kurtosis": 1.75,  # tanh of the growth of the logarithm of the kurtosis over the distance
+    "orphan": 0.71,  # that the parent was not given
+    "apart": 0.54,  # log of the distance of the nearest network, for an orphan
 }
 EDGE_WEIGHTS = ("near", "branch", "hub", "pressed", "growth", "kurtosis")
 AVERAGED = 0.99  # share of the averages found there whose parents were right
