@@ -221,7 +221,7 @@ def test_findings_of_several_checkpoints_share_a_table(output, tmp_path):
     result = hf_sane.scan(*names, tmp_path / "broken.safetensors")
     page = hf_sane.report(result, tmp_path / "scan.html").read_text(encoding="utf-8")
     headings = re.findall("<h2>(.*?)</h2>", page)
-    assert headings[:2] == ["Checkpoint", "Findings"]
+    assert headings[:2] == ["Checkpoints", "Findings"]
     assert str(tmp_path / "broken.safetensors") not in headings
     assert page.count('<td class="short">nan</td>') == 1
 

@@ -330,7 +330,7 @@ def test_an_interrupted_import_goes_on_and_makes_damaged_files_again(damage, mod
 
 def test_what_cannot_make_a_zoo_is_refused(models, tmp_path):
     few = {"folder": str(models / "mlps"), "files": ["0*"], "token_dim": 9}
-    with pytest.raises(ValueError, match="1 networks form 1 groups by repository, expected at least 3 for 3 splits"):
+    with pytest.raises(ValueError, match="at least 3 groups by repository for 3 splits, got 1 of 1 network; import"):
         import_zoo(ImportSettings(**few), tmp_path)
     result = import_zoo(ImportSettings(**few, split_shares=[1, 0, 0]), tmp_path)
     assert [len(split) for split in result.zoo.splits.values()] == [1, 0, 0]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MAX_LABELS = 20  # with distinguishable colours
+POSITIONS = {"tsne": "positions: t-SNE", "umap": "positions: UMAP", "pca": "positions: two principal components"}
 PLACES = {"outside": GREY, "corners": GREEN, "line": BLUE, "hull": RED}
 
 
@@ -36,7 +37,7 @@ def plot_maps(
     Args:
         maps: Coordinates `[M, 2]` (see [`project`]) and `M` labels, by title.
         path: PNG to write.
-        method: Method to name above the legend.
+        method: Method to name below the maps.
         columns: Number of panels in a row.
 
     Raises:
@@ -72,17 +73,14 @@ def plot_maps(
                 rasterized=len(points) > MAX_VECTOR_DOTS,
             )
         _as_map(axes, plot_text(title.replace("_", " "), 80))
-    handles = {text: handle for axes in panels for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside lower center",
-        ncols=6,
-        fontsize=8,
-        frameon=False,
-        title=method,
-        title_fontsize=7,
-    )
+    together = len({frozenset(labels) for _, labels in maps.values()}) == 1
+    drawn = panels[: len(maps)]
+    for axes in drawn if not together else ():
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3, fontsize=8, frameon=False)
+    if together:
+        handles, texts = drawn[0].get_legend_handles_labels()
+        figure.legend(handles, texts, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
+    figure.supxlabel(POSITIONS.get(method, f"positions: {method}"), fontsize=8)
     save_picture(figure, path)
 
 

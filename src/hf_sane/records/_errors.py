@@ -56,6 +56,11 @@ def shorten(value: object, limit: int = MAX_SHOWN) -> str:
     return line if len(line) <= limit else line[: limit - 3] + "..."
 
 
+def describe_skipped(name: str, reason: str) -> str:
+    """What was left out, and why; reasons that begin with the name of a file do not repeat it."""
+    return f"skipped {reason if reason.startswith(f'{name}: ') else f'{name}: {reason}'}"
+
+
 def is_sentence(value: object) -> bool:
     """Whether this is an exception whose text says what is wrong, so that users need not read the name of its type."""
     return isinstance(value, BaseException) and not isinstance(value, KeyError) and len(str(value).split()) > 2

@@ -15,6 +15,7 @@ from hf_sane.analysis._region_plots import plot_properties
 from hf_sane.probing._embeddings import embed_networks
 from hf_sane.probing._poolings import POOLINGS
 from hf_sane.probing._streaming import embed_checkpoint
+from hf_sane.records._errors import describe_skipped
 from hf_sane.records._failures import describe_error, expected_errors
 from hf_sane.records._processes import divided
 from hf_sane.records._run_record import RunRecord
@@ -274,7 +275,7 @@ def _embed_checkpoints(sane: SANE, settings: EmbedSettings, names: list[Any], re
             columns[name].append(value)
     if not columns["checkpoint"]:
         embed_one(checkpoints[-1])  # raises its error
-    notes = [f"skipped {checkpoint}: {reason}" for checkpoint, reason in skipped.items()]
+    notes = [describe_skipped(*item) for item in skipped.items()]
     count = len(columns["checkpoint"])
     record.finish({"networks": count, "tokens": sum(columns["tokens"]), "skipped": skipped})
     return EmbedResult(record=record, notes=notes, splits={"train": columns}, skipped=skipped)

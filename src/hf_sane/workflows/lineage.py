@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_sane.core._named_tensors import outlines
 from hf_sane.networks._modules import ModuleSettings
-from hf_sane.records._errors import name_some, shorten
+from hf_sane.records._errors import describe_skipped, name_some, shorten
 from hf_sane.records._patience import patiently
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, as_list, setting
@@ -146,7 +146,7 @@ class LineageResult(Result):
             lines.append(f"channels were not matched for {name_some(names)}: {reason}")
         for name, others in self.lineage.doubtful.items():
             lines.append(f"{name} is undecided: far from {name_some(others)}, but their fingerprints are alike")
-        return [*lines, *(f"skipped {name}: {reason}" for name, reason in self.lineage.skipped.items())]
+        return [*lines, *(describe_skipped(*item) for item in self.lineage.skipped.items())]
 
     def tables(self) -> list[Table]:
         """Claims, if there are any."""

@@ -20,6 +20,11 @@ from hf_sane.records._run_record import RunRecord
 # Parts of run records that are shown as the origin of a result, and their headings.
 PARTS = {"arguments": "Settings", "data": "Data", "hardware": "Machine", "versions": "Versions"}
 SHORT = 32  # characters of a cell that is not broken into lines
+MAX_TOGETHER = 4  # facts on one line
+SINGULAR = (  # first columns that head a table in the plural
+    *("architecture", "checkpoint", "epoch", "excluded run", "file", "ingredient", "kind", "network", "split"),
+    "tensor",
+)
 
 
 class Reported(Protocol):
@@ -86,7 +91,7 @@ def render_report(result: Reported, pictures: Sequence[tuple[str, str]] = ()) ->
         pictures: Names and SVG of its plots.
     """
     record = result.record
-    seconds = "" if record.seconds is None else f", in {fact_text(record.seconds)} seconds"
+    seconds = "" if record.seconds is None else f", in {_seconds(record.seconds)} seconds"
     started = (record.started_at or "some time").replace("T", " ").replace("+00:00", " UTC")
     return render_page(
         "report.html",
@@ -99,14 +104,19 @@ def render_report(result: Reported, pictures: Sequence[tuple[str, str]] = ()) ->
         pictures=[(name, Markup(svg)) for name, svg in pictures],  # drawn by this library, which escaped its texts
         command=record.command,
         facts=[
-            ("", [*_facts({"seed": record.seed, "commit": record.commit})]),
+            ("", [*_facts({"seed": record.seed, "commit of hf_sane": record.commit})]),
             *((title, [*_facts(getattr(record, part))]) for part, title in PARTS.items()),
         ],
     )
 
 
+def _seconds(seconds: float) -> str:
+    return fact_text(float(f"{seconds:.2g}") if seconds < 10 else round(seconds))
+
+
 def _table(table: Any) -> dict[str, Any]:
-    title = table.title or next(filter(None, table.header), "") or "Results"
+    title = table.title or next(filter(None, table.header), "").removesuffix(" of") or "Results"
+    title += "s" if not table.title and title in SINGULAR else ""
     shown = [column for column, name in enumerate(table.header) if name or any(row[column] for row in table.rows)]
     rows = [[_cell(row[column]) for column in shown] for row in table.rows]
     header = [
@@ -136,13 +146,26 @@ def _cell(value: Any) -> dict[str, Any]:
 
 
 def _facts(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Names and values of nested facts, on one level."""
+    """Names and values of nested facts, on one level; those of the innermost of several levels share a line."""
     for name, value in facts.items():
         label = f"{prefix}{str(name).replace('_', ' ')}"
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and not (prefix and _is_innermost(value)):
             yield from _facts(value, f"{label}: ")
         elif is_known(value):
-            yield shorten(label), fact_text(value, lambda text: shorten(str(text)))
+            yield shorten(label), _fact(value)
+
+
+def _is_innermost(facts: Mapping[str, Any]) -> bool:
+    return 0 < len(facts) <= MAX_TOGETHER and not any(isinstance(value, Mapping | list) for value in facts.values())
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, Mapping):
+        known = {name: inner for name, inner in value.items() if is_known(inner)}
+        return ", ".join(f"{shorten(str(name).replace('_', ' '))} {_fact(inner)}" for name, inner in known.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_fact, value))
+    return fact_text(value, lambda text: shorten(str(text)))
 
 
 __all__ = ["report"]

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
-from hf_sane.records._errors import name_some, shorten
+from hf_sane.records._errors import describe_skipped, name_some, shorten
 from hf_sane.records._outputs import output_folder
 from hf_sane.records._progress import tracked
 from hf_sane.records._run_record import RunRecord
@@ -32,6 +32,7 @@ LIKENESS = {
     "other": "no relation found, though strong fine-tuning can hide one",
 }
 MAX_SKIPPED = 20  # networks to print
+MAX_REASON = 400  # characters
 
 
 @dataclass(kw_only=True)
@@ -79,7 +80,7 @@ class IndexResult(Result):
     def summary(self) -> list[str]:
         """The number of networks, and skipped networks, as sentences."""
         lines = [f"{len(self.index):,} network{'' if len(self.index) == 1 else 's'}"]
-        lines += [f"skipped {name}: {reason}" for name, reason in list(self.skipped.items())[:MAX_SKIPPED]]
+        lines += [describe_skipped(*item) for item in list(self.skipped.items())[:MAX_SKIPPED]]
         more = len(self.skipped) - MAX_SKIPPED
         return [*lines, f"and {more} more: see --json"] if more > 0 else lines
 
@@ -202,7 +203,7 @@ def _networks(settings: IndexSettings) -> Iterator[tuple[str, Fingerprint | str]
             try:
                 yield f"network_{number}", fingerprint(open_checkpoint(source))
             except (TypeError, ValueError) as error:
-                yield f"network_{number}", shorten(error)
+                yield f"network_{number}", shorten(error, MAX_REASON)
             continue
         if isinstance(source, Zoo) or is_zoo(source):
             zoo = source if isinstance(source, Zoo) else load_zoo(source)
@@ -214,7 +215,7 @@ def _networks(settings: IndexSettings) -> Iterator[tuple[str, Fingerprint | str]
             try:
                 yield str(target), fingerprint(open_checkpoint(CheckpointSource(target)))
             except (OSError, TypeError, ValueError) as error:
-                yield str(target), shorten(error)
+                yield str(target), shorten(error, MAX_REASON)
             for path in weights_below(target) if isinstance(target, Path) and target.is_dir() else ():
                 yield str(path), f"in a subfolder of the checkpoint {target}, not indexed; pass it by its path"
 

@@ -13,12 +13,13 @@ from hf_sane.records._errors import name_some
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.workflows.results import Result, Table
-from hf_sane.zoo._dataset import Zoo
+from hf_sane.zoo._dataset import Zoo, ZooSplit
 from hf_sane.zoo._facts import FILE_NAME, IMPORTED, PROPERTIES_KEY
 from hf_sane.zoo._settings import ZooSourceSettings
 from hf_sane.zoo._writing import JOB
 
 MAX_SHOWN = 10  # architectures and layouts to print
+OTHER_SCORES = ("psnr",)
 SHOWN_PROPERTIES = ("test_accuracy", "validation_accuracy", "generalization_gap")
 
 
@@ -140,13 +141,19 @@ class ZooResult(ResultWithZoo):
 
     def tables(self) -> list[Table]:
         """One row per split."""
-        names = (f"final {name.replace('_', ' ')}" for name in SHOWN_PROPERTIES)
+        splits = describe_zoo(self.zoo)["splits"]
+        found = {name: split["final"] | _final_scores(self.zoo.splits[name]) for name, split in splits.items()}
+        known = dict.fromkeys(score for final in found.values() for score, q in final.items() if q is not None)
+        names = [f"final {name.replace('_', ' ')}" for name in known]
         rows = []
-        for name, split in describe_zoo(self.zoo)["splits"].items():
-            spreads = [None if q is None else f"{q[0]:.3f} / {q[1]:.3f} / {q[2]:.3f}" for q in split["final"].values()]
+        for name, split in splits.items():
+            spreads = [
+                None if (q := found[name].get(score)) is None else f"{q[0]:.3f} / {q[1]:.3f} / {q[2]:.3f}"
+                for score in known
+            ]
             rows.append([name, split["runs"], split["networks"], ",".join(map(str, split["epochs"])), *spreads])
         header = ("split", "runs", "networks", "epochs", *names)
-        return [Table(header, rows, caption="(accuracy and gap: smallest / median / largest)")]
+        return [Table(header, rows, caption="(final: smallest / median / largest)" if names else "")]
 
     def details(self) -> list[Table]:
         """Runs that were left out, with the reason."""
@@ -255,6 +262,12 @@ def describe_zoo(zoo: Zoo) -> dict[str, Any]:
         "is_aligned": zoo.alignment is not None,
         "splits": splits,
     }
+
+
+def _final_scores(split: ZooSplit) -> dict[str, list[float] | None]:
+    """Spread of scores of networks that do not classify."""
+    final = split.final_epochs()
+    return {name: _spread(final.column(name)) for name in OTHER_SCORES if name in split.table.scalar_columns}
 
 
 def _draw_accuracies(zoo: Zoo, partial: Path) -> None:
