@@ -446,9 +446,9 @@ def _write_rows(
     if len(names) < wanted:
         raise ValueError(
             f"expected at least {wanted} groups by {arguments.group_by} for {wanted} splits, got {len(names)} of "
-            f"{len(networks)} network{'' if len(networks) == 1 else 's'}; import more, or set split_shares, such as 1,0,0 "
-            "(--split-shares). Files of one folder are one group, since they may be checkpoints of one run; otherwise "
-            "set group_by network (--group-by)"
+            f"{len(networks)} network{'' if len(networks) == 1 else 's'}; import more, or set split_shares, such as "
+            "1,0,0 (--split-shares). Files of one folder are one group, since they may be checkpoints of one run; "
+            "otherwise set group_by network (--group-by)"
         )
     metrics = {name: repository.card.metrics for name, repository in importer.sources.items()}
     columns = [
