@@ -57,7 +57,7 @@ def shorten(value: object, limit: int = MAX_SHOWN) -> str:
 
 
 def describe_skipped(name: str, reason: str) -> str:
-    """What was left out, and why; reasons that begin with the name of a file do not repeat it."""
+    """A skipped item and the reason; reasons that begin with the name of a file do not repeat it."""
     return f"skipped {reason if reason.startswith(f'{name}: ') else f'{name}: {reason}'}"
 
 
