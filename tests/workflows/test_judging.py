@@ -317,6 +317,12 @@ def raises(module):
 
 def no_arguments():
     return 1.0
+
+def short(module):
+    raise RuntimeError("boom")
+
+def silent(module):
+    assert False
 """
 
 
@@ -327,6 +333,8 @@ def no_arguments():
             "raises",
             r"from raises\(\w+\), got RuntimeError: .* \(mine.py, line 5\); correct the function, which takes a",
         ),
+        ("short", r"from short\(\w+\), got RuntimeError: boom \(mine.py, line 11\); correct"),
+        ("silent", r"from silent\(\w+\), got AssertionError \(mine.py, line 14\); correct"),
         (
             "no_arguments",
             r"from no_arguments\(\w+\), got TypeError: .*takes 0 positional arguments.* given; correct the",

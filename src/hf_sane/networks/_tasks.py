@@ -196,10 +196,11 @@ class OwnTask(Task):
                 found = self.function(network, split=split) if self.is_split else self.function(network)
             except Exception as error:
                 called = f"{self.metric}({type(network).__name__}{f', {split!r}' if self.is_split else ''})"
+                kind, said = type(error).__name__, shorten(str(error))
                 place = f" ({where})" if (where := place_of(error)) else ""
                 raise ValueError(
-                    f"expected a number from {called}, got {type(error).__name__}: {shorten(error)}{place}; correct "
-                    "the function, which takes a module and returns a number"
+                    f"expected a number from {called}, got {kind}{f': {said}' if said else ''}{place}; correct the "
+                    "function, which takes a module and returns a number"
                 ) from error
         try:
             return float(found.item() if isinstance(found, Tensor) else found)
