@@ -123,7 +123,7 @@ def test_embed_reports_a_bad_checkpoint_and_goes_on(tiny_sane_folder, tiny_zoo, 
     paths[1].write_bytes(paths[0].read_bytes()[:-4])
     missing = tmp_path / "missing.safetensors"
     told = hf_sane_command("embed", *paths, missing, "--sane", tiny_sane_folder, "--output", tmp_path / "out")
-    assert f"skipped {paths[1]}: {paths[1]}: expected a whole safetensors file" in told.stderr
+    assert f"skipped {paths[1]}: expected a whole safetensors file" in told.stderr
     assert f"skipped {missing}: no such file" in told.stderr
     rows = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))["train"]
     assert rows["checkpoint"][:] == [str(paths[0]), str(paths[2])]
