@@ -34,6 +34,23 @@ def inputs(tmp_path_factory, tiny_zoo_folder):
     return folder
 
 
+def test_a_zoo_of_implicit_networks_shows_how_well_they_fit(tmp_path, hf_sane_command):
+    few = ("--train-limit", 4, "--validation-limit", 3, "--test-limit", 3, "--no-progress-bar")
+    told = hf_sane_command("zoo", "fit", *few, "--hidden-sizes", "4,3", "--steps", 3, "--output", tmp_path / "zoo")
+    page = unescape((tmp_path / "zoo/data/report.html").read_text(encoding="utf-8"))
+    for text in (told.stdout, page):
+        assert "final psnr" in text
+        assert "final test accuracy" not in text
+    assert ">Splits<" in page
+
+
+def test_an_index_names_what_it_skips_once(inputs, tmp_path, hf_sane_command):
+    told = hf_sane_command("index", inputs / "networks", "--output", tmp_path / "known").stdout
+    page = unescape((tmp_path / "known/report.html").read_text(encoding="utf-8"))
+    for text in (told, page):
+        assert text.count(f"skipped {inputs / 'networks/cut.safetensors'}: expected ") == 1
+
+
 VERBS = {  # verb, arguments, the report, and what it tells
     "build": ("--num-models", 3, "--epochs", 1, *LIMITS),
     "import": ("{}/networks", "--properties", "{}/runs.csv", "--group-by", "network"),
@@ -48,6 +65,8 @@ TOLD = {
         "Rows without a network",
         "line 5",
         "test accuracy at",
+        "properties: columns: test accuracy",
+        "known 3",
     ),
     "mix": ("zoo a + b", "test accuracy at the last epoch"),
     "align": ("hf_sane: alignment", "free permutations", "after alignment", "distance to the reference before"),

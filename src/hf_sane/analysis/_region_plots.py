@@ -73,14 +73,24 @@ def plot_maps(
                 rasterized=len(points) > MAX_VECTOR_DOTS,
             )
         _as_map(axes, plot_text(title.replace("_", " "), 80))
-    together = len({frozenset(labels) for _, labels in maps.values()}) == 1
+    positions = POSITIONS.get(method, f"positions: {method}")
     drawn = panels[: len(maps)]
-    for axes in drawn if not together else ():
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3, fontsize=8, frameon=False)
-    if together:
+    if len({frozenset(labels) for _, labels in maps.values()}) == 1:
         handles, texts = drawn[0].get_legend_handles_labels()
-        figure.legend(handles, texts, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
-    figure.supxlabel(POSITIONS.get(method, f"positions: {method}"), fontsize=8)
+        figure.legend(
+            handles,
+            texts,
+            loc="outside lower center",
+            ncols=6,
+            fontsize=8,
+            frameon=False,
+            title=positions,
+            title_fontsize=8,
+        )
+    else:
+        for axes in drawn:
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3, fontsize=8, frameon=False)
+        figure.supxlabel(positions, fontsize=8)
     save_picture(figure, path)
 
 

@@ -104,7 +104,7 @@ def render_report(result: Reported, pictures: Sequence[tuple[str, str]] = ()) ->
         pictures=[(name, Markup(svg)) for name, svg in pictures],  # drawn by this library, which escaped its texts
         command=record.command,
         facts=[
-            ("", [*_facts({"seed": record.seed, "commit of hf_sane": record.commit})]),
+            ("", [*_facts({"seed": record.seed, "commit of the library": record.commit})]),
             *((title, [*_facts(getattr(record, part))]) for part, title in PARTS.items()),
         ],
     )
