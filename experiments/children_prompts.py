@@ -201,10 +201,8 @@ class TokenCode:
         return self.codec.encode(changes)
 
     def decode(self, latents: Tensor, ancestor: Tensor) -> Tensor:
-        """With gradients, which `NetworkCodec.decode_tokens` does not have."""
-        layout = self.codec.layout
-        positions = layout.positions.expand(len(latents), *layout.positions.shape)
-        return self.codec.extractor.denormalize(self.codec.model.decode(latents, positions), layout)
+        """Token by token."""
+        return self.codec.decode_tokens(latents, with_gradient=True)
 
 
 @dataclass(frozen=True)

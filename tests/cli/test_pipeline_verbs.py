@@ -23,7 +23,7 @@ from hf_sane.records._run_record import RunRecord
 from hf_sane.sampling._comparison import METHODS
 from hf_sane.sampling._export import Provenance
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.training._preparation import fit_on_splits
+from hf_sane.training._preparation import fit_code
 from hf_sane.workflows.probe import ProbeSettings, _features, _open_codes
 from hf_sane.zoo._alignment import aligned_tokens, token_blocks
 from hf_sane.zoo.building._build import build_zoo
@@ -223,8 +223,8 @@ def test_a_code_of_one_zoo_embeds_the_others(tiny_zoo, tiny_sane_folder):
     settings = ProbeSettings(zoo=tiny_zoo, sane=sane, properties=["epoch"], poolings=["mean"], linear=True)
     codes = _open_codes(settings, tiny_zoo)
     found = _features(other, codes, settings).features["linear_mean"]["test"]
-    expected = fit_on_splits([train], sane.extractor, latent_dim=latent_dim, grouping="kind")
-    own = fit_on_splits([other.splits["train"]], sane.extractor, latent_dim=latent_dim, grouping="kind")
+    expected, _ = fit_code([train], sane.extractor, latent_dim=latent_dim, grouping="kind")
+    own, _ = fit_code([other.splits["train"]], sane.extractor, latent_dim=latent_dim, grouping="kind")
 
     def embedded(code):
         return read_zoo_features(other, ["epoch"], None, sane.extractor, poolings=["mean"], linear=code).features[

@@ -8,7 +8,7 @@ from torch import Tensor
 from hf_sane.networks._stacked import StackedNetworks, example_losses
 from hf_sane.records._progress import tracked
 from hf_sane.sampling._generation import NetworkCodec
-from hf_sane.sampling._selection import Judge, SelectedNetworks
+from hf_sane.sampling._selection import Judge, SelectedNetworks, rank_networks
 
 CHECK_EVERY = 5  # steps of a search by gradient between two judgements
 ELITE_SHARE = 0.2  # candidates that the next round of a search by scores is fitted to
@@ -76,8 +76,7 @@ class _Best:
 
     def selected(self, first: SelectedNetworks) -> SelectedNetworks:
         """All networks, best first."""
-        by_loss = self.loss.argsort(stable=True)
-        order = by_loss[self.score[by_loss].argsort(stable=True, descending=True)]
+        order = rank_networks(self.score, self.loss)
         return replace(
             first,
             sources=self.latents[order.to(self.latents.device)],
@@ -196,8 +195,7 @@ def refine_by_scores(
             noise = torch.randn(shape, generator=generator, device=means.device)
             latents = means[index] + spreads[index] * noise
             judged, loss, score = judge(codec.decode(latents))
-            by_loss = loss.argsort(stable=True)
-            order = by_loss[score[by_loss].argsort(stable=True, descending=True)]
+            order = rank_networks(score, loss)
             top = latents[order[:elites].to(latents.device)]
             means[index] = SMOOTHING * means[index] + (1 - SMOOTHING) * top.mean(dim=0)
             spreads[index] = SMOOTHING * spreads[index] + (1 - SMOOTHING) * top.std(dim=0)

@@ -184,9 +184,14 @@ def _joined(first: SelectedNetworks, second: SelectedNetworks) -> SelectedNetwor
     )
 
 
+def rank_networks(score: Tensor, loss: Tensor) -> Tensor:
+    """Indices `[M]` of networks from best to worst: by score, and by loss among equal scores."""
+    by_loss = loss.argsort(stable=True)
+    return by_loss[score[by_loss].argsort(stable=True, descending=True)]
+
+
 def _best(found: SelectedNetworks, num_samples: int) -> SelectedNetworks:
-    by_loss = found.validation_loss.argsort(stable=True)
-    order = by_loss[found.validation_score[by_loss].argsort(stable=True, descending=True)][:num_samples]
+    order = rank_networks(found.validation_score, found.validation_loss)[:num_samples]
     return SelectedNetworks(
         found.sources[order.to(found.sources.device)],
         found.networks.select(order),

@@ -54,12 +54,26 @@ def fit_extractor(
     return extractor.fit(networks, by_kind=by_kind)
 
 
-def fit_on_splits(
-    splits: Sequence[ZooSplit], extractor: SANEFeatureExtractor, *, latent_dim: int, grouping: Grouping
-) -> LinearCode:
-    """Fit a linear code to training splits, see [`fit_linear_code`]; their networks are aligned if the zoo is."""
+def fit_code(
+    splits: Sequence[ZooSplit],
+    extractor: SANEFeatureExtractor | None = None,
+    *,
+    latent_dim: int | None = None,
+    grouping: Grouping,
+) -> tuple[LinearCode, SANEFeatureExtractor]:
+    """Fit a linear code to training splits, see [`fit_linear_code`]; their networks are aligned if the zoo is.
+
+    Args:
+        splits: Training splits.
+        extractor: Weight tokenizer; by default one that is fitted to the splits, and returned, too.
+        latent_dim: Latents per token; `LINEAR_LATENTS` by default.
+        grouping: Which tokens share principal components, see `LinearCodeConfig`.
+    """
+    extractor = extractor or fit_extractor(splits, "standardize")
     layouts = [layout for split in splits for layout in split.facts.parsed_layouts.values()]
-    return fit_linear_code(partial(split_blocks, splits), layouts, extractor, latent_dim=latent_dim, grouping=grouping)
+    blocks = partial(split_blocks, splits)
+    size = latent_dim or LINEAR_LATENTS
+    return fit_linear_code(blocks, layouts, extractor, latent_dim=size, grouping=grouping), extractor
 
 
 def split_blocks(splits: Sequence[ZooSplit]) -> Iterator[tuple[Layout, Tensor]]:

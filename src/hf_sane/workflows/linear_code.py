@@ -13,7 +13,7 @@ from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, as_list, setting
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.training._evaluation import r2_from_sums, reconstruct_tokens, reconstruction_sums
-from hf_sane.training._preparation import LINEAR_LATENTS, fit_extractor, fit_on_splits, split_blocks
+from hf_sane.training._preparation import fit_code, split_blocks
 from hf_sane.workflows.results import Result, Table, rows_of
 from hf_sane.workflows.sane import SANE, open_sane
 from hf_sane.workflows.shared import SaneSettings
@@ -119,13 +119,12 @@ def run_fit_linear(settings: LinearCodeSettings) -> LinearCodeResult:
     record = RunRecord.start(arguments=as_arguments(settings))
     zoos = list(open_zoos(settings.zoo, **settings.zoo_place).values())
     training = [zoo.splits["train"] for zoo in zoos]
-    latent_dim, extractor = settings.latent_dim or LINEAR_LATENTS, None
+    latent_dim, extractor = settings.latent_dim, None
     if settings.sane is not None:
         sane = open_sane(settings.sane, **settings.sane_place)
         latent_dim, extractor = settings.latent_dim or sane.model.config.latent_dim, sane.extractor
-    extractor = extractor or fit_extractor(training, "standardize")
-    model = fit_on_splits(training, extractor, latent_dim=latent_dim, grouping=settings.grouping)
-    record.arguments["latent_dim"] = latent_dim
+    model, extractor = fit_code(training, extractor, latent_dim=latent_dim, grouping=settings.grouping)
+    record.arguments["latent_dim"] = model.config.latent_dim
     found = {
         name: _reconstruction(model, extractor, [zoo.splits[name] for zoo in zoos if len(zoo.splits.get(name, ()))])
         for name in ("train", "validation", "test")

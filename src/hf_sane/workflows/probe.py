@@ -19,7 +19,7 @@ from hf_sane.records._errors import name_some
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.training._preparation import LINEAR_LATENTS, fit_extractor, fit_on_splits
+from hf_sane.training._preparation import fit_code
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
 from hf_sane.workflows.shared import CodecSettings, SaneSettings, ZooAlignmentSettings
@@ -190,14 +190,13 @@ class _Codes:
 def _open_codes(settings: ProbeSettings, zoo: Zoo) -> _Codes:
     """Open the SANE; fit the linear code to a zoo, by kind of layer if it has one layout, otherwise to all tokens."""
     sane = None if settings.sane is None else open_sane(settings.sane, **settings.sane_place)
-    train = zoo.splits["train"]
-    extractor = fit_extractor([train], "standardize") if sane is None else sane.extractor
     if sane is not None and not settings.linear:
-        return _Codes(extractor, sane.model, None)
-    latent_dim = LINEAR_LATENTS if sane is None else sane.model.config.latent_dim
+        return _Codes(sane.extractor, sane.model, None)
+    given = (None, None, None) if sane is None else (sane.extractor, sane.model, sane.model.config.latent_dim)
+    extractor, model, latent_dim = given
     grouping: Grouping = "kind" if len(zoo.facts.parsed_layouts) == 1 else "all"
-    linear = fit_on_splits([train], extractor, latent_dim=latent_dim, grouping=grouping)
-    return _Codes(extractor, None if sane is None else sane.model, linear)
+    linear, extractor = fit_code([zoo.splits["train"]], extractor, latent_dim=latent_dim, grouping=grouping)
+    return _Codes(extractor, model, linear)
 
 
 def _features(zoo: Zoo, codes: _Codes, settings: ProbeSettings) -> ZooFeatures:

@@ -30,7 +30,7 @@ from hf_sane.sampling._samplers import SAMPLERS, SamplingTask, parse_bandwidths,
 from hf_sane.sampling._selection import Judge, SelectedNetworks
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization._saved_form import renamed_tensors, with_saved_names
-from hf_sane.training._preparation import LINEAR_LATENTS, fit_extractor, fit_on_splits
+from hf_sane.training._preparation import fit_code
 from hf_sane.workflows.judging import (
     MetricSettings,
     TextSettings,
@@ -429,8 +429,7 @@ def _open_anchors(settings: SampleSettings, record: RunRecord, zoo: Zoo | None, 
     revision = subfolder = None
     if settings.sane is None:
         assert zoo is not None
-        extractor = fit_extractor([zoo.splits["train"]], "standardize")
-        model = fit_on_splits([zoo.splits["train"]], extractor, latent_dim=LINEAR_LATENTS, grouping="kind")
+        model, extractor = fit_code([zoo.splits["train"]], grouping="kind")
     elif isinstance(settings.sane, str):
         model, extractor = load_sane(settings.sane, **settings.sane_place)
         subfolder = settings.sane_subfolder
