@@ -35,7 +35,7 @@ class Reported(Protocol):
     output: Path | None
     notes: list[str]
 
-    def summary(self) -> list[str]:
+    def report_summary(self) -> list[str]:
         """Sentences before the tables."""
 
     def report_tables(self) -> Sequence[Any]:
@@ -98,7 +98,7 @@ def render_report(result: Reported, pictures: Sequence[tuple[str, str]] = ()) ->
         script="report.js",
         title=f"hf_sane: {result.JOB or 'result'}",
         made=f"Made by hf_sane {record.versions.get('hf_sane', '')}, {started}{seconds}",
-        summary=[shorten(line) for line in result.summary()],
+        summary=[shorten(line) for line in result.report_summary()],
         notes=[shorten(note) for note in result.notes],
         tables=[_table(table) for table in result.report_tables()],
         pictures=[(name, Markup(svg)) for name, svg in pictures],  # drawn by this library, which escaped its texts

@@ -84,6 +84,10 @@ class Result:
         """Tables that only the report shows."""
         return []
 
+    def report_summary(self) -> list[str]:
+        """Lines before the tables of the report: those that are printed, unless a later command can change them."""
+        return self.summary()
+
     def report_tables(self) -> list[Table]:
         """Tables of the report: those that are printed, and the details."""
         return [*self.tables(), *self.details()]

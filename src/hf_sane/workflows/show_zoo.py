@@ -10,6 +10,7 @@ import numpy as np
 
 from hf_sane.analysis._zoo_plots import plot_accuracies
 from hf_sane.records._errors import name_some
+from hf_sane.records._run_files import ALIGNMENT_REPORT
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.workflows.results import Result, Table
@@ -19,6 +20,7 @@ from hf_sane.zoo._settings import ZooSourceSettings
 from hf_sane.zoo._writing import JOB
 
 MAX_SHOWN = 10  # architectures and layouts to print
+LATER = f" (not aligned when this report was written; hf-sane zoo align writes {ALIGNMENT_REPORT} beside it)"
 OTHER_SCORES = ("psnr",)
 SHOWN_PROPERTIES = ("test_accuracy", "validation_accuracy", "generalization_gap")
 
@@ -127,8 +129,15 @@ class ZooResult(ResultWithZoo):
 
     def summary(self) -> list[str]:
         """Name, architectures and tokens."""
+        return self._lines("" if self.zoo.alignment else " (not aligned)")
+
+    def report_summary(self) -> list[str]:
+        """The summary, in words that stay true when `hf-sane zoo align` aligns the zoo, which keeps its report."""
+        return self._lines("" if self.zoo.alignment else LATER)
+
+    def _lines(self, state: str) -> list[str]:
         facts = describe_zoo(self.zoo)
-        lines = [f"zoo {facts['name']}{'' if facts['is_aligned'] else ' (not aligned)'}"]
+        lines = [f"zoo {facts['name']}{state}"]
         for settings in list(facts["architectures"].values())[:MAX_SHOWN]:
             lines.append(f"  architecture {settings['model_type']}: {describe_architecture(settings)}")
         for layout in list(facts["layouts"].values())[:MAX_SHOWN]:
