@@ -54,7 +54,7 @@ def test_only_what_was_measured_has_a_panel_and_a_legend(tmp_path):
         plots.plot_depth(small, tmp_path / "depth.png")
         plots.plot_densities(small, tmp_path / "densities.png")
         plots.plot_distances([(f"{index}.weight", 1.0) for index in range(60)], tmp_path / "distances.png")
-    depth, densities, distances = (svg for _, svg in pictures)
+    depth, densities, distances = (picture.svg for picture in pictures)
     assert ">stable rank<" in depth
     assert "alpha" not in depth
     assert "power law" not in densities
@@ -68,5 +68,5 @@ def test_only_what_was_measured_has_a_panel_and_a_legend(tmp_path):
 def test_names_in_any_script_are_drawn_without_warnings(tmp_path):
     with collecting_pictures() as pictures:
         plot_properties(np.eye(3)[:, :2], {"mean by 学习率": [1.0, 2.0, 3.0]}, tmp_path / "map.png")
-    assert "mean by 学习率" in pictures[0][1]
+    assert "mean by 学习率" in pictures[0].svg
     assert matplotlib.image.imread(tmp_path / "map.png").size

@@ -9,15 +9,23 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import hf_sane
-from hf_sane.analysis._pictures import PALETTE, _spread_out
+from hf_sane.analysis._pictures import PALETTE, _spread_out, collecting_pictures
+from hf_sane.analysis._plots import plot_distances, plot_trees
+from hf_sane.analysis._region_plots import plot_maps
+from hf_sane.analysis._zoo_plots import plot_accuracies, plot_methods
 from hf_sane.records._outputs import check_finished
+from hf_sane.records._run_record import RunRecord
 from hf_sane.records._uploads import folder_files
+from hf_sane.workflows.reports import render_report
+from hf_sane.workflows.results import Result
 
 EVIL = "<script>alert(1)</script>&\"'"
 NAMES = tuple(f"layers.{index}.weight" for index in range(11))
@@ -87,7 +95,7 @@ def test_it_says_all_that_the_result_says(page):
     text = " ".join(elements.text)
     for told in (*NAMES, EVIL, "How it was made", "torch threads", hf_sane.__version__):
         assert told in text, told
-    assert sum(tag == "svg" for tag, _ in elements.found) == 1
+    assert sum(tag == "svg" for tag, _ in elements.found) == 2  # for wide and for narrow screens
     for heading in ("Settings", "Machine", "Versions"):
         assert f"<h3>{heading}</h3>" in page
     assert '<button type="button">value</button>' not in page  # of notes on tensors, which none of these has
@@ -143,9 +151,51 @@ def test_text_and_curves_stand_out_by_day_and_by_night(page):
     assert "#000000" not in page  # axes and their labels are in the colour of the text
 
 
+@pytest.fixture(scope="module")
+def drawn():
+    """A report of plots with several panels, and with names of every length."""
+    draw = np.random.default_rng(0)
+    names = [f"models/family_{index}/checkpoint" for index in range(5)]
+    splits = {
+        name: (draw.random(9), np.repeat(np.arange(3.0), 9), draw.random(27))
+        for name in ("train", "validation", "test")
+    }
+    maps = {f"latents of level {level}": (torch.randn(15, 2), [f"{level} {n}" for n in names] * 3) for level in "ab"}
+    edges = {(child, parent): ("fine-tuned", 0.9) for parent, child in pairwise(names)}
+    with collecting_pictures(files=False) as pictures:
+        plot_accuracies(splits, Path("accuracies.png"))
+        plot_maps(maps, Path("maps.png"))
+        plot_methods({f"{name}, encoded and decoded": draw.random(4) for name in names}, Path("methods.png"))
+        plot_distances([(f"layers.{index}.weight", 0.5) for index in range(70)], Path("distances.png"))
+        plot_trees([names], edges, Path("trees.svg"))
+    return render_report(Result(record=RunRecord.start(arguments={}).finish({})), pictures)
+
+
 PROBE = """
-const found = {};
+const found = {}, visible = (thing) => thing.getClientRects().length > 0;
+const look = (frame) => {
+  const page = frame.contentDocument, wide = page.documentElement.clientWidth, box = (x) => x.getBoundingClientRect();
+  const pictures = [...page.querySelectorAll("svg")].filter(visible);
+  const texts = pictures.flatMap((picture) => [...picture.querySelectorAll("text")]);
+  const size = (text) => {
+    const scale = text.getScreenCTM();
+    return Math.hypot(scale.a, scale.b) * parseFloat(frame.contentWindow.getComputedStyle(text).fontSize);
+  };
+  const scrolled = page.querySelector("table")?.parentElement;
+  scrolled?.scrollTo(1000, 0);
+  return {
+    wider: [...page.body.querySelectorAll("*")].filter((x) => visible(x) && !x.parentElement.closest(".wide, svg"))
+      .filter((x) => box(x).right > wide + 1).map((x) => x.outerHTML.slice(0, 80)),
+    smallest: Math.min(...texts.map(size)),
+    cut: texts.filter((x) => box(x).right > box(x.closest("svg")).right + 16).map((x) => x.textContent),
+    scrolling: pictures.filter((x) => x.parentElement.scrollWidth > x.parentElement.clientWidth + 1).length,
+    tall: pictures.map((x) => box(x).height > box(x).width),
+    frozen: scrolled && box(scrolled.querySelector("td")).left - box(scrolled).left,
+  };
+};
 for (const width of [390, 1280]) {
+  found["drawn" + width] = look(document.getElementById("d" + width));
+  found["seen" + width] = look(document.getElementById("w" + width));
   const frame = document.getElementById("w" + width), page = frame.contentDocument, view = frame.contentWindow;
   const table = [...page.querySelectorAll("table")].find((t) => t.tBodies[0].rows.length > 8);
   const names = () => [...table.tBodies[0].rows].map((r) => r.cells[0].textContent);
@@ -159,7 +209,7 @@ for (const width of [390, 1280]) {
     overflow: page.documentElement.scrollWidth - width, up, down, sorted, gaps,
     kept: [...table.tBodies[0].rows].filter((r) => !r.hidden && r.getBoundingClientRect().height > 0).length,
     ink: view.getComputedStyle(page.body).color, paper: view.getComputedStyle(page.body).backgroundColor,
-    pictures: [...page.querySelectorAll("svg")].map((s) => s.getBoundingClientRect().width > 300),
+    pictures: [...page.querySelectorAll("svg")].filter(visible).map((s) => s.getBoundingClientRect().width > 300),
     alerts: page.querySelectorAll("td script").length,
     broken: table.tBodies[0].rows[0].cells[0].querySelectorAll("wbr").length,
     clipped: [...page.querySelectorAll("td")].filter((cell) => cell.scrollWidth > cell.clientWidth + 1).length,
@@ -169,11 +219,12 @@ document.body.textContent = JSON.stringify(found);
 """
 
 
-def in_browser(page, folder):
-    """What a browser makes of the page at two widths, and what it complains of."""
+def in_browser(page, drawn, folder):
+    """What a browser makes of two pages at two widths, and what it complains of."""
     frames = "".join(
-        f'<iframe id="w{width}" width="{width}" height="900" style="border:0" srcdoc="{html.escape(page)}"></iframe>'
+        f'<iframe id="{name}{width}" width="{width}" height="900" style="border:0" srcdoc="{html.escape(x)}"></iframe>'
         for width in (390, 1280)
+        for name, x in (("w", page), ("d", drawn))
     )
     probe = folder / "probe.html"
     probe.write_text(
@@ -186,15 +237,24 @@ def in_browser(page, folder):
     return json.loads(html.unescape(re.search(r"<body>(.*?)</body>", ran.stdout, flags=re.DOTALL)[1])), complaints
 
 
-def test_tables_are_sorted_and_filtered_on_a_phone_and_on_a_desktop(page, tmp_path):
+def test_tables_and_plots_are_legible_on_a_phone_and_on_a_desktop(page, drawn, tmp_path):
     rows = [*sorted(NAMES, key=lambda name: int(name.split(".")[1])), EVIL]
     if BROWSER is None:  # what can be said without one
         assert page.count('aria-label="Filter rows of') == 1
         assert page.count('<button type="button">') >= 4
         assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
+        assert drawn.count("<svg") == 10
         return
-    found, complaints = in_browser(page, tmp_path)
+    found, complaints = in_browser(page, drawn, tmp_path)
     assert complaints == []
+    for name in ("drawn390", "seen390"):
+        assert found[name]["wider"] == []  # but what is in a table that scrolls
+        assert found[name]["smallest"] >= 9  # pixels
+        assert found[name]["cut"] == []
+        assert found[name]["scrolling"] == 0
+    assert found["drawn390"]["tall"] == [True, True, False, True, False]  # panels are one below the other
+    assert found["drawn1280"]["tall"][:2] == [False, False]
+    assert abs(found["seen390"]["frozen"]) <= 1  # names stay when the table is scrolled
     for width in ("390", "1280"):
         seen = found[width]
         assert seen["overflow"] <= 0, width

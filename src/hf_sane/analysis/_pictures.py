@@ -1,4 +1,4 @@
-"""Common style of all plots, which are saved as files and, for reports, as SVG.
+"""Common style of all plots, which are saved as files and, for reports, as SVG for wide and for narrow screens.
 
 Plots label their curves at the ends, give units on their axes, and show intervals if there are any. Their colours are
 distinguishable with every kind of colour vision, on white and on black.
@@ -6,10 +6,12 @@ distinguishable with every kind of colour vision, on white and on black.
 
 import io
 import re
+import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +36,9 @@ BLUE, RED, GREEN, PURPLE, ORANGE, SKY, GREY = (
 )
 PALETTE = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, GREY)
 SCALE = "cividis"  # for numbers; every kind of colour vision can order its shades
+NARROW = 3.5  # inches, the width of a plot on a phone
+MANY_DECADES = 300  # from the smallest to the largest number of an axis
+LETTER = 0.58  # width of a letter, as a share of the font size
 SMALLEST = 0.7  # share of its width to which a page may shrink a plot; below, its labels are illegible
 # Fonts of other scripts than those of Matplotlib's own font, on common systems.
 OTHER_FONTS = (
@@ -46,12 +51,28 @@ NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 HEAD = re.compile(r"^.*?(?=<svg)", re.DOTALL)
 NAMES = re.compile(r'(\bid="|url\(#|href="#)')
 
-_collected: ContextVar[list[tuple[str, str]] | None] = ContextVar("collected", default=None)
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as SVG that fits into a page in HTML.
+
+    Attributes:
+        name: Title.
+        svg: The figure.
+        narrow: The figure for narrow screens, with its panels one below the other, if there is one.
+    """
+
+    name: str
+    svg: str
+    narrow: str = ""
+
+
+_collected: ContextVar[list[Picture] | None] = ContextVar("collected", default=None)
 _writes_files: ContextVar[bool] = ContextVar("writes_files", default=True)
 
 
 def make_figure(
-    width: float, height: float, rows: int = 1, columns: int = 1, **grid: Any
+    width: float, height: float, rows: int = 1, columns: int = 1, *, narrow: bool = False, **grid: Any
 ) -> "tuple[Figure, list[Axes]]":
     """Create a figure and its axes, row by row, with no frame, a light grid and small type.
 
@@ -60,10 +81,14 @@ def make_figure(
         height: Height of the figure in inches.
         rows: Number of rows of axes.
         columns: Number of columns of axes.
+        narrow: Make it as narrow as a phone, with all axes in one column.
         **grid: Arguments of `Figure.subplots`.
     """
     from matplotlib.figure import Figure
 
+    if narrow:
+        width, height, rows, columns = NARROW, height * columns, rows * columns, 1
+        grid.pop("width_ratios", None)
     figure = Figure(figsize=(width, height), layout="constrained")
     panels = list(np.asarray(figure.subplots(rows, columns, squeeze=False, **grid)).flatten())
     for axes in panels:
@@ -133,6 +158,19 @@ def _spread_out(wanted: Sequence[float], step: float) -> list[float]:
     return places
 
 
+def legend_columns(names: Sequence[str], width: float, *, most: int, size: float = 8) -> int:
+    """Number of columns of a legend that fit.
+
+    Args:
+        names: Its texts.
+        width: Width in inches.
+        most: Largest number.
+        size: Font size in points.
+    """
+    letters = max(map(len, names), default=0) + 8  # with the mark and the gap between columns
+    return max(1, min(most, int(72 * width / (LETTER * size * letters))))
+
+
 def scale_colours(count: int) -> list[str]:
     """Colours of a scale of numbers, from the smallest to the largest."""
     from matplotlib import colormaps, colors
@@ -141,28 +179,58 @@ def scale_colours(count: int) -> list[str]:
 
 
 def use_decades(axis: Any) -> None:
-    """Set ticks at 1, 2 and 5 of every decade of a logarithmic axis, as plain numbers."""
+    """Set ticks of a logarithmic axis, whose limits are final, as plain numbers: at 1, 2 and 5 if there is room."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < MANY_DECADES * low else (1,), numticks=6))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 
 
 @contextmanager
-def collecting_pictures(*, files: bool = True) -> Iterator[list[tuple[str, str]]]:
-    """Collect the figures of the block, as names and SVG that fits into a page in HTML.
+def collecting_pictures(*, files: bool = True) -> Iterator[list[Picture]]:
+    """Collect the figures of the block for a page in HTML.
 
     Args:
         files: Also write the files.
     """
-    collected: list[tuple[str, str]] = []
+    collected: list[Picture] = []
     tokens = _collected.set(collected), _writes_files.set(files)
     try:
         yield collected
     finally:
         _collected.reset(tokens[0])
         _writes_files.reset(tokens[1])
+
+
+def save_pictures(draw: "Callable[..., Figure]", path: Path, *, dpi: int = 130) -> None:
+    """Write a figure like [`save_picture`], which reports show on wide screens, and draw another for narrow ones.
+
+    Args:
+        draw: Makes the figure; its keyword `narrow` says whether it is for a narrow screen, see [`make_figure`].
+        path: Picture to write.
+        dpi: Resolution.
+    """
+    save_picture(draw(narrow=False), path, dpi=dpi)
+    if (collected := _collected.get()) is not None:
+        figure = draw(narrow=True)
+        _use_other_fonts(figure)
+        _wrap_texts(figure)
+        wide, name = collected.pop(), f"{path.stem}_narrow"
+        collected.append(Picture(wide.name, wide.svg, _inline_svg(figure, name, is_narrow=True)))
+
+
+def _wrap_texts(figure: "Figure") -> None:
+    """Break titles and labels that are longer than a narrow figure into lines."""
+    letters = 72 * figure.get_figwidth() / LETTER
+    for axes in figure.axes:
+        for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
+            room = letters if text is not axes.yaxis.label else letters * 0.8
+            lines = text.get_text().split("\n")
+            text.set_text(
+                "\n".join(textwrap.fill(line, max(10, int(room / float(text.get_fontsize())))) for line in lines)
+            )
 
 
 def save_picture(figure: "Figure", path: Path, *, dpi: int = 130) -> None:
@@ -174,7 +242,7 @@ def save_picture(figure: "Figure", path: Path, *, dpi: int = 130) -> None:
     _use_other_fonts(figure)
     # First, since the places of labels depend a little on what was drawn before.
     if (collected := _collected.get()) is not None:
-        collected.append((path.stem.replace("_", " "), _inline_svg(figure, path.stem)))
+        collected.append(Picture(path.stem.replace("_", " "), _inline_svg(figure, path.stem)))
     if _writes_files.get():
         from matplotlib import rc_context
 
@@ -209,7 +277,7 @@ def _without_font_warnings() -> Iterator[None]:
         yield
 
 
-def _inline_svg(figure: "Figure", name: str) -> str:
+def _inline_svg(figure: "Figure", name: str, *, is_narrow: bool = False) -> str:
     """A figure as an element of HTML, in the colour of the surrounding text, with unique names."""
     from matplotlib import rc_context
 
@@ -217,6 +285,7 @@ def _inline_svg(figure: "Figure", name: str) -> str:
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), _without_font_warnings():
         figure.savefig(drawn, format="svg", transparent=True, metadata=NO_METADATA)
     svg = HEAD.sub("", drawn.getvalue(), count=1).replace("#000000", "currentColor")
-    svg = svg.replace("<svg ", f'<svg style="min-width: {SMALLEST * figure.get_figwidth():.1f}in" ', 1)
+    if not is_narrow:
+        svg = svg.replace("<svg ", f'<svg style="min-width: {SMALLEST * figure.get_figwidth():.1f}in" ', 1)
     prefix = re.sub(r"\W", "-", name)
     return NAMES.sub(lambda found: f"{found[0]}{prefix}-", svg)

@@ -1,6 +1,7 @@
 """Plots of regions: maps, and scores of points inside regions."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +16,16 @@ from hf_sane.analysis._pictures import (
     PALETTE,
     RED,
     SCALE,
+    legend_columns,
     make_figure,
-    save_picture,
+    save_pictures,
 )
 from hf_sane.analysis._region_results import RegionScores
 from hf_sane.records._escaping import plot_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MAX_LABELS = 20  # with distinguishable colours
 POSITIONS = {"tsne": "positions: t-SNE", "umap": "positions: UMAP", "pca": "positions: two principal components"}
@@ -43,8 +46,6 @@ def plot_maps(
     Raises:
         ValueError: If there are no maps, coordinates are not `[M, 2]`, or there are more labels than colours.
     """
-    from matplotlib import colormaps
-
     if not maps:
         raise ValueError("expected at least one map to draw, got none")
     for title, (points, labels) in maps.items():
@@ -53,11 +54,24 @@ def plot_maps(
     names = list(dict.fromkeys(label for _, labels in maps.values() for label in labels))
     if len(names) > MAX_LABELS:
         raise ValueError(f"expected at most {MAX_LABELS} labels to draw, got {len(names)}; choose a coarser level")
+    save_pictures(partial(_draw_maps, maps, names, POSITIONS.get(method, f"positions: {method}"), columns), path)
+
+
+def _draw_maps(
+    maps: Mapping[str, tuple[Tensor, Sequence[str]]],
+    names: Sequence[str],
+    positions: str,
+    columns: int,
+    *,
+    narrow: bool,
+) -> "Figure":
+    from matplotlib import colormaps
+
     palette = PALETTE if len(names) <= len(PALETTE) else colormaps["tab20"].colors  # type: ignore[attr-defined]
     colours = dict(zip(names, palette, strict=False))
+    columns = 1 if narrow else min(columns, len(maps))
     rows = -(-len(maps) // columns)
-    columns = min(columns, len(maps))
-    figure, panels = make_figure(3.4 * columns, 3.2 * rows + 0.3, rows, columns)
+    figure, panels = make_figure(3.4 * columns, 3.2 * rows + 0.3, rows, columns, narrow=narrow)
     for axes in panels[len(maps) :]:
         axes.set_axis_off()
     for axes, (title, (points, labels)) in zip(panels, maps.items(), strict=False):
@@ -73,7 +87,6 @@ def plot_maps(
                 rasterized=len(points) > MAX_VECTOR_DOTS,
             )
         _as_map(axes, plot_text(title.replace("_", " "), 80))
-    positions = POSITIONS.get(method, f"positions: {method}")
     drawn = panels[: len(maps)]
     if len({frozenset(labels) for _, labels in maps.values()}) == 1:
         handles, texts = drawn[0].get_legend_handles_labels()
@@ -81,7 +94,7 @@ def plot_maps(
             handles,
             texts,
             loc="outside lower center",
-            ncols=6,
+            ncols=legend_columns(texts, figure.get_figwidth(), most=6),
             fontsize=8,
             frameon=False,
             title=positions,
@@ -89,9 +102,11 @@ def plot_maps(
         )
     else:
         for axes in drawn:
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3, fontsize=8, frameon=False)
+            texts = axes.get_legend_handles_labels()[1]
+            beside = legend_columns(texts, figure.get_figwidth() / columns, most=3)
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=beside, fontsize=8, frameon=False)
         figure.supxlabel(positions, fontsize=8)
-    save_picture(figure, path)
+    return figure
 
 
 def plot_properties(points: np.ndarray, properties: Mapping[str, Any], path: Path) -> None:
@@ -102,9 +117,13 @@ def plot_properties(points: np.ndarray, properties: Mapping[str, Any], path: Pat
         properties: Values `[M]` by title.
         path: PNG to write.
     """
+    save_pictures(partial(_draw_properties, points, properties), path)
+
+
+def _draw_properties(points: np.ndarray, properties: Mapping[str, Any], *, narrow: bool) -> "Figure":
     from matplotlib.ticker import MaxNLocator
 
-    figure, panels = make_figure(4.6 * len(properties), 4.4, columns=len(properties))
+    figure, panels = make_figure(4.6 * len(properties), 4.4, columns=len(properties), narrow=narrow)
     is_large = len(points) > MAX_VECTOR_DOTS
     for axes, (title, values) in zip(panels, properties.items(), strict=True):
         dots = axes.scatter(
@@ -122,7 +141,7 @@ def plot_properties(points: np.ndarray, properties: Mapping[str, Any], path: Pat
         scale.ax.tick_params(labelsize=8)
         scale.locator = MaxNLocator(5)
         _as_map(axes, plot_text(title.replace("_", " "), 80))
-    save_picture(figure, path)
+    return figure
 
 
 def _as_map(axes: "Axes", title: str) -> None:
@@ -146,14 +165,19 @@ def plot_scores(scores: Mapping[str, RegionScores], path: Path, *, quantity: str
     """
     if not scores:
         raise ValueError("expected the scores of at least one region, got none")
-    figure, (axes,) = make_figure(max(4.0, 1.6 * len(scores) + 1), 3.4)
+    save_pictures(partial(_draw_scores, scores, quantity), path)
+
+
+def _draw_scores(scores: Mapping[str, RegionScores], quantity: str, *, narrow: bool) -> "Figure":
+    figure, (axes,) = make_figure(max(4.0, 1.6 * len(scores) + 1), 3.4, narrow=narrow)
     for position, found in enumerate(scores.values()):
         for step, (place, colour) in enumerate(PLACES.items()):
             values = getattr(found, place).numpy()
             where = np.full(len(values), position + 0.2 * (step - 1.5))
             axes.scatter(where, values, s=8, color=colour, alpha=0.5, linewidths=0, label=None if position else place)
-    axes.set_xticks(range(len(scores)), list(scores), fontsize=8)
+    turned = 90 if narrow and len(scores) > 2 else 0
+    axes.set_xticks(range(len(scores)), [plot_text(name, 40) for name in scores], fontsize=8, rotation=turned)
     axes.set_ylabel(quantity)
     axes.grid(axis="y", alpha=0.25)
     axes.legend(fontsize=7)
-    save_picture(figure, path)
+    return figure

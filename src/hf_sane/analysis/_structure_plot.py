@@ -1,9 +1,14 @@
 """Plot the linear structure that runs share."""
 
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hf_sane.analysis._pictures import BLUE, GREY, label_ends, make_figure, save_picture
+from hf_sane.analysis._pictures import BLUE, GREY, label_ends, make_figure, save_pictures
 from hf_sane.analysis._structure import SharedStructure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def plot_structure(found: SharedStructure, path: Path) -> None:
@@ -13,7 +18,11 @@ def plot_structure(found: SharedStructure, path: Path) -> None:
         found: Structure of whole networks.
         path: PNG to write.
     """
-    figure, (axes,) = make_figure(5.6, 3.4)
+    save_pictures(partial(_draw, found), path)
+
+
+def _draw(found: SharedStructure, *, narrow: bool) -> "Figure":
+    figure, (axes,) = make_figure(5.6, 3.4, narrow=narrow)
     low, high = zip(*found.intervals, strict=True)
     axes.fill_between(found.directions, low, high, color=BLUE, alpha=0.2, linewidth=0)
     axes.set_xscale("log", base=2)
@@ -24,7 +33,8 @@ def plot_structure(found: SharedStructure, path: Path) -> None:
     for values, colour, label in ((found.explained, BLUE, "training runs"), (found.chance, GREY, "shuffled weights")):
         axes.plot(found.directions, values, color=colour, marker="o", markersize=3)
         ends.append((label, found.directions[-1], values[-1], colour))
-    axes.set_xticks(found.directions, [f"{number:,}" for number in found.directions])
+    ticks = found.directions[:: 1 + narrow]
+    axes.set_xticks(ticks, [f"{number:,}" for number in ticks])
     axes.minorticks_off()
     label_ends(axes, ends)
-    save_picture(figure, path)
+    return figure

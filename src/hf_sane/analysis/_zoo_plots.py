@@ -2,12 +2,17 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_sane.analysis._pictures import BLUE, GREY, PALETTE, RED, SKY, label_ends, make_figure, save_picture
+from hf_sane.analysis._pictures import BLUE, GREY, PALETTE, RED, SKY, label_ends, make_figure, save_pictures
 from hf_sane.records._escaping import plot_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAX_BINS = 30
 
@@ -20,11 +25,18 @@ def plot_accuracies(splits: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarra
             out.
         path: Picture to write.
     """
+    save_pictures(partial(_draw_accuracies, splits), path)
+
+
+def _draw_accuracies(splits: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], *, narrow: bool) -> "Figure":
     from matplotlib.ticker import MaxNLocator
 
-    figure, (counts, curves) = make_figure(9, 3.2, 1, 2)
+    figure, (counts, curves) = make_figure(9, 3.2, 1, 2, narrow=narrow)
     figure.set_layout_engine(None)  # it takes as long as the drawing
-    figure.subplots_adjust(left=0.06, right=0.91, bottom=0.15, top=0.97, wspace=0.2)
+    if narrow:
+        figure.subplots_adjust(left=0.15, right=0.78, bottom=0.07, top=0.98, hspace=0.25)
+    else:
+        figure.subplots_adjust(left=0.06, right=0.91, bottom=0.15, top=0.97, wspace=0.2)
     finals = {name: final[np.isfinite(final)] for name, (final, _, _) in splits.items()}
     values = np.concatenate(list(finals.values()))
     edges = np.histogram_bin_edges(values, min(MAX_BINS, 1 + math.isqrt(len(values))))
@@ -45,7 +57,7 @@ def plot_accuracies(splits: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarra
     curves.set(xlabel="epoch", ylabel="test accuracy (median, 10 to 90%)")
     if ends:
         label_ends(curves, ends)
-    save_picture(figure, path)
+    return figure
 
 
 def plot_alignment(distances: Mapping[str, np.ndarray], path: Path) -> None:
@@ -55,7 +67,11 @@ def plot_alignment(distances: Mapping[str, np.ndarray], path: Path) -> None:
         distances: `[2, R]` before and after, by architecture.
         path: Picture to write.
     """
-    figure, (axes,) = make_figure(5, 4)
+    save_pictures(partial(_draw_alignment, distances), path)
+
+
+def _draw_alignment(distances: Mapping[str, np.ndarray], *, narrow: bool) -> "Figure":
+    figure, (axes,) = make_figure(5, 4, narrow=narrow)
     for colour, (name, (before, after)) in zip(PALETTE, distances.items(), strict=False):
         axes.scatter(before, after, s=12, color=colour, label=plot_text(name, 60), alpha=0.7)
     high = 1.05 * max(float(found.max(initial=0)) for found in distances.values())
@@ -64,7 +80,7 @@ def plot_alignment(distances: Mapping[str, np.ndarray], path: Path) -> None:
     axes.set(xlabel="distance to the reference before alignment (in its norms)", ylabel="after alignment")
     if len(distances) > 1:
         axes.legend(frameon=False, fontsize=8)
-    save_picture(figure, path)
+    return figure
 
 
 def plot_losses(history: Sequence[tuple[int, float]], path: Path) -> None:
@@ -74,11 +90,15 @@ def plot_losses(history: Sequence[tuple[int, float]], path: Path) -> None:
         history: Steps and losses.
         path: Picture to write.
     """
-    figure, (axes,) = make_figure(7, 3.2)
+    save_pictures(partial(_draw_losses, history), path)
+
+
+def _draw_losses(history: Sequence[tuple[int, float]], *, narrow: bool) -> "Figure":
+    figure, (axes,) = make_figure(7, 3.2, narrow=narrow)
     steps, losses = zip(*history, strict=True)
     axes.plot(steps, losses, color=BLUE, linewidth=1.2, marker="o" if len(steps) < MAX_BINS else None, markersize=3)
     axes.set(xlabel="optimizer step", ylabel="training loss", ylim=(0, None) if min(losses) >= 0 else None)
-    save_picture(figure, path)
+    return figure
 
 
 def plot_methods(accuracies: Mapping[str, Sequence[float]], path: Path) -> None:
@@ -88,12 +108,24 @@ def plot_methods(accuracies: Mapping[str, Sequence[float]], path: Path) -> None:
         accuracies: Test accuracies by method, the first of which is at the top.
         path: Picture to write.
     """
-    figure, (axes,) = make_figure(7, max(2.0, 0.26 * len(accuracies) + 0.8))
+    save_pictures(partial(_draw_methods, accuracies), path)
+
+
+def _draw_methods(accuracies: Mapping[str, Sequence[float]], *, narrow: bool) -> "Figure":
+    # On narrow screens, names are above their dots.
+    height, reach = (0.42, 0.2) if narrow else (0.26, 0.35)  # of a row, in inches, and of its line
+    figure, (axes,) = make_figure(7, max(2.0, height * len(accuracies) + 0.8), narrow=narrow)
     places = range(len(accuracies))
-    for place, values in zip(places, accuracies.values(), strict=True):
+    for place, (name, values) in enumerate(accuracies.items()):
         axes.scatter(values, [place] * len(values), s=14, color=SKY, alpha=0.8, linewidth=0)
-        axes.plot([sum(values) / len(values)] * 2, [place - 0.35, place + 0.35], color=RED, linewidth=2)
+        axes.plot([sum(values) / len(values)] * 2, [place - reach, place + reach], color=RED, linewidth=2)
+        if narrow:
+            where = ("axes fraction", "data")
+            axes.annotate(plot_text(name, 50), (0.01, place - 0.4), xycoords=where, fontsize=8, va="center")
     axes.set_yticks(places, [plot_text(name, 80) for name in accuracies])
     axes.invert_yaxis()
+    if narrow:
+        axes.set_yticks([])
+        axes.set_ylim(top=-0.6)
     axes.set(xlabel="test accuracy (dots: networks, lines: means)")
-    save_picture(figure, path)
+    return figure

@@ -195,7 +195,7 @@ class Atlas:
         report = replace(report, source=self.names[index])
         with TemporaryDirectory() as folder, collecting_pictures() as pictures:
             plot_densities(report, Path(folder, "spectrum.png"))
-        return pictures[0][1]
+        return pictures[0].svg
 
     def neighbours(self, index: int) -> list[tuple[int, float]]:
         """The nearest networks, and their distances in standardised features."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 from markupsafe import Markup
 
-from hf_sane.analysis._pictures import collecting_pictures
+from hf_sane.analysis._pictures import Picture, collecting_pictures
 from hf_sane.cards._rendering import render_page
 from hf_sane.cards._tables import fact_text, is_known
 from hf_sane.records._errors import shorten
@@ -83,12 +83,12 @@ def draw_report(result: Reported) -> str:
     return render_report(result, pictures)
 
 
-def render_report(result: Reported, pictures: Sequence[tuple[str, str]] = ()) -> str:
+def render_report(result: Reported, pictures: Sequence[Picture] = ()) -> str:
     """A result as a page in HTML.
 
     Args:
         result: Result of a workflow.
-        pictures: Names and SVG of its plots.
+        pictures: Its plots.
     """
     record = result.record
     seconds = "" if record.seconds is None else f", in {_seconds(record.seconds)} seconds"
@@ -101,7 +101,8 @@ def render_report(result: Reported, pictures: Sequence[tuple[str, str]] = ()) ->
         summary=[shorten(line) for line in result.report_summary()],
         notes=[shorten(note) for note in result.notes],
         tables=[_table(table) for table in result.report_tables()],
-        pictures=[(name, Markup(svg)) for name, svg in pictures],  # drawn by this library, which escaped its texts
+        # Drawn by this library, which escaped their texts.
+        pictures=[(picture.name, Markup(picture.svg), Markup(picture.narrow)) for picture in pictures],
         command=record.command,
         facts=[
             ("", [*_facts({"seed": record.seed, "commit of the library": record.commit})]),

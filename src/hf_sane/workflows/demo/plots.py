@@ -1,7 +1,9 @@
 """The demo's plots: an overview, and accuracy during fine-tuning."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,9 +17,12 @@ from hf_sane.analysis._pictures import (
     SCALE,
     label_ends,
     make_figure,
-    save_picture,
+    save_pictures,
     use_decades,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 OVERVIEW = ("anchors", "sane_subsampled", "linear_subsampled", "anchor_noise_selected", "scratch")
 LEAST = 0.1  # % that is drawn on the logarithmic axis: no test error
@@ -70,7 +75,13 @@ def plot_overview(
         curves: Accuracies `[epochs + 1, networks]` by method; only row 0, before any training, is drawn.
         path: PNG to write.
     """
-    figure, (left, right) = make_figure(9.4, 3.7, 1, 2, width_ratios=(1, 1.15))
+    save_pictures(partial(_draw_overview, points, accuracies, curves), path)
+
+
+def _draw_overview(
+    points: np.ndarray, accuracies: Sequence[float], curves: Mapping[str, Sequence[Sequence[float]]], *, narrow: bool
+) -> "Figure":
+    figure, (left, right) = make_figure(9.4, 3.7, 1, 2, width_ratios=(1, 1.15), narrow=narrow)
     left.scatter(
         points[:, 0],
         points[:, 1],
@@ -98,7 +109,7 @@ def plot_overview(
     right.set_title("Sampled networks before any training", fontsize=9)
     right.set(xlabel="test accuracy (%); bars are means", yticks=[])
     right.set(xlim=(0, 101), ylim=(-0.5, len(shown) - 0.2))
-    save_picture(figure, path)
+    return figure
 
 
 def plot_finetuning(curves: Mapping[str, Sequence[Sequence[float]]], path: Path) -> None:
@@ -110,7 +121,11 @@ def plot_finetuning(curves: Mapping[str, Sequence[Sequence[float]]], path: Path)
         curves: Accuracies `[epochs + 1, networks]` by method; row 0 is before any training.
         path: PNG to write.
     """
-    figure, (axes,) = make_figure(8.2, 5.2)
+    save_pictures(partial(_draw_finetuning, curves), path)
+
+
+def _draw_finetuning(curves: Mapping[str, Sequence[Sequence[float]]], *, narrow: bool) -> "Figure":
+    figure, (axes,) = make_figure(8.2, 5.2 + (0.17 * len(curves) if narrow else 0), narrow=narrow)
     axes.set_yscale("log")
     ends, floor = [], 100.0
     for name, rows in curves.items():
@@ -119,7 +134,7 @@ def plot_finetuning(curves: Mapping[str, Sequence[Sequence[float]]], path: Path)
         mean = np.maximum(errors.mean(axis=1), LEAST)
         spread = 1.96 * errors.std(axis=1, ddof=errors.shape[1] > 1) / np.sqrt(errors.shape[1])
         epochs = np.arange(len(mean))
-        axes.plot(epochs, mean, line, color=colour, marker="o", markersize=3, linewidth=1.8)
+        axes.plot(epochs, mean, line, color=colour, marker="o", markersize=3, linewidth=1.8, label=label)
         low, high = np.maximum(mean - spread, LEAST), mean + spread
         axes.fill_between(epochs, low, high, alpha=0.15, color=colour, linewidth=0)
         ends.append((label, float(epochs[-1]), float(mean[-1]), colour))
@@ -128,8 +143,11 @@ def plot_finetuning(curves: Mapping[str, Sequence[Sequence[float]]], path: Path)
     axes.set_ylim(0.8 * floor, 100)
     use_decades(axes.yaxis)
     axes.set_xticks(range(len(next(iter(curves.values())))))
-    label_ends(axes, ends)
-    save_picture(figure, path)
+    if narrow:
+        figure.legend(loc="outside lower center", fontsize=8, frameon=False)
+    else:
+        label_ends(axes, ends)
+    return figure
 
 
 __all__: list[str] = []  # part of the command
