@@ -27,6 +27,8 @@ from small_runs import (
     run_app,
     talk_to,
 )
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from hf_sane.analysis._pictures import save_picture
@@ -39,6 +41,20 @@ from hf_sane.zoo.building._build import build_zoo
 from hf_sane.zoo.building._settings import ZooSettings
 
 ROOT = Path(__file__).parents[2]
+WORDS = """
+from torch import nn
+
+
+class Words(nn.Module):
+    def __init__(self, width=4):
+        super().__init__()
+        self.embed = nn.Embedding(8, width)
+        self.head = nn.Linear(width, 2)
+
+    def forward(self, input_ids, attention_mask):
+        mask = attention_mask[..., None].float()
+        return self.head((self.embed(input_ids) * mask).sum(1) / mask.sum(1))
+"""
 DEMO = {
     "seed_zoo_networks": 14,
     "hyperparameter_zoo_networks": 20,
@@ -93,11 +109,29 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, digits: ImageData) -> Path:
         *("--num-samples", 2, "--num-candidates", 3, "--images", "digits"),
     )
     (folder / "loose").mkdir()
-    for index in range(3):
-        tensors = {"w": torch.randn(3, 4, generator=torch.Generator().manual_seed(index))}
-        save_file(tensors, folder / "loose" / f"{index}.safetensors")
+    (folder / "adapters").mkdir()
+    for index in range(4):
+        generator = torch.Generator().manual_seed(index)
+        if index < 3:
+            save_file({"w": torch.randn(3, 4, generator=generator)}, folder / "loose" / f"{index}.safetensors")
+        factors = {"unet:0:down": torch.randn(2, 6, generator=generator), "unet:0:up": torch.randn(5, 2)}
+        save_file(factors, folder / "adapters" / f"{index}.safetensors")
+    save_texts(folder / "texts")
     (folder / "images.json").write_text(json.dumps({}))
     return folder
+
+
+def save_texts(folder: Path) -> None:
+    """Texts with labels, their tokenizer, and a module that classifies them."""
+    folder.mkdir()
+    known = {word: index for index, word in enumerate(("[PAD]", "a", "good", "bad", "film"))}
+    words = Tokenizer(models.WordLevel(known, unk_token="a"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="a")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    rows = ["text,label", *["a good film,yes", "a bad film,no"] * 30]
+    (folder / "reviews.csv").write_text("\n".join(rows))
+    (folder / "words.py").write_text(WORDS)
 
 
 @pytest.fixture(scope="session")
@@ -203,6 +237,30 @@ def small_run(
             "zoo import",
             ("zoo", "import", "--folder", inputs / "loose", "--split-shares", "1,0,0"),
             check=check_whole_zoo,
+        ),
+        SmallRun(
+            "zoo build --module",
+            (
+                *("zoo", "build", "--module", f"{inputs / 'texts/words.py'}:Words", "--module-args", '{"width": 3}'),
+                *("--texts", inputs / "texts/reviews.csv", "--tokenizer", inputs / "texts/tokenizer"),
+                *("--num-models", 4, "--epochs", 1, "--token-dim", 4, "--no-progress-bar"),
+            ),
+            check=check_whole_zoo,
+        ),
+        SmallRun(
+            "sample --anchors",
+            (
+                *("sample", "--sane", sane, "--anchors", sampled / "network_0", "--anchors", sampled / "network_1"),
+                *("--num-samples", 2, "--num-candidates", 3, "--images", "digits"),
+            ),
+        ),
+        SmallRun(
+            "regions --adapter",
+            (
+                "regions",
+                *(f"--adapter={'ab'[x % 2]}={inputs / 'adapters' / f'{x}.safetensors'}" for x in range(4)),
+                *("--method", "pca"),
+            ),
         ),
         SmallRun("zoo mix", ("zoo", "mix", f"a={zoo}", f"b={zoo}"), check=check_whole_zoo),
         SmallRun(

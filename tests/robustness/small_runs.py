@@ -55,7 +55,7 @@ def nothing(place: Path) -> None:
 def run_app(arguments: list[str]) -> None:
     """Run a verb of the program."""
     sys.argv = ["hf-sane", *arguments]
-    app(arguments)
+    app(arguments, prog_name="hf-sane")
 
 
 def talk_to(hub: Hub, home: Path) -> None:

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 from forks import Fork
-from small_runs import LONG, RUN_FILE, SmallRun, program, visible
+from hub_server import Hub
+from small_runs import LONG, RUN_FILE, SmallRun, program, run_app, talk_to, visible
 
 from hf_sane.records._manifests import MANIFEST
+from hf_sane.records._run_files import run_file_text
 from hf_sane.records._run_record import RECORD
+from hf_sane.workflows.transfer import PushSettings
 
 OPTIONS: dict[str, tuple[object, ...]] = {  # that small runs leave out
     "soup": ("--method", "greedy", "--images", "digits", "--align"),
@@ -34,6 +37,9 @@ SLOWER: dict[str, tuple[object, ...]] = {  # by `make kill` alone, to save time
     "diff": ("--no-plots",),
     "index": (),
     "linear": ("--grouping", "kind"),
+    "zoo build --module": ("--text-column", "text", "--max-tokens", 3),
+    "sample --anchors": ("--bandwidth", 0.2, "--unit", "latent_std"),
+    "regions --adapter": ("--metric", "euclidean"),
     "sample": ("--bandwidth", 0.2, "--seed", 5, "--include-code"),
     **dict.fromkeys(LONG, ()),
 }
@@ -73,9 +79,27 @@ def test_a_run_file_repeats_its_run(name: str, small_run: Callable[[str], SmallR
     run_in_child(program(run, places[0], *map(str, RUNS[name])))
     (run_file,) = {path for folder in ("", "data") for path in (places[0] / "out" / folder).glob(RUN_FILE)}
     output = [run.output, places[1] / "out"] if run.output else [places[1] / "out"]
-    command = [*name.split(), "--config", *map(str, (run_file, *output))]
+    verb = name.partition(" --")[0].split()
+    command = [*verb, "--config", *map(str, (run_file, *output))]
     run_in_child(lambda: run.start(command))
     first, second = (without(place, visible(run.content(place))) for place in places)
     assert first.keys() == second.keys()
     assert [path for path, content in first.items() if content != second[path]] == []
     assert arguments(places[0]) == arguments(places[1])
+
+
+def test_a_run_file_repeats_a_push(inputs: Path, hub: Hub, home: Path, tmp_path: Path) -> None:
+    settings = PushSettings(kind="samples", folder=inputs / "sampled", repo_id="org/pushed@v1", include_code=False)
+    (tmp_path / RUN_FILE).write_text(run_file_text("hf-sane push", settings))
+
+    def push(*words: object) -> dict[str, bytes]:
+        def start() -> None:
+            talk_to(hub, home)
+            run_app(["push", *map(str, words)])
+
+        run_in_child(start)
+        return hub.storage.repositories.pop(("models", "org/pushed")).at("v1").files
+
+    first = push("samples", inputs / "sampled", "org/pushed", "--revision", "v1", "--no-include-code")
+    assert {"model.safetensors", "network_1/model.safetensors"} < first.keys()
+    assert push("--config", tmp_path / RUN_FILE) == first
