@@ -38,6 +38,7 @@ from hf_sane.screening._trees import (
     matrices,
     measure,
 )
+from hf_sane.symmetry._experts import Symmetries
 
 SHAPE = ("near", "branch", "hub", "pressed")  # features in every fit
 DIRECTIONS: dict[str, tuple[str, ...]] = {
@@ -84,7 +85,7 @@ class Family:
 def families_of(forest: Forest) -> list[Family]:
     """Families of a forest."""
     spec = forest.spec
-    families, _ = find_families(forest.tensors, lambda name: (spec, ""))
+    families, _ = find_families(forest.tensors, lambda name: (Symmetries(spec), ""))
     return [_family(forest, members) for members in families]
 
 

@@ -26,7 +26,8 @@ from hf_sane.records._own_code import load_named
 from hf_sane.records._settings import CheckedSettings, setting
 from hf_sane.symmetry._networks import permutation_spec
 from hf_sane.symmetry._permutation import PermutationSpec
-from hf_sane.symmetry._transformers_models import model_class, select_tensors
+from hf_sane.symmetry._selection import select_tensors
+from hf_sane.symmetry._transformers_models import model_class
 from hf_sane.symmetry.tracing._trace import trace_permutations
 from hf_sane.tokenization._checkpoints import CheckpointSource, load_state_dict
 from hf_sane.tokenization._loading import is_own_module

@@ -19,9 +19,9 @@ from hf_sane.screening._names import pair_names
 from hf_sane.screening._scaling import canonical_scales, scalable_axes
 from hf_sane.screening._tables import is_table, without_table
 from hf_sane.screening._tensor_differences import EPS, TensorDifference, compare_tensors, total_distance, weights_among
+from hf_sane.symmetry._experts import Symmetries
 from hf_sane.symmetry._matching import match_weights
 from hf_sane.symmetry._permutation import Permutation, PermutationSpec
-from hf_sane.symmetry._transformers_models import select_tensors
 
 Relation = Literal[
     "equal",
@@ -87,7 +87,7 @@ class Difference:
 def compare_checkpoints(
     first: Mapping[str, Tensor],
     other: Mapping[str, Tensor],
-    spec: PermutationSpec | None,
+    symmetries: Symmetries | None,
     *,
     why_not: str = "",
     tolerance: float = EPS,
@@ -98,7 +98,7 @@ def compare_checkpoints(
     Args:
         first: Tensors by name, which are read one at a time.
         other: Tensors of the other checkpoint. Names may have another prefix.
-        spec: Permutation symmetries of the first; `None` if they are unknown.
+        symmetries: Permutation symmetries of the first; `None` if they are unknown.
         why_not: Why they are unknown.
         tolerance: Distance of a tensor that counts as rounding.
         finds_ranks: Whether to compute the ranks of differences, if they are low.
@@ -137,21 +137,18 @@ def compare_checkpoints(
         return _with_shares(replace(plain, relation="partly equal"), sizes)
     if not is_part and _has_low_rank(stored):
         return _with_shares(replace(plain, relation="low rank"), sizes)
-    if spec is not None:
-        spec = select_tensors(spec, {name: name for name in spec.axes if name in pairs})
-        if not all(
-            x.isfinite().all() for name in spec.axes for x in (_plain(first[name]), _plain(other[pairs[name]]))
-        ):
-            spec, plain = None, replace(plain, unaligned="there are NaN or infinite weights")
-    if spec is not None and not spec.sizes:
-        spec = None  # no channels can move
-    if spec is None:
+    if symmetries is not None:
+        symmetries = symmetries.select({name: name for name in symmetries.names if name in pairs})
+        names = symmetries.names
+        if not all(x.isfinite().all() for n in names for x in (_plain(first[n]), _plain(other[pairs[n]]))):
+            symmetries, plain = None, replace(plain, unaligned="there are NaN or infinite weights")
+    if symmetries is None or not symmetries.spec.sizes:  # no channels can move
         shuffled = [compare_tensors(n, m, first[n], _shuffle(other[m])) for n, m in pairs.items()]
         paired = RenamedTensors(other, pairs)
         found = _placed(_with_shares(plain, sizes), first, paired, (shuffled, shuffled), tables, sizes, alike)
         return _doubted(found, alike)
     mine, theirs = {n: _plain(first[n]) for n in pairs}, {n: _plain(other[pairs[n]]) for n in pairs}
-    found, moved = _undone(plain, spec, mine, theirs, tolerance)
+    found, moved = _undone(plain, symmetries, mine, theirs, tolerance)
     found = _with_shares(found, sizes)
     if (same := _same(found.tensors)) is not None and not is_part:
         return found if found.relation is not None else replace(found, relation=same)
@@ -160,8 +157,9 @@ def compare_checkpoints(
     if not is_part and _has_low_rank(found.tensors):
         return replace(found, relation="low rank")
     mixed = {name: _shuffle(tensor) for name, tensor in theirs.items()}
-    permutation = _match(spec, mine, mixed, is_rescaled=found.is_rescaled)
-    aligned = _moved(spec, mine, mixed, permutation, is_rescaled=found.is_rescaled)
+    sides = symmetries.join(mine), symmetries.join(mixed)
+    permutation = _match(symmetries.spec, *sides, is_rescaled=found.is_rescaled)
+    aligned = symmetries.split(_moved(symmetries.spec, *sides, permutation, is_rescaled=found.is_rescaled))
     by_chance = [[compare_tensors(n, m, mine[n], x[n]) for n, m in pairs.items()] for x in (mixed, aligned)]
     nearest = min(by_chance, key=total_distance)
     return _doubted(_placed(found, mine, moved, (by_chance[0], nearest), tables, sizes, alike), alike)
@@ -191,16 +189,17 @@ def _with_shares(found: Difference, sizes: tuple[int, int]) -> Difference:
 
 
 def _undone(
-    plain: Difference, spec: PermutationSpec, mine: StateDict, theirs: StateDict, tolerance: float
+    plain: Difference, symmetries: Symmetries, mine: StateDict, theirs: StateDict, tolerance: float
 ) -> tuple[Difference, StateDict]:
     """The comparison after matching channels and undoing scales, where that brings the networks nearer; and the other.
 
     The order in which they are stored is a candidate, for all axes together and for each by itself.
     """
     best, best_moved = replace(plain, unaligned=None), theirs
+    spec, sides = symmetries.spec, (symmetries.join(mine), symmetries.join(theirs))
     for is_rescaled in (False, True) if scalable_axes(spec) else (False,):
-        for permutation in _candidates(spec, mine, theirs, is_rescaled=is_rescaled):
-            moved = _moved(spec, mine, theirs, permutation, is_rescaled=is_rescaled)
+        for permutation in _candidates(spec, *sides, is_rescaled=is_rescaled):
+            moved = symmetries.split(_moved(spec, *sides, permutation, is_rescaled=is_rescaled))
             found = [
                 compare_tensors(
                     x.name,

@@ -32,9 +32,9 @@ from hf_sane.screening._trees import (
     matrices,
     measure,
 )
+from hf_sane.symmetry._experts import Symmetries
 from hf_sane.symmetry._matching import match_weights
 from hf_sane.symmetry._permutation import PermutationSpec
-from hf_sane.symmetry._transformers_models import select_tensors
 
 Change = Literal["copied", "partly copied", "fine-tuned", "pruned", "quantised", "averaged"]
 MAX_DISTANCE = 0.5  # largest `|A - B| / sqrt(|A|^2 + |B|^2)` of relatives after alignment; 1 for independent networks
@@ -43,7 +43,7 @@ EITHER = 0.5  # confidence in which of two copies came first
 NEARER = 0.9  # of the distance, that is left if a network was aligned or a relative is nearer than another
 MAX_HOMES = 3  # families, by the distance of fingerprints, with which a network is compared
 
-FindSpec = Callable[[str], tuple[PermutationSpec | None, str]]
+FindSymmetries = Callable[[str], tuple[Symmetries | None, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,7 @@ class Member:
 
 
 def trace_lineage(
-    networks: Mapping[str, Mapping[str, Tensor]], find_spec: FindSpec = lambda name: (None, "")
+    networks: Mapping[str, Mapping[str, Tensor]], find_symmetries: FindSymmetries = lambda name: (None, "")
 ) -> Lineage:
     """Find family trees of networks.
 
@@ -143,9 +143,9 @@ def trace_lineage(
 
     Args:
         networks: Tensors of each network by name, which are read one at a time.
-        find_spec: Function that returns the permutation symmetries of a network, or why they are unknown.
+        find_symmetries: Function that returns the permutation symmetries of a network, or why they are unknown.
     """
-    families, found = find_families(networks, find_spec)
+    families, found = find_families(networks, find_symmetries)
     return replace(
         found,
         descents=tuple(descent for family in families for descent in trace_family(family)),
@@ -154,7 +154,7 @@ def trace_lineage(
 
 
 def find_families(
-    networks: Mapping[str, Mapping[str, Tensor]], find_spec: FindSpec
+    networks: Mapping[str, Mapping[str, Tensor]], find_symmetries: FindSymmetries
 ) -> tuple[list[list[Member]], Lineage]:
     """Related networks, aligned to each other, and which ones were or were not; see [`Lineage`], without descents."""
     families: list[list[Member]] = []
@@ -177,7 +177,7 @@ def find_families(
         me = members[place]
         homes = sorted(((*_nearest(me, family), family) for family in families), key=lambda home: home[0])
         for _, relative, family in [home for home in homes if home[0] < math.inf][:MAX_HOMES]:
-            if (found := _align(me, relative, find_spec, unaligned)) is not None:
+            if (found := _align(me, relative, find_symmetries, unaligned)) is not None:
                 me, how = found
                 aligned |= {me.name: how} if how else {}
                 family.append(me)
@@ -225,25 +225,27 @@ def _nearest(me: Member, family: Sequence[Member]) -> tuple[float, Member]:
     return min(gaps, key=lambda pair: pair[0])
 
 
-def _align(me: Member, other: Member, find_spec: FindSpec, unaligned: dict[str, str]) -> tuple[Member, str] | None:
+def _align(
+    me: Member, other: Member, find_symmetries: FindSymmetries, unaligned: dict[str, str]
+) -> tuple[Member, str] | None:
     """Reorder a network like a relative; `None` if it remains too far away."""
     pairs = pair_names(outlines(other.tensors), outlines(me.tensors))
     names = _all_names(pairs, me)
     renamed = replace(me, tensors=RenamedTensors(me.tensors, names))
     best, chosen, how = _compare(renamed.tensors, other.tensors), renamed, ""
-    spec, reason = None, ""
+    symmetries, reason = None, ""
     if best.whole > EQUAL:
-        spec, reason = find_spec(other.name)
-    if spec is not None:
-        spec = select_tensors(spec, {name: name for name in spec.axes if name in pairs})
-        spec = spec if spec.sizes else None
+        symmetries, reason = find_symmetries(other.name)
     if reason:
         unaligned[me.name] = reason
-    if spec is not None:
-        mine = {name: renamed.tensors[name] for name in names}
-        theirs = {name: other.tensors[name] for name in pairs}
+    if symmetries is not None:
+        symmetries = symmetries.select({name: name for name in symmetries.names if name in pairs})
+    if symmetries is not None and symmetries.spec.sizes:
+        mine = symmetries.join({name: renamed.tensors[name] for name in names})
+        theirs = symmetries.join({name: other.tensors[name] for name in pairs})
+        spec = symmetries.spec
         for is_rescaled in (False, True) if scalable_axes(spec) else (False,):
-            moved = _in_frame(spec, theirs, mine, is_rescaled=is_rescaled)
+            moved = symmetries.split(_in_frame(spec, theirs, mine, is_rescaled=is_rescaled))
             found = _compare(moved, other.tensors)
             if found.equal >= best.equal and (found.whole < NEARER * best.whole or found.kept < NEARER * best.kept):
                 best, chosen = found, replace(me, tensors=moved)

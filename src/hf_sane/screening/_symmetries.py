@@ -9,10 +9,10 @@ from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core._layout import Layout
 from hf_sane.networks._modules import find_architecture
 from hf_sane.records._errors import shorten
+from hf_sane.symmetry._experts import Symmetries
 from hf_sane.symmetry._networks import permutation_spec
-from hf_sane.symmetry._permutation import PermutationSpec
 from hf_sane.tokenization._loading import load_config
-from hf_sane.zoo._symmetries import fit_spec, imported_spec
+from hf_sane.zoo._symmetries import fit_spec, imported_symmetries
 
 CONFIG = "config.json"
 TOKEN_DIM = 64  # for the layout, whose names and shapes are used
@@ -20,7 +20,7 @@ TOKEN_DIM = 64  # for the layout, whose names and shapes are used
 
 def find_symmetries(
     tensors: Mapping[str, Tensor], sources: Sequence[object], *, max_weights: int
-) -> tuple[PermutationSpec | None, str]:
+) -> tuple[Symmetries | None, str]:
     """Find the permutation symmetries of a checkpoint.
 
     Args:
@@ -36,7 +36,7 @@ def find_symmetries(
     found = find_architecture(tensors)
     if found is not None and found.example_inputs is not None:
         try:
-            return found.permutations_of(tensors), ""
+            return Symmetries(found.permutations_of(tensors)), ""
         except ValueError as error:  # no symmetry could be proven
             return None, shorten(error, 400)
     try:
@@ -52,8 +52,8 @@ def find_symmetries(
         try:
             config = load_config(source)
             if isinstance(config, ZooConfig):
-                return fit_spec(permutation_spec(config), layout), ""
-            return imported_spec(config.to_dict(), layout), ""
+                return Symmetries(fit_spec(permutation_spec(config), layout)), ""
+            return imported_symmetries(config.to_dict(), layout), ""
         except (OSError, TypeError, ValueError) as error:
             reasons.append(shorten(str(error).removeprefix(f"{source}: ").partition("; pass the code")[0]))
     advice = "pass the code of the network: hf_sane.register_architecture, or --module"

@@ -1,20 +1,21 @@
 """Permutation symmetries of Transformers models: built from the configuration, traced on generated inputs."""
 
 import json
-import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, PreTrainedConfig, PreTrainedModel
 
-from hf_sane.symmetry._permutation import PermutationSpec
-from hf_sane.symmetry.tracing._trace import trace_permutations
+from hf_sane.symmetry._experts import Symmetries, find_blocks, saved_spec, stacked
+from hf_sane.symmetry._permutation import Permutation, PermutationSpec
+from hf_sane.symmetry._saved_forms import SavedForm, saved_forms
+from hf_sane.symmetry.tracing._trace import SEED, trace_permutations
+from hf_sane.symmetry.tracing._verification import verify
 
 DEFAULT_IMAGE_SIZE = 32  # if the configuration does not say, since convolutional networks accept any size
 NUM_EXAMPLES, NUM_TOKENS = 2, 7
@@ -39,74 +40,104 @@ def transformers_spec(config: PreTrainedConfig, *, as_saved: bool = False) -> Pe
     Args:
         config: Configuration of an image classifier, or of any model of images or text whose class
             `config.architectures` names.
-        as_saved: Whether to name tensors as in files, which keep the names of older versions, instead of as in the
-            state dict.
+        as_saved: Whether to describe the tensors in files, which have the names of older versions and store experts
+            one by one, instead of those of the state dict.
 
     Returns:
-        The spec; if `as_saved`, without tensors that files omit or store in another form.
+        The spec; if `as_saved`, without tensors that files omit or compute from several others.
 
     Raises:
         TypeError: If it names no Transformers class, or one whose inputs are neither images nor tokens.
         ValueError: As in [`trace_permutations`].
     """
+    _check_class(config)
+    settings = config.to_json_string(use_diff=False)
+    return _saved(config.model_type, settings).alone if as_saved else _traced(config.model_type, settings)
+
+
+def transformers_symmetries(config: PreTrainedConfig) -> Symmetries:
+    """Like [`transformers_spec`] for the tensors in files, but experts may also be exchanged, with their routers.
+
+    The choice of experts depends on values, so that their exchange does not follow from the graph. It is verified by
+    running the model, as everything else. If experts are chosen by groups, they are exchanged inside these.
+    """
+    _check_class(config)
+    return _saved(config.model_type, config.to_json_string(use_diff=False)).together
+
+
+def _check_class(config: PreTrainedConfig) -> None:
     if model_class(config) is None:
         raise TypeError(
             "expected the configuration of an image classifier of Transformers, or one whose 'architectures' name "
             f"a class of Transformers, got {type(config).__name__} with architectures={config.architectures}; for "
             "other networks call trace_permutations(model, example_inputs)"
         )
-    return _traced(config.model_type, config.to_json_string(use_diff=False), as_saved)
 
 
-@lru_cache(maxsize=16)  # readers of a zoo ask repeatedly
-def _traced(model_type: str, settings: str, as_saved: bool) -> PermutationSpec:
+@dataclass(frozen=True)
+class _Saved:
+    """Symmetries of the tensors in files: with experts that stay, and with experts that may be exchanged."""
+
+    alone: PermutationSpec
+    together: Symmetries
+
+
+def _build(model_type: str, settings: str) -> tuple[PreTrainedModel, dict[str, Tensor], PermutationSpec]:
+    """A random model, its inputs and its symmetries."""
     config = CONFIG_MAPPING[model_type].from_dict(json.loads(settings))
     network = model_class(config)
     assert network is not None
     inputs = example_inputs(network, config)
     with torch.random.fork_rng(devices=[]):
         model = network(config).float()
-    spec = trace_permutations(model, inputs)
-    return select_tensors(spec, _saved_names(model)) if as_saved else spec
+    return model, inputs, trace_permutations(model, inputs)
 
 
-def select_tensors(spec: PermutationSpec, names: Mapping[str, str]) -> PermutationSpec:
-    """Restrict a spec to some tensors, with other names and in another order.
-
-    Args:
-        spec: The spec.
-        names: Old names by new name.
-    """
-    held = {axis for axis, places in spec.occurrences.items() if any(p.tensor in names.values() for p in places)}
-    return PermutationSpec(
-        {new: spec.axes[old] for new, old in names.items()},
-        {axis: size for axis, size in spec.sizes.items() if axis in held},
-        frozenset(new for new, old in names.items() if old in spec.unmatched),
-        {axis: made_of for axis, made_of in spec.parts.items() if axis in held},
-        {new: spec.fixed[old] for new, old in names.items() if old in spec.fixed},
-    )
+@lru_cache(maxsize=16)  # readers of a zoo ask repeatedly
+def _traced(model_type: str, settings: str) -> PermutationSpec:
+    return _build(model_type, settings)[2]
 
 
-@torch.no_grad()
-def _saved_names(model: PreTrainedModel) -> dict[str, str]:
-    """Names in the state dict by name in files, found by saving a model with distinguishable tensors.
+@lru_cache(maxsize=16)
+def _saved(model_type: str, settings: str) -> _Saved:
+    model, inputs, spec = _build(model_type, settings)
+    forms = saved_forms(model)
+    blocks = find_blocks(spec, {name: tensor.shape for name, tensor in model.state_dict().items()})
+    groups = _num_groups(model.config)
+    for kept in dict.fromkeys((groups, None)) if blocks else ():  # then experts that stay
+        found = stacked(spec, forms, {x: x.count // kept if kept and x.count % kept == 0 else 1 for x in blocks})
+        if found is not None and _is_verified(found, forms, model, inputs):
+            return _Saved(saved_spec(spec, forms, blocks), found)
+    return _Saved(saved_spec(spec, forms), Symmetries(saved_spec(spec, forms)))
 
-    Tensors that files store in another form (fused, split, transposed) are left out.
-    """
-    state = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
-    names = [name for name, tensor in state.items() if tensor.numel()]
-    for number, name in enumerate(names):
-        state[name].copy_(torch.arange(state[name].numel()).view_as(state[name]))
-        state[name].view(-1)[0] = -1 - number
-    found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        for path in sorted(Path(folder).glob("*.safetensors")):
-            for name, tensor in load_file(path).items():
-                number = -1 - int(tensor.flatten()[0]) if tensor.numel() else -1
-                if number >= 0 and torch.equal(tensor, state[names[number]]):
-                    found[name] = names[number]
-    return found
+
+def _num_groups(config: PreTrainedConfig) -> int:
+    """The number of groups of experts, some of which are chosen first (as in DeepSeek-V3)."""
+    text = config.get_text_config()
+    groups, chosen = (getattr(text, name, None) or 1 for name in ("n_group", "topk_group"))
+    return groups if chosen < groups else 1
+
+
+def _is_verified(
+    found: Symmetries, forms: Mapping[str, SavedForm], model: PreTrainedModel, inputs: dict[str, Tensor]
+) -> bool:
+    """Whether permutations of the tensors in files do not change the outputs."""
+
+    def permute(state: dict[str, Tensor], permutation: Permutation) -> dict[str, Tensor]:
+        saved = found.join({name: form.read(state[form.source]) for name, form in forms.items()})
+        moved = found.split(saved | found.spec.apply({name: saved[name] for name in found.spec.axes}, permutation))
+        copies = {id(tensor): tensor.clone() for tensor in state.values()}  # tied tensors remain tied
+        changed = {name: copies[id(tensor)] for name, tensor in state.items()}
+        for name, form in forms.items():
+            form.write(changed[form.source], moved[name])
+        return changed
+
+    generator = torch.Generator().manual_seed(SEED)
+    try:
+        verify(found.spec, model, inputs, generator=generator, permute=permute)
+    except ValueError:
+        return False
+    return True
 
 
 def example_inputs(network: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, Tensor]:

@@ -18,8 +18,7 @@ from hf_sane.screening._differences import Difference, compare_checkpoints
 from hf_sane.screening._names import pair_names
 from hf_sane.screening._symmetries import find_symmetries
 from hf_sane.screening._tensor_differences import EPS, TensorDifference
-from hf_sane.symmetry._permutation import PermutationSpec
-from hf_sane.symmetry._transformers_models import select_tensors
+from hf_sane.symmetry._experts import Symmetries
 from hf_sane.tokenization._adapter_changes import open_factors
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source
 from hf_sane.tokenization._loading import load_config
@@ -218,11 +217,11 @@ def run_diff(settings: DiffSettings) -> DiffResult:
     with optional_output(settings.output, DiffResult.JOB) as output:
         first, other, tolerance = _both(settings)
         are_products = tolerance is not None
-        spec, why_not = None, "" if are_products else "--no-align was given"
+        symmetries, why_not = None, "" if are_products else "--no-align was given"
         if settings.align and not are_products:
-            spec, why_not = _symmetries(settings, first, other)
+            symmetries, why_not = _symmetries(settings, first, other)
         found = compare_checkpoints(
-            first, other, spec, why_not=why_not, tolerance=tolerance or EPS, finds_ranks=not are_products
+            first, other, symmetries, why_not=why_not, tolerance=tolerance or EPS, finds_ranks=not are_products
         )
         record.finish({"relation": found.relation, "distance": _known(found.distance)})
         result = DiffResult(record=record, difference=found, plots=settings.plots, are_products=are_products)
@@ -272,17 +271,17 @@ def _products(source: CheckpointSource, base: Source | None) -> tuple[dict[str, 
 
 def _symmetries(
     settings: DiffSettings, first: Mapping[str, Tensor], other: Mapping[str, Tensor]
-) -> tuple[PermutationSpec | None, str]:
+) -> tuple[Symmetries | None, str]:
     """Symmetries of the first, or else of the other under the names of the first."""
     sources, limit = (settings.checkpoint, settings.other), settings.max_aligned
-    spec, why_not = find_symmetries(outlines(first), sources, max_weights=limit)
-    if spec is None:
+    symmetries, why_not = find_symmetries(outlines(first), sources, max_weights=limit)
+    if symmetries is None:
         theirs, _ = find_symmetries(outlines(other), sources, max_weights=limit)
         pairs = pair_names(outlines(first), outlines(other))
         if theirs is not None and pairs:
-            names = {name: stored for name, stored in pairs.items() if stored in theirs.axes}
-            return select_tensors(theirs, names), ""
-    return spec, why_not
+            known = set(theirs.names)
+            return theirs.select({name: stored for name, stored in pairs.items() if stored in known}), ""
+    return symmetries, why_not
 
 
 def _other_settings(settings: DiffSettings) -> list[str]:

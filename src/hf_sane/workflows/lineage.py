@@ -19,7 +19,7 @@ from hf_sane.records._sources import HubRepo, find_source
 from hf_sane.screening._checkpoints import CARD, WEIGHT_SUFFIXES
 from hf_sane.screening._lineage import Lineage, trace_lineage
 from hf_sane.screening._symmetries import find_symmetries
-from hf_sane.symmetry._permutation import PermutationSpec
+from hf_sane.symmetry._experts import Symmetries
 from hf_sane.tokenization._checkpoints import Source
 from hf_sane.workflows.folders import networks_in
 from hf_sane.workflows.results import Result, Table, optional_output
@@ -247,7 +247,7 @@ def _reasons(skipped: Mapping[str, str]) -> list[str]:
 
 def _symmetries(
     networks: Mapping[str, Mapping[str, Tensor]], sources: Mapping[str, Source], max_weights: int, name: str
-) -> tuple[PermutationSpec | None, str]:
+) -> tuple[Symmetries | None, str]:
     return find_symmetries(outlines(networks[name]), (sources[name],), max_weights=max_weights)
 
 

@@ -5,15 +5,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from hf_sane.core._layout import Layout
 from hf_sane.networks._fields import field_architecture
 from hf_sane.networks._modules import find_architecture, registered_names
 from hf_sane.records._errors import name_some
+from hf_sane.symmetry._experts import Symmetries
 from hf_sane.symmetry._networks import permutation_spec
 from hf_sane.symmetry._permutation import PermutationSpec
-from hf_sane.symmetry._transformers_models import select_tensors, transformers_spec
+from hf_sane.symmetry._selection import select_tensors
+from hf_sane.symmetry._transformers_models import transformers_spec, transformers_symmetries
 from hf_sane.tokenization._loading import is_own_module
 from hf_sane.zoo._alignment_record import Alignment
 from hf_sane.zoo._facts import ZooFacts
@@ -105,10 +107,23 @@ def imported_spec(settings: Mapping[str, Any], layout: Layout) -> PermutationSpe
         TypeError: If Transformers has no such model, or its inputs are neither images nor tokens.
         ValueError: If there is no Transformers configuration, or the model cannot be traced or has different tensors.
     """
+    return fit_spec(transformers_spec(_config(settings), as_saved=True), layout)
+
+
+def imported_symmetries(settings: Mapping[str, Any], layout: Layout) -> Symmetries:
+    """Like [`imported_spec`], but the experts of a mixture may also be exchanged."""
+    config = _config(settings)
+    fit_spec(transformers_spec(config, as_saved=True), layout)  # the layout has no other tensors
+    found = transformers_symmetries(config)
+    return found.select({name: name for name in found.names if name in layout.tensor_names})
+
+
+def _config(settings: Mapping[str, Any]) -> PreTrainedConfig:
+    """The configuration of a Transformers model."""
     model_type = str(settings.get("model_type"))
     if model_type not in CONFIG_MAPPING or is_own_module(settings):
         raise ValueError(f"expected a Transformers configuration next to the weights, got model_type={model_type!r}")
-    return fit_spec(transformers_spec(CONFIG_MAPPING[model_type].from_dict(dict(settings)), as_saved=True), layout)
+    return CONFIG_MAPPING[model_type].from_dict(dict(settings))
 
 
 def fit_spec(spec: PermutationSpec, layout: Layout) -> PermutationSpec:

@@ -15,6 +15,8 @@ from hf_sane.symmetry.tracing._axes import (
 )
 from hf_sane.symmetry.tracing._calls import Call, Handler, NotUnderstoodError, Result, broadcast, fixed
 
+STEPS = "every n-th entry is selected"
+
 
 def transpose(call: Call) -> Result:
     """Exchange two dimensions, or the last two."""
@@ -133,12 +135,17 @@ def cut(call: Call) -> Result:
     size, taken = axis_size(inputs[dim]), call.shape[dim]
     if taken == size:
         return inputs
-    if (call["step"] or 1) != 1:
-        freeze(inputs[dim], "every n-th entry is selected")
-        inputs[dim] = new_axis(taken, "every n-th entry is selected")
-        return inputs
-    start = call["start"] or 0
+    start, step = call["start"] or 0, call["step"] or 1
     start = start + size if start < 0 else start
+    if step != 1 and (size != taken * step or start >= step):
+        freeze(inputs[dim], STEPS)
+        inputs[dim] = new_axis(taken, STEPS)
+        return inputs
+    if step != 1:  # one of each of adjacent entries, which may move together
+        runs = new_axis(taken)
+        unify(multiply([runs, new_axis(step, STEPS)]), inputs[dim])
+        inputs[dim] = resolve(runs)
+        return inputs
     inputs[dim] = split(inputs[dim], [start, taken, size - start - taken])[1] if taken else ()
     return inputs
 
