@@ -405,6 +405,21 @@ def test_blocks_hold_every_network_once(tiny_zoo, aligned):
     assert torch.equal(tokens, expected[torch.from_numpy(members)])
 
 
+def test_probes_that_use_all_tokens(tiny_sane_folder, tiny_zoo_folder, tmp_path, hf_sane_command):
+    probe = ("probe", "--sane", tiny_sane_folder, "--zoo", tiny_zoo_folder, "--poolings", "mean", "--linear")
+    probe = (*probe, "--properties", "epoch", "--regressor", "set_transformer")
+    hf_sane_command(*probe, "--output", tmp_path / "probe")
+    table = RunRecord.load(tmp_path / "probe" / "run.json").results["probe"]["epoch"]
+    kinds = ("token_statistics", "sane_tokens", "linear_tokens")
+    assert list(table)[:3] == [f"{kind}, set_transformer" for kind in kinds]
+    assert {row["regressor"] for row in table.values()} == {"set_transformer"}
+    assert table["sane_best"]["features"] == "sane_tokens"
+    result = hf_sane_command(*probe, "--transfer", tmp_path / "probe", exit_code=1)
+    assert "expected a regressor that transfers between zoos (ridge, logit_linear or gradient_boosting), got" in (
+        " ".join(result.output.split())
+    )
+
+
 def test_probes_with_other_regressors_and_across_zoos(tiny_sane_folder, tiny_zoo_folder, tmp_path, hf_sane_command):
     copy = tmp_path / "copy"
     shutil.copytree(tiny_zoo_folder, copy)

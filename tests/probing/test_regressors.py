@@ -10,6 +10,7 @@ from scipy.special import expit, logit
 from hf_sane.probing._evaluation import probe_table
 from hf_sane.probing._probes import RidgeProbe
 from hf_sane.probing._regressors import MARGIN, BoostedTrees, LogitLinearProbe
+from hf_sane.probing._runs import fold_of_runs
 from hf_sane.probing._transfer import transfer_table
 
 
@@ -93,6 +94,27 @@ def test_boosted_trees_choose_on_validation_networks(stepped):
     assert scores[1] > scores[0]
     assert chosen.validation_r2[0] == scores[1]
     assert chosen.settings[0]["rounds"] == 100
+
+
+def test_boosted_trees_of_runs_choose_on_some_runs_and_use_the_columns_that_correlate(stepped):
+    (x, y), _, test = stepped
+    runs = np.arange(len(y)) // 4
+    noise = np.random.default_rng(3).normal(size=(len(y), 5))
+    trees = BoostedTrees.fit_runs(x, y, runs=runs, grid=[(7, 0.1)], max_rounds=50)
+    assert r2(trees, test) > 0.5
+    assert 0.4 < trees.validation_r2[0] < 1
+    held = fold_of_runs(runs, 4) == 0
+    part = BoostedTrees.fit_runs(x[~held], y[~held], runs=runs[~held], grid=[(7, 0.1)], max_rounds=50)
+    assert not torch.equal(part.predict(test[0]), trees.predict(test[0]))  # all networks are fitted in the end
+    targets = np.stack([x[:, 0] + 1e-3 * y, x[:, 2] - 1e-3 * y], axis=1)
+    wide = BoostedTrees.fit_runs(
+        np.hstack([noise, x]), targets, runs=runs, grid=[(7, 0.1)], max_rounds=50, max_columns=1
+    )
+    assert [columns.tolist() for columns in wide.columns] == [[5], [7]]
+    known = wide.predict(np.hstack([noise, x])).numpy()
+    assert (1 - np.square(known - targets).mean(axis=0) / targets.var(axis=0) > 0.9).all()
+    with pytest.raises(ValueError, match="expected at least 4 training runs"):
+        BoostedTrees.fit_runs(x, y, runs=np.zeros(len(y)))
 
 
 @pytest.mark.parametrize("regressor", ["ridge", "logit_linear", "gradient_boosting"])

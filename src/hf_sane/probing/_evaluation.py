@@ -18,6 +18,7 @@ SPLITS = ("train", "validation", "test")
 BESTS = {"sane_best": "sane_", "linear_best": "linear_"}  # rows, and the prefix of the features to choose from
 
 ProbeTable = dict[str, dict[str, "ProbeResult"]]
+Columns = dict[str, dict[str, torch.Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class ProbeResult:
         margin: Half the width of 90% prediction intervals, in the unit of `mae`; unknown with fewer than nine networks
             to choose settings on.
         coverage: Share of test networks within these intervals.
+        regressor: Name of the regressor.
     """
 
     features: str
@@ -49,6 +51,7 @@ class ProbeResult:
     num_features: int
     margin: float | None = None
     coverage: float | None = None
+    regressor: str = "ridge"
 
     def to_dict(self) -> dict[str, Any]:
         """The results in a form that JSON supports."""
@@ -90,6 +93,36 @@ def probe_table(
             are all equal.
         KeyError: If features, targets or runs lack a split.
     """
+    check_splits(features, targets)
+    columns = columns_of(targets)
+    stacked, fitted = stacked_columns(columns, ranks=ranks)
+    table: ProbeTable = {name: {} for name in targets}
+    for kind, parts in tracked(features.items(), desc="probes", unit="probe"):
+        probe = _fitted(parts, stacked, runs if regressor == "ridge" else None, penalties, list(targets), regressor)
+        predictions = probe.predict(parts["test"])
+        if len(predictions) != len(stacked["test"]):
+            raise ValueError(
+                f"{kind!r} has test features of {len(predictions)} networks, but targets of {len(stacked['test'])}"
+            )
+        for column, name in enumerate(targets):
+            table[name][kind] = score_probe(
+                predictions[:, column],
+                fitted[name]["test"],
+                columns[name]["test"],
+                features=kind,
+                regressor=regressor,
+                validation_r2=probe.validation_r2[column],
+                penalty=probe.settings[column].get("penalty"),
+                num_features=probe.num_features,
+                margin=probe.margins[column],
+            )
+    for row in table.values():
+        add_best(row)
+    return table
+
+
+def check_splits(features: Mapping[str, Mapping[str, Any]], targets: Mapping[str, Mapping[str, Values]]) -> None:
+    """Raise an error if there are no features or properties, or one lacks a split."""
     if not features or not targets:
         raise ValueError(
             f"expected at least one kind of features and one property, got {list(features)}, {list(targets)}"
@@ -97,39 +130,39 @@ def probe_table(
     for name, parts in [*features.items(), *targets.items()]:
         if missing := [split for split in SPLITS if split not in parts]:
             raise KeyError(f"{name!r} lacks the splits {missing}; a probe needs {', '.join(SPLITS)}")
-    columns = {name: {split: _column(parts[split]) for split in SPLITS} for name, parts in targets.items()}
+
+
+def columns_of(targets: Mapping[str, Mapping[str, Values]]) -> Columns:
+    """Properties `{property: {split: [M]}}` in float64."""
+    return {name: {split: _column(parts[split]) for split in SPLITS} for name, parts in targets.items()}
+
+
+def stacked_columns(columns: Columns, *, ranks: bool) -> tuple[dict[str, torch.Tensor], Columns]:
+    """What probes are fitted to, as `{split: [M, T]}` and by property: the properties, or scores of their ranks."""
     fitted = {name: rank_targets(parts, name=repr(name)) for name, parts in columns.items()} if ranks else columns
     stacked = {split: torch.stack([parts[split] for parts in fitted.values()], dim=1) for split in SPLITS}
-    table: ProbeTable = {name: {} for name in targets}
-    for kind, parts in tracked(features.items(), desc="probes", unit="probe"):
-        probe = _fitted(parts, stacked, runs if regressor == "ridge" else None, penalties, list(targets), regressor)
-        predictions = probe.predict(parts["test"]).numpy()
-        if len(predictions) != len(stacked["test"]):
-            raise ValueError(
-                f"{kind!r} has test features of {len(predictions)} networks, but targets of {len(stacked['test'])}"
-            )
-        errors = np.abs(predictions - stacked["test"].numpy())
-        for column, name in enumerate(targets):
-            margin = probe.margins[column]
-            is_known = math.isfinite(margin)
-            table[name][kind] = ProbeResult(
-                features=kind,
-                **regression_scores(
-                    predictions[:, column],
-                    fitted[name]["test"].numpy(),
-                    ordered_by=columns[name]["test"].numpy(),
-                ),
-                validation_r2=probe.validation_r2[column],
-                penalty=probe.settings[column].get("penalty"),
-                num_features=probe.num_features,
-                margin=margin if is_known else None,
-                coverage=float((errors[:, column] <= margin).mean()) if is_known else None,
-            )
-    for row in table.values():
-        for best, prefix in BESTS.items():
-            if rivals := [result for kind, result in row.items() if kind.startswith(prefix)]:
-                row[best] = replace(max(rivals, key=lambda result: result.validation_r2))
-    return table
+    return stacked, fitted
+
+
+def score_probe(
+    predicted: torch.Tensor, wanted: torch.Tensor, ordered_by: torch.Tensor, *, margin: float, **facts: Any
+) -> ProbeResult:
+    """Score predictions `[M]` for test networks; `facts` are other fields of the result."""
+    is_known = math.isfinite(margin)
+    errors = np.abs(predicted.numpy() - wanted.numpy())
+    return ProbeResult(
+        **regression_scores(predicted.numpy(), wanted.numpy(), ordered_by=ordered_by.numpy()),
+        margin=margin if is_known else None,
+        coverage=float((errors <= margin).mean()) if is_known else None,
+        **facts,
+    )
+
+
+def add_best(row: dict[str, ProbeResult]) -> None:
+    """Add the best features of each code to the results of a property."""
+    for best, prefix in BESTS.items():
+        if rivals := [result for kind, result in row.items() if kind.startswith(prefix)]:
+            row[best] = replace(max(rivals, key=lambda result: result.validation_r2))
 
 
 def table_to_dict(table: ProbeTable) -> dict[str, dict[str, dict[str, Any]]]:

@@ -122,7 +122,7 @@ class RidgeProbe:
         Raises:
             ValueError: As in [`fit`]; also if there are fewer than two runs, or the number of run names is wrong.
         """
-        x, y = _pair(features, targets, "probed")
+        x, y = checked_pair(features, targets, "probed")
         members = np.unique(np.asarray(runs), return_inverse=True)[1]
         if members.ndim != 1 or len(members) != len(x) or members.max() == 0:
             count = len(np.unique(members))
@@ -183,7 +183,7 @@ class RidgeProbe:
         Raises:
             ValueError: If shapes do not fit, or all targets of a property are equal.
         """
-        x, y = _pair(features, targets, "scored")
+        x, y = checked_pair(features, targets, "scored")
         if (y == y[:1]).all(dim=0).any():
             raise ValueError("R2 requires targets that vary, got a property with all targets equal")
         return r2_of_errors(self.predict(x) - y, y).tolist()
@@ -267,8 +267,8 @@ def checked_splits(
     Raises:
         ValueError: If shapes do not fit, or values are not finite.
     """
-    train_x, train_y = _pair(features, targets, "training")
-    valid_x, valid_y = _pair(validation_features, validation_targets, "validation")
+    train_x, train_y = checked_pair(features, targets, "training")
+    valid_x, valid_y = checked_pair(validation_features, validation_targets, "validation")
     if train_x.shape[1] != valid_x.shape[1] or train_y.shape[1] != valid_y.shape[1]:
         raise ValueError(
             f"training has {train_x.shape[1]} features and {train_y.shape[1]} properties, validation "
@@ -302,7 +302,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where(scale > 1e-12 * mean.abs(), scale, 1.0)
 
 
-def _pair(features: Values, targets: Values, which: str) -> tuple[Tensor, Tensor]:
+def checked_pair(features: Values, targets: Values, which: str) -> tuple[Tensor, Tensor]:
     """Check features `[M, F]` and targets `[M, T]` and convert them to float64."""
     x, y = (torch.as_tensor(values).double().cpu() for values in (features, targets))
     y = y[:, None] if y.ndim == 1 else y

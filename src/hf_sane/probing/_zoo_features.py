@@ -10,11 +10,13 @@ from torch import Tensor
 
 from hf_sane.models.autoencoder_sane import WeightAutoencoder
 from hf_sane.probing._baselines import flattened_weights, layer_statistics
+from hf_sane.probing._choice import SET_REGRESSORS, SetRegressorName, choice_table, make_candidates
 from hf_sane.probing._embeddings import embed_networks
 from hf_sane.probing._evaluation import ProbeTable, probe_table
 from hf_sane.probing._poolings import POOLINGS
 from hf_sane.probing._regressors import RegressorName
 from hf_sane.probing._spectra import spectral_features, weight_profile
+from hf_sane.probing._token_sets import TokenSets, token_statistics
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo._alignment import token_blocks
 from hf_sane.zoo._dataset import Zoo, ZooSplit
@@ -30,6 +32,7 @@ class ZooFeatures:
         runs: `{split: [M]}`, the training run of each network.
         is_aligned: Whether networks are aligned to the zoo's reference.
         notes: Notes about networks and features that were left out.
+        tokens: `{name: {split: TokenSets}}`, if wanted.
     """
 
     features: dict[str, dict[str, Tensor]]
@@ -37,14 +40,23 @@ class ZooFeatures:
     runs: dict[str, list[str]]
     is_aligned: bool
     notes: list[str] = field(default_factory=list)
+    tokens: dict[str, dict[str, TokenSets]] = field(default_factory=dict)
 
     @property
     def counts(self) -> dict[str, int]:
         """Number of networks by split."""
         return {split: len(found) for split, found in self.runs.items()}
 
-    def probe(self, *, regressor: RegressorName = "ridge", ranks: bool = False) -> ProbeTable:
-        """Fit probes of all properties, choosing penalties by leaving out one training run at a time."""
+    def probe(self, *, regressor: RegressorName | SetRegressorName = "ridge", ranks: bool = False) -> ProbeTable:
+        """Fit probes of all properties, choosing penalties by leaving out one training run at a time.
+
+        `"set_transformer"` uses the tokens instead of the features, and `"best"` chooses between all probes of both,
+        see [`choice_table`].
+        """
+        if regressor in SET_REGRESSORS:
+            is_choice = regressor == "best"
+            candidates = make_candidates(self.features if is_choice else {}, self.tokens)
+            return choice_table(candidates, self.targets, runs=self.runs, ranks=ranks, nested=is_choice)
         return probe_table(self.features, self.targets, runs=self.runs, regressor=regressor, ranks=ranks)
 
 
@@ -62,6 +74,7 @@ def read_zoo_features(
     spectral: bool = False,
     profile: bool = False,
     linear: WeightAutoencoder | None = None,
+    tokens: bool = False,
 ) -> ZooFeatures:
     """Compute features of the networks of a zoo for which all properties are known.
 
@@ -78,6 +91,7 @@ def read_zoo_features(
         spectral: Whether to add the spectra of weight matrices.
         profile: Whether to add [`weight_profile`], with and without spectra.
         linear: Linear code, whose embeddings are added.
+        tokens: Whether to add networks as sets of tokens, for probes that use them.
 
     Raises:
         KeyError: If the zoo lacks a property.
@@ -105,7 +119,52 @@ def read_zoo_features(
     )
     if left_out:
         notes.append(f"left out, since their length depends on the architecture: {', '.join(left_out)}")
-    return ZooFeatures(features, targets, {key: split.run_ids for key, split in zoo.splits.items()}, is_aligned, notes)
+    windows = {"window_size": window_size, "halo_size": halo_size, "batch_size": batch_size}
+    codes = {code: found for code, found in {"sane": model, "linear": linear}.items() if found is not None}
+    sets = token_sets(zoo, codes, extractor, aligned=is_aligned, **windows) if tokens else {}
+    runs = {key: split.run_ids for key, split in zoo.splits.items()}
+    return ZooFeatures(features, targets, runs, is_aligned, notes, sets)
+
+
+@torch.no_grad()
+def token_sets(
+    zoo: Zoo,
+    codes: Mapping[str, WeightAutoencoder],
+    extractor: SANEFeatureExtractor,
+    *,
+    aligned: bool,
+    **windows: Any,
+) -> dict[str, dict[str, TokenSets]]:
+    """The networks of every split as sets of tokens.
+
+    Args:
+        zoo: Zoo with the networks.
+        codes: Autoencoders by name.
+        extractor: Weight tokenizer of the autoencoders.
+        aligned: Whether to align networks to the zoo's reference.
+        **windows: As in [`read_zoo_features`].
+
+    Returns:
+        `{name: {split: TokenSets}}`: the statistics of tokens ([`token_statistics`]) as `token_statistics`, and the
+        latents of each code as `sane_tokens` and `linear_tokens`.
+    """
+    found: dict[str, dict[str, TokenSets]] = {}
+    for split_name, split in zoo.splits.items():
+        blocks: dict[str, list[TokenSets]] = {}
+        order = [np.zeros(0, dtype=np.int64)]
+        for members, layout, raw in token_blocks(split, aligned=aligned):
+            order.append(members)
+            arranged, batch = extractor.arrange(layout, raw)
+            normalized = extractor.normalize(batch, arranged)
+            values = {"token_statistics": token_statistics(normalized, arranged)}
+            for code, encoder in codes.items():
+                values[f"{code}_tokens"] = encoder.encode_sequences(normalized, arranged.positions, **windows)
+            for name, features in values.items():
+                blocks.setdefault(name, []).append(TokenSets.of_layout(features, arranged))
+        places = np.argsort(np.concatenate(order))
+        for name, parts in blocks.items():
+            found.setdefault(name, {})[split_name] = TokenSets.joined(parts)[places]
+    return found
 
 
 def zoo_features(

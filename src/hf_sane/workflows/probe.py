@@ -10,6 +10,7 @@ import numpy as np
 from hf_sane.models.autoencoder_sane import WeightAutoencoder
 from hf_sane.models.configuration_linear import Grouping
 from hf_sane.models.modeling_linear import LinearCode
+from hf_sane.probing._choice import SET_REGRESSORS
 from hf_sane.probing._evaluation import ProbeResult as PropertyResult
 from hf_sane.probing._evaluation import ProbeTable, table_to_dict
 from hf_sane.probing._poolings import POOLINGS
@@ -57,8 +58,10 @@ class ProbeSettings(CodecSettings, SaneSettings, ZooSourceSettings, ZooAlignment
     linear: bool = setting(
         "Add embeddings of a linear code with the same latent_dim, fitted to the training networks.", default=False
     )
-    regressor: Literal["ridge", "logit_linear", "gradient_boosting"] = setting(
-        "Regression method that predicts properties from features.", default="ridge"
+    regressor: Literal["ridge", "logit_linear", "gradient_boosting", "set_transformer", "best"] = setting(
+        "Regression method that predicts properties from features; 'set_transformer' uses all tokens, and 'best' "
+        "chooses between ridge, gradient boosting and the set transformer by leaving out training runs.",
+        default="ridge",
     )
     ranks: bool = setting("Fit the ranks of properties instead of their values, to rank networks.", default=False)
     transfer: list[str | Path | Zoo] = setting(
@@ -150,6 +153,11 @@ def probe(zoo: str | Path | Zoo, sane: str | Path | SANE | None = None, **option
 
 def run_probe(settings: ProbeSettings) -> ProbeResult:
     """Fit probes on embeddings and baselines; report how well they predict properties of test networks."""
+    if settings.transfer and settings.regressor in SET_REGRESSORS:
+        raise ValueError(
+            f"expected a regressor that transfers between zoos (ridge, logit_linear or gradient_boosting), got "
+            f"{settings.regressor!r}; choose another one, or leave out --transfer"
+        )
     record = RunRecord.start(arguments=as_arguments(settings))
     with optional_output(settings.output, ProbeResult.JOB) as output:
         zoos = open_zoos([settings.zoo, *settings.transfer], **settings.zoo_place)
@@ -211,6 +219,7 @@ def _features(zoo: Zoo, codes: _Codes, settings: ProbeSettings) -> ZooFeatures:
         spectral=settings.spectra,
         profile=settings.profile,
         linear=codes.linear,
+        tokens=settings.regressor in SET_REGRESSORS,
     )
 
 
@@ -225,7 +234,9 @@ def _transfer(zoos: dict[str, ZooFeatures], name: str, settings: ProbeSettings) 
         zoo: {kind: values for kind, values in found.features.items() if kind in shared} for zoo, found in zoos.items()
     }
     targets = {zoo: found.targets[name] for zoo, found in zoos.items()}
-    return transfer_table(features, targets, regressor=settings.regressor, ranks=settings.ranks)
+    regressor = settings.regressor
+    assert regressor not in ("set_transformer", "best")
+    return transfer_table(features, targets, regressor=regressor, ranks=settings.ranks)
 
 
 def _measured(table: ProbeTable, transfer: dict[str, TransferTable]) -> dict[str, Any]:
