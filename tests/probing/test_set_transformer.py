@@ -10,7 +10,7 @@ from hf_sane.core import Layout
 from hf_sane.core._layer_kinds import LAYER_KINDS
 from hf_sane.probing._runs import fold_of_runs
 from hf_sane.probing._set_transformer import SetTransformerProbe, SetTransformerSettings
-from hf_sane.probing._token_sets import TokenSets, token_places, token_statistics
+from hf_sane.probing._token_sets import TokenSets, summarize_tokens, token_places
 
 SMALL = SetTransformerSettings(members=2, width=16, heads=2, epochs=10, batch_size=16, dropout=0.0, rate=1e-2)
 SHAPES = {"conv.weight": (3, 2, 2, 2), "conv.bias": (3,), "fc.weight": (4, 3), "fc.bias": (4,)}
@@ -33,7 +33,7 @@ def test_places_are_layers_and_parts_of_channels_but_no_channels(layout):
 
 def test_statistics_are_those_of_real_weights(layout):
     tokens = torch.randn(3, layout.num_tokens, 5, generator=torch.Generator().manual_seed(0))
-    found = token_statistics(tokens, layout)
+    found = summarize_tokens(tokens, layout)
     checked = 0
     for token, mask in enumerate(layout.weight_mask):
         weights = tokens[:, token, mask].numpy()
@@ -45,9 +45,9 @@ def test_statistics_are_those_of_real_weights(layout):
         np.testing.assert_allclose(found[:, token], np.stack(expected, axis=1), rtol=1e-4, atol=1e-5)
         checked += 1
     assert checked == 10
-    assert token_statistics(torch.zeros_like(tokens), layout).isfinite().all()
+    assert summarize_tokens(torch.zeros_like(tokens), layout).isfinite().all()
     with pytest.raises(ValueError, match=r"expected tokens \[M, 10, 5\], got \[3, 9, 5\]"):
-        token_statistics(tokens[:, 1:], layout)
+        summarize_tokens(tokens[:, 1:], layout)
 
 
 @pytest.fixture(scope="module")

@@ -87,7 +87,7 @@ def make_candidates(
     Args:
         features: `{name: {split: [M_split, F]}}`.
         tokens: `{name: {split: TokenSets}}`.
-        settings: Of the set transformer.
+        settings: Size and training of the set transformer.
         trees: Arguments of [`BoostedTrees.fit_runs`].
     """
 

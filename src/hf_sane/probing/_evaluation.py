@@ -138,7 +138,7 @@ def columns_of(targets: Mapping[str, Mapping[str, Values]]) -> Columns:
 
 
 def stacked_columns(columns: Columns, *, ranks: bool) -> tuple[dict[str, torch.Tensor], Columns]:
-    """What probes are fitted to, as `{split: [M, T]}` and by property: the properties, or scores of their ranks."""
+    """Properties, or the normal scores of their ranks, as `{split: [M, T]}` and by property, for probes to fit."""
     fitted = {name: rank_targets(parts, name=repr(name)) for name, parts in columns.items()} if ranks else columns
     stacked = {split: torch.stack([parts[split] for parts in fitted.values()], dim=1) for split in SPLITS}
     return stacked, fitted

@@ -88,9 +88,9 @@ class AttentionBlock(nn.Module):
 class SetTransformer(nn.Module):
     """Attention among the tokens of a network, and learned queries that collect them.
 
-    After Lee et al. 2019 (arXiv:1810.00825), without inducing points. Tokens know the kind and index of
-    their layer and their place within a channel, but no channel index: the output
-    does not depend on the order of the channels of a layer.
+    After Lee et al. 2019 (arXiv:1810.00825), without inducing points. Tokens know the kind and index of their layer
+    and their place within a channel, but no channel index: the output does not depend on the order of the channels of
+    a layer.
 
     Args:
         num_features: Features per token.

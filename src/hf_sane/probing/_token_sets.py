@@ -92,7 +92,7 @@ def token_places(layout: Layout) -> Tensor:
     return torch.stack([kinds[owner[:, 0]], owner[:, 0], within], dim=1)
 
 
-def token_statistics(tokens: Tensor, layout: Layout) -> Tensor:
+def summarize_tokens(tokens: Tensor, layout: Layout) -> Tensor:
     """Statistics of the real weights of each token.
 
     Mean, standard deviation, seven quantiles (minimum and maximum included), the logarithms of the root mean square

@@ -16,7 +16,7 @@ from hf_sane.probing._evaluation import ProbeTable, probe_table
 from hf_sane.probing._poolings import POOLINGS
 from hf_sane.probing._regressors import RegressorName
 from hf_sane.probing._spectra import spectral_features, weight_profile
-from hf_sane.probing._token_sets import TokenSets, token_statistics
+from hf_sane.probing._token_sets import TokenSets, summarize_tokens
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo._alignment import token_blocks
 from hf_sane.zoo._dataset import Zoo, ZooSplit
@@ -145,7 +145,7 @@ def token_sets(
         **windows: As in [`read_zoo_features`].
 
     Returns:
-        `{name: {split: TokenSets}}`: the statistics of tokens ([`token_statistics`]) as `token_statistics`, and the
+        `{name: {split: TokenSets}}`: the statistics of tokens ([`summarize_tokens`]) as `token_statistics`, and the
         latents of each code as `sane_tokens` and `linear_tokens`.
     """
     found: dict[str, dict[str, TokenSets]] = {}
@@ -156,7 +156,7 @@ def token_sets(
             order.append(members)
             arranged, batch = extractor.arrange(layout, raw)
             normalized = extractor.normalize(batch, arranged)
-            values = {"token_statistics": token_statistics(normalized, arranged)}
+            values = {"token_statistics": summarize_tokens(normalized, arranged)}
             for code, encoder in codes.items():
                 values[f"{code}_tokens"] = encoder.encode_sequences(normalized, arranged.positions, **windows)
             for name, features in values.items():
