@@ -4,11 +4,10 @@
     python experiments/paper_probes.py ... --names usps_seed                      # one zoo
 
 For each zoo of `paper_zoos.py`, a SANE and a linear code with the same latent_dim are fitted to the training
-networks.
-Properties are predicted from features without a code (layer statistics, spectra, the profile of W, statistics of
-tokens), with SANE and with the linear code. Of all probes, the best is chosen by leaving out training runs, where the
-settings of each are chosen without these runs. Test networks are used once. About eight minutes per zoo on one CPU
-core.
+networks. Properties are predicted from features without a code (layer statistics, spectra, the profile of W,
+statistics of tokens), with SANE and with the linear code. Of all probes, the best is chosen by leaving out training
+runs, where the settings of each are chosen without these runs. Test networks are used once. About eight minutes per
+zoo on one CPU core.
 """
 
 import argparse

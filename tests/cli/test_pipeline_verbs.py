@@ -414,7 +414,7 @@ def test_probes_that_use_all_tokens(tiny_sane_folder, tiny_zoo_folder, tmp_path,
     assert list(table)[:3] == [f"{kind}, set_transformer" for kind in kinds]
     assert {row["regressor"] for row in table.values()} == {"set_transformer"}
     assert table["sane_best"]["features"] == "sane_tokens"
-    result = hf_sane_command(*probe, "--transfer", tmp_path / "probe", exit_code=1)
+    result = hf_sane_command(*probe, "--transfer", tmp_path / "probe", exit_code=2)
     assert "expected a regressor that transfers between zoos (ridge, logit_linear or gradient_boosting), got" in (
         " ".join(result.output.split())
     )
