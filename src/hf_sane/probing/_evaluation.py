@@ -150,8 +150,9 @@ def score_probe(
     """Score predictions `[M]` for test networks; `facts` are other fields of the result."""
     is_known = math.isfinite(margin)
     errors = np.abs(predicted.numpy() - wanted.numpy())
+    scores: dict[str, Any] = {**regression_scores(predicted.numpy(), wanted.numpy(), ordered_by=ordered_by.numpy())}
     return ProbeResult(
-        **regression_scores(predicted.numpy(), wanted.numpy(), ordered_by=ordered_by.numpy()),
+        **scores,
         margin=margin if is_known else None,
         coverage=float((errors <= margin).mean()) if is_known else None,
         **facts,

@@ -268,7 +268,7 @@ class BoostedTrees:
         check_features(x, self.num_features)
         if not np.isfinite(x).all():  # trees would treat NaN as missing values
             raise ValueError("expected finite features, got NaN or infinite values; leave those networks out")
-        columns = self.columns or [slice(None)] * len(self.ensembles)
+        columns = self.columns or (np.arange(self.num_features),) * len(self.ensembles)
         found = [trees.predict(x[:, used]) for trees, used in zip(self.ensembles, columns, strict=True)]
         return torch.from_numpy(np.stack(found, axis=1))
 

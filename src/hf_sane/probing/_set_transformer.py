@@ -286,7 +286,8 @@ def _trained(
     steps = -(-len(train) // settings.batch_size)
     best = torch.full((wanted.shape[1],), torch.inf)
     found, inputs = torch.zeros_like(stop_wanted), _Inputs(train)
-    epochs, states = [0] * len(best), [{}] * len(best)
+    epochs: list[int] = [0] * len(best)
+    states: list[dict[str, Tensor]] = [{}] * len(best)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         sizes = [count + 1 for count in train.places.amax(dim=(0, 1)).tolist()]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_sane.models.autoencoder_sane import WeightAutoencoder
 from hf_sane.probing._baselines import flattened_weights, layer_statistics
-from hf_sane.probing._choice import SET_REGRESSORS, SetRegressorName, choice_table, make_candidates
+from hf_sane.probing._choice import SetRegressorName, choice_table, make_candidates
 from hf_sane.probing._embeddings import embed_networks
 from hf_sane.probing._evaluation import ProbeTable, probe_table
 from hf_sane.probing._poolings import POOLINGS
@@ -53,7 +53,7 @@ class ZooFeatures:
         `"set_transformer"` uses the tokens instead of the features, and `"best"` chooses between all probes of both,
         see [`choice_table`].
         """
-        if regressor in SET_REGRESSORS:
+        if regressor == "set_transformer" or regressor == "best":
             is_choice = regressor == "best"
             candidates = make_candidates(self.features if is_choice else {}, self.tokens)
             return choice_table(candidates, self.targets, runs=self.runs, ranks=ranks, nested=is_choice)

@@ -235,7 +235,8 @@ def _transfer(zoos: dict[str, ZooFeatures], name: str, settings: ProbeSettings) 
     }
     targets = {zoo: found.targets[name] for zoo, found in zoos.items()}
     regressor = settings.regressor
-    assert regressor not in ("set_transformer", "best")
+    assert regressor != "set_transformer"
+    assert regressor != "best"
     return transfer_table(features, targets, regressor=regressor, ranks=settings.ranks)
 
 
