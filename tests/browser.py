@@ -66,6 +66,16 @@ class Page:
         ):
             self._send("Input.dispatchMouseEvent", type=kind, x=x, y=y, buttons=1, **options)
 
+    def touch(self, kind: str, *places: tuple[float, float]) -> None:
+        """Touch the page with a finger at every place; `kind` is Start, Move or End."""
+        points = [{"x": x, "y": y, "id": finger} for finger, (x, y) in enumerate(places)]
+        self._send("Input.dispatchTouchEvent", type=f"touch{kind}", touchPoints=points)
+
+    def resize(self, width: int, height: int) -> None:
+        """Give the page another size, as on a screen that is touched."""
+        self._send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self._send("Emulation.setTouchEmulationEnabled", enabled=True, maxTouchPoints=2)
+
     def screenshot(self, path: Path) -> None:
         """Save what is seen as PNG."""
         path.write_bytes(base64.b64decode(self._send("Page.captureScreenshot", format="png")["data"]))

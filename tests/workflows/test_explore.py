@@ -93,6 +93,42 @@ def visit(page, address, found, folder):
     shows(page, "said", "Wrote")
 
 
+WIDER = """
+[...document.querySelectorAll("body *")].filter((x) => x.getBoundingClientRect().right > innerWidth + 1
+  && !x.closest("table, .table-wrap, canvas, svg, [role=tablist]")).map((x) => x.outerHTML.slice(0, 90))
+"""
+SMALLEST = """
+Math.min(...[...document.querySelectorAll("#spectrum text")].filter((x) => x.getClientRects().length).map((x) =>
+  Math.hypot(x.getScreenCTM().a, x.getScreenCTM().b) * parseFloat(getComputedStyle(x).fontSize)))
+"""
+TABS = "[...document.querySelectorAll('#tabs [role=tab]')].filter(x => x.checkVisibility({visibilityProperty: true}))"
+
+
+def visit_on_a_phone(page, found):
+    """What fingers do: zoom with two, tap a network, read its spectrum."""
+    page.resize(390, 900)
+    page.run(f"{CANVAS}.scrollIntoView()")
+    place = places(page)
+    (left, top), middle = place(0.5, 0.9), place(0.5, 0.5)
+    page.touch("Start", (left - 20, top), (left + 20, top))
+    page.touch("Move", (left - 40, top), (left + 40, top))
+    page.touch("End")
+    page.wait(f"Number({CANVAS}.dataset.scale) > 1.5")
+    page.touch("Start", (left - 80, top), (left + 80, top))
+    page.touch("Move", (left - 20, top), (left + 20, top))
+    page.touch("End")
+    page.wait(f"Number({CANVAS}.dataset.scale) === 1")
+    x, y = place(found["x"][7], found["y"][7])
+    page.touch("Start", (x + (9 if x < middle[0] else -9), y))
+    page.touch("End")
+    page.wait(f"{CHOSEN} !== '28-31, 3'")
+    page.wait(f"{TABS}.length === 4")
+    page.run(f"{TABS}.find(x => x.innerText === 'Spectrum').click()")
+    page.wait("document.querySelector('#spectrum .narrow svg')?.getClientRects().length")
+    assert page.run(SMALLEST) >= 9
+    assert page.run(WIDER) == []
+
+
 # Gradio leaves sockets and event loops to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_page(tiny_zoo, sane, digits, tmp_path, monkeypatch):
@@ -107,6 +143,7 @@ def test_the_page(tiny_zoo, sane, digits, tmp_path, monkeypatch):
         with open_browser(tmp_path / "profile", height=1400) as page:
             visit(page, address, found, tmp_path / "networks")
             page.screenshot(tmp_path / "page.png")
+            visit_on_a_phone(page, found)
             assert page.complaints == []
             assert [x for x in page.addresses if not x.startswith((address, "data:", "blob:"))] == []
 

@@ -48,7 +48,7 @@ def _draw_densities(report: SpectrumReport, bins: int, *, narrow: bool) -> "Figu
     for axes in panels[len(chosen) :]:
         axes.set_axis_off()
     for axes, index in zip(panels, chosen, strict=False):
-        _draw_density(axes, report.layers[index], bins)
+        _draw_density(axes, report.layers[index], bins, size=8 if narrow else 7)
     thinned = "" if len(chosen) == len(report) else f", {len(chosen)} of {len(report)} layers"
     kinds = {"eigenvalues of W W^T": DATA}
     kinds |= {"Marchenko-Pastur bulk and edge": BULK} if any(report.layers[index].sigma for index in chosen) else {}
@@ -60,7 +60,7 @@ def _draw_densities(report: SpectrumReport, bins: int, *, narrow: bool) -> "Figu
     return figure
 
 
-def _draw_density(axes: "Axes", layer: LayerSpectrum, bins: int) -> None:
+def _draw_density(axes: "Axes", layer: LayerSpectrum, bins: int, *, size: float) -> None:
     """Plot the density per decade, so that areas are proportional to counts."""
     edges, values = layer.histogram(bins)
     centres = np.sqrt(edges[1:] * edges[:-1])
@@ -83,8 +83,8 @@ def _draw_density(axes: "Axes", layer: LayerSpectrum, bins: int) -> None:
     use_decades(axes.xaxis)
     axes.set_yticks([])
     alpha = "" if layer.alpha is None else f", alpha {layer.alpha:.2f}"
-    axes.set_title(f"{plot_text(layer.name, 80)}\n{layer.phase or 'too small'}{alpha}", fontsize=7)
-    axes.tick_params(labelsize=7)
+    axes.set_title(f"{plot_text(layer.name, 80)}\n{layer.phase or 'too small'}{alpha}", fontsize=size)
+    axes.tick_params(labelsize=size)
 
 
 def plot_depth(report: SpectrumReport, path: Path, *, spread: Mapping[str, float] | None = None) -> None:

@@ -186,7 +186,7 @@ class Atlas:
         return ["layer", "kind", "shape", "tokens", "mean", "std", "largest"], rows
 
     def spectrum(self, index: int) -> str:
-        """Spectra of the weight matrices of a network as a picture (SVG).
+        """Spectra of the weight matrices of a network as pictures (SVG in HTML) for wide and for narrow screens.
 
         Raises:
             ValueError: If the network has no matrix.
@@ -195,7 +195,7 @@ class Atlas:
         report = replace(report, source=self.names[index])
         with TemporaryDirectory() as folder, collecting_pictures() as pictures:
             plot_densities(report, Path(folder, "spectrum.png"))
-        return pictures[0].svg
+        return f'<div class="wide">{pictures[0].svg}</div><div class="narrow">{pictures[0].narrow}</div>'
 
     def neighbours(self, index: int) -> list[tuple[int, float]]:
         """The nearest networks, and their distances in standardised features."""

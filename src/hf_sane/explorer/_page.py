@@ -23,9 +23,17 @@ TEMPLATE = (
     '</canvas><span class="tip"></span></div><div class="legend"></div>'
 )
 HOW_TO = (
-    "Click a network for its card, or drag around several; Shift adds to the selection, the wheel zooms. Numbers can "
-    "be typed, too."
+    "Click or tap a network for its card, or drag around several; Shift adds to the selection, the wheel or two "
+    "fingers zoom. Numbers can be typed, too."
 )
+SPECTRUM_STYLE = """
+overflow-x: auto; svg { display: block; max-width: none; } .narrow { display: none; }
+@media (max-width: 46rem) {
+.wide { display: none; } .narrow { display: block; } .narrow svg { width: 100%; height: auto; }
+}
+"""
+# All four tabs are seen on a phone.
+STYLE = "@media (max-width: 46rem) { #tabs .tab-container button { font-size: 0.85rem; padding: 0 0.4rem; } }"
 NEIGHBOUR_COLUMNS = ("number", "network", "distance")
 LOOPBACK = "127.0.0.1"
 
@@ -81,16 +89,13 @@ def build_page(atlas: Atlas, title: str, sample: Sample | None = None, *, can_wr
                 chosen = gr.Textbox(label="Selected networks", placeholder="such as 3, 14-16", elem_id="chosen")
             with gr.Column(scale=2, min_width=320):
                 heading = gr.Markdown("No network is selected.", elem_id="heading")
-                with gr.Tabs():
+                with gr.Tabs(elem_id="tabs"):
                     with gr.Tab("Card"):
                         card = gr.Dataframe(nothing[0], interactive=False, elem_id="card", wrap=True)
                     with gr.Tab("Layers"):
                         layers = gr.Dataframe(nothing[1], interactive=False, elem_id="layers")
                     with gr.Tab("Spectrum"):
-                        spectrum = gr.HTML(
-                            elem_id="spectrum",
-                            css_template="overflow-x: auto; svg { display: block; max-width: none; }",
-                        )
+                        spectrum = gr.HTML(elem_id="spectrum", css_template=SPECTRUM_STYLE)
                     with gr.Tab("Neighbours"):
                         neighbours = gr.Dataframe(nothing[2], interactive=False, elem_id="neighbours")
         if sample is not None:
@@ -303,6 +308,7 @@ def serve(page: gr.Blocks, *, port: int | None = None, share: bool = False, host
         ssr_mode=False,
         run_history=False,
         footer_links=[],
+        css=STYLE,
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
     )
     return shared or address

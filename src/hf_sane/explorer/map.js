@@ -1,7 +1,10 @@
 // The map: one dot per network. A click picks a network, a drag picks all networks inside the loop, Shift adds them.
+// The wheel zooms, and so do two fingers.
 const canvas = element.querySelector("canvas"), tip = element.querySelector(".tip");
 const legend = element.querySelector(".legend");
-const RADIUS = 4, REACH = 10, DRAGGED = 4; // pixels
+const RADIUS = 4, REACH = 10, FINGER = 22, DRAGGED = 4; // pixels
+const fingers = new Map();
+let pinched = false;
 let view = { scale: 1, x: 0, y: 0 }, loop = [], dots = [], groups = [], width = 0, height = 0;
 
 const screen = (x, y) => [
@@ -71,12 +74,13 @@ function draw() {
     pen.lineWidth = 1;
     pen.stroke(new Path2D("M" + loop.map((place) => place.join(" ")).join("L") + "Z"));
   }
-  Object.assign(canvas.dataset, { drawn: dots.length, title: props.value.title, sampled: across.length });
+  const shown = { drawn: dots.length, title: props.value.title, sampled: across.length, scale: view.scale };
+  Object.assign(canvas.dataset, shown);
   canvas.dataset.milliseconds = performance.now() - start;
 }
 
-function nearest([x, y]) {
-  let found = -1, best = REACH ** 2;
+function nearest([x, y], reach = REACH) {
+  let found = -1, best = reach ** 2;
   dots.forEach((dot, i) => {
     const [left, top] = screen(...dot), distance = (left - x) ** 2 + (top - y) ** 2;
     if (distance < best) [found, best] = [i, distance];
@@ -96,12 +100,34 @@ function inside([x, y]) { // whether a ray from the place crosses the loop an od
 const pick = (found, event) =>
   trigger("pick", { networks: event.shiftKey ? [...new Set([...props.selected, ...found])] : found });
 
+function zoom([x, y], factor, [across, up] = [0, 0]) { // around a place, which moves
+  const step = Math.min(Math.max(view.scale * factor, 1), 50) / view.scale;
+  view = { scale: view.scale * step, x: x - (x - view.x) * step + across, y: y - (y - view.y) * step + up };
+  if (view.scale === 1) view.x = view.y = 0;
+  draw();
+}
+
+function pinch(id, place) {
+  const other = [...fingers].find(([known]) => known !== id)[1], before = fingers.get(id);
+  const apart = (from) => Math.hypot(from[0] - other[0], from[1] - other[1]) || 1;
+  const middle = before.map((x, i) => (x + other[i]) / 2), moved = place.map((x, i) => (x - before[i]) / 2);
+  fingers.set(id, place);
+  zoom(middle, apart(place) / apart(before), moved);
+}
+
 canvas.addEventListener("pointerdown", (event) => {
-  loop = [mouse(event)];
+  fingers.set(event.pointerId, mouse(event));
+  pinched ||= fingers.size > 1;
+  loop = pinched ? [] : [mouse(event)];
   canvas.setPointerCapture(event.pointerId);
 });
 canvas.addEventListener("pointermove", (event) => {
-  const place = mouse(event), near = nearest(place);
+  const place = mouse(event);
+  if (fingers.size === 2 && fingers.has(event.pointerId)) {
+    pinch(event.pointerId, place);
+    return;
+  }
+  const near = nearest(place);
   tip.textContent = near < 0 ? "" : `${props.value.names[near]}: ${props.value.texts[near]}`;
   const beside = place[0] > width / 2 ? -12 - tip.offsetWidth : 12;  // the tip stays on the page
   [tip.style.left, tip.style.top] = [`${Math.max(0, place[0] + beside)}px`, `${place[1] + 12}px`];
@@ -111,23 +137,29 @@ canvas.addEventListener("pointermove", (event) => {
   }
 });
 canvas.addEventListener("pointerup", (event) => {
+  const was = pinched;
+  fingers.delete(event.pointerId);
+  pinched &&= fingers.size > 0;
+  if (was) return;
   const [x, y] = loop[0] || mouse(event);
   const moved = Math.max(...loop.map((place) => Math.hypot(place[0] - x, place[1] - y)));
-  const near = nearest(mouse(event));
+  const near = nearest(mouse(event), event.pointerType === "touch" ? FINGER : REACH);
   const clicked = near < 0 ? [] : [near];
   const found = moved > DRAGGED ? dots.flatMap((dot, i) => (inside(screen(...dot)) ? [i] : [])) : clicked;
   loop = [];
   pick(found, event);
   draw();
 });
-canvas.addEventListener("pointercancel", () => { loop = []; draw(); });
+canvas.addEventListener("pointercancel", (event) => {
+  fingers.delete(event.pointerId);
+  pinched &&= fingers.size > 0;
+  loop = [];
+  draw();
+});
 canvas.addEventListener("pointerleave", () => { tip.textContent = ""; });
 canvas.addEventListener("wheel", (event) => {
   event.preventDefault();
-  const [x, y] = mouse(event), step = Math.min(Math.max(view.scale * 1.002 ** -event.deltaY, 1), 50) / view.scale;
-  view = { scale: view.scale * step, x: x - (x - view.x) * step, y: y - (y - view.y) * step };
-  if (view.scale === 1) view.x = view.y = 0;
-  draw();
+  zoom(mouse(event), 1.002 ** -event.deltaY);
 }, { passive: false });
 canvas.addEventListener("keydown", (event) => {
   const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
