@@ -12,7 +12,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import hf_sane
-from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_s, mlp
+from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_l, cnn_s, mlp
 from hf_sane.networks import _modules
 from hf_sane.screening._tables import is_table
 from hf_sane.symmetry import permutation_spec
@@ -76,7 +76,7 @@ CLOTHES = {
     "cast": lambda state, config: {name: x.half() for name, x in state.items()},
     "quantised": lambda state, config: {name: quantised(x) for name, x in state.items()},
     "permuted": permuted,
-    "rescaled": lambda state, config: rescaled(permuted(state, config)),
+    "other scales": lambda state, config: rescaled(permuted(state, config)),
 }
 
 
@@ -85,14 +85,53 @@ def test_a_network_is_recognised_in_other_clothes(relation, saved):
     state, config = network()
     result = hf_sane.diff(saved("a", state, config), saved("b", CLOTHES[relation](state, config), config))
     assert result.difference.relation == relation, result.verdict
-    assert result.difference.is_permuted == (relation in ("permuted", "rescaled"))
-    is_named = any("names the activation tanh" in note for note in result.notes)
-    assert is_named == (relation == "rescaled" and config.activation == "tanh")
-    if relation in ("permuted", "rescaled"):
+    assert result.difference.is_permuted == (relation in ("permuted", "other scales"))
+    is_named = any("as the activation tanh is not homogeneous" in note for note in result.notes)
+    assert is_named == (relation == "other scales")
+    if relation in ("permuted", "other scales"):
         assert result.difference.distance < 1e-6 < 0.1 < result.difference.distance_as_stored
 
 
-@pytest.mark.parametrize(("relation", "likeness"), [("permuted", "equal"), ("rescaled", "same")])
+def test_only_scales_that_keep_the_outputs_are_the_same_network(saved):
+    """With ReLU they do, as running both networks shows; without a configuration, that remains a condition."""
+    state, config = network(config=cnn_s(activation="relu"))
+    folders = saved("a", state, config), saved("b", rescaled(permuted(state, config)), config)
+    result = hf_sane.diff(*folders)
+    assert result.difference.relation == "rescaled"
+    assert result.verdict.startswith("the same network up to positive scales of its channels: their outputs on random")
+    (folders[1] / "config.json").unlink()
+    assert hf_sane.diff(*folders).verdict == result.verdict
+    tanh = saved("c", rescaled(permuted(state, config), 0.01), cnn_s(activation="tanh"))  # small scales count as well
+    (folders[0] / "config.json").unlink()
+    result = hf_sane.diff(tanh, folders[0])
+    assert result.difference.relation == "other scales"
+    assert "not the same function" in result.verdict
+
+
+def blocks(tensor):
+    """To 8 bits per block of 32 neighbours, with a zero point, and back; in bfloat16."""
+    if tensor.ndim < 2 or tensor.numel() % 32:
+        return tensor.bfloat16()
+    x = tensor.reshape(-1, 32)
+    low, high = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
+    scale = (high - low) / 255
+    zero = (-low / scale).round()
+    return (((x / scale + zero).round().clamp(0, 255) - zero) * scale).reshape(tensor.shape).bfloat16()
+
+
+@pytest.mark.parametrize("quantise", [quantised, blocks])
+def test_a_copy_that_was_quantised_after_it_was_reordered_is_recognised(quantise, saved):
+    state, config = network(config=cnn_l())
+    other = {name: quantise(x) for name, x in permuted(state, config).items()}
+    folders = saved("a", state, config), saved("b", other, config)
+    for pair in (folders, folders[::-1]):
+        found = hf_sane.diff(*pair).difference
+        assert (found.relation, found.is_permuted) == ("quantised", True)
+    noisy = {name: quantise(x + 0.02 * torch.randn_like(x)) for name, x in permuted(state, config).items()}
+    assert hf_sane.diff(folders[0], saved("c", noisy, config)).difference.relation == "close"
+
+
+@pytest.mark.parametrize(("relation", "likeness"), [("permuted", "equal"), ("other scales", "same")])
 @pytest.mark.parametrize(
     ("options", "why"), [({"align": False}, "--no-align"), ({"max_aligned": 99}, "--max-aligned 99")]
 )

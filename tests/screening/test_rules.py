@@ -99,7 +99,8 @@ TABLE = {
     "untrained": (
         changed("layer4.weight", torch.rand(80, 60, generator=torch.Generator().manual_seed(0)) - 0.5),
         "warning",
-        "freshly initialised (uniform), unlike the other matrices: layer4.weight",
+        "1 matrix looks untrained beside 9 that look trained (its values are uniform, and independent according to "
+        "the spectrum): layer4.weight",
         changed("layer4.weight", drawn(0.02)),
     ),
     "outlier": (

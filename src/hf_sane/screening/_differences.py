@@ -30,6 +30,7 @@ Relation = Literal[
     "quantised",
     "permuted",
     "rescaled",
+    "other scales",
     "low rank",
     "partly equal",
     "close",
@@ -43,6 +44,7 @@ BETTER = 0.9  # share of the distance that undoing scales has to leave at most
 TRUST = 0.05  # distance of tensors that count for half of equal ones when channels are matched again
 CLOSE, UNRELATED = 0.5, 0.9  # shares of the distance by chance at which networks are close and unrelated
 MAX_TIED = 4  # tensors that only one checkpoint has that are compared with its others, to find tied ones
+MAX_QUANTISED = 0.3  # distance of a network that may have been quantised after it was reordered
 PART = 0.1  # share of the weights of one checkpoint that must be equal to call the two partly equal
 
 
@@ -195,7 +197,7 @@ def _undone(
 
     The order in which they are stored is a candidate, for all axes together and for each by itself.
     """
-    best, best_moved = replace(plain, unaligned=None), theirs
+    best, best_moved, order = replace(plain, unaligned=None), theirs, symmetries.spec.identity()
     spec, sides = symmetries.spec, (symmetries.join(mine), symmetries.join(theirs))
     for is_rescaled in (False, True) if scalable_axes(spec) else (False,):
         for permutation in _candidates(spec, *sides, is_rescaled=is_rescaled):
@@ -226,11 +228,27 @@ def _undone(
             if _mean_distance(found) < _mean_distance(best.tensors) * (
                 BETTER if is_rescaled > best.is_rescaled else 1
             ):
-                best, best_moved = aligned, moved
+                best, best_moved, order = aligned, moved, permutation
     if not best.is_permuted and not best.is_rescaled:
         return best, best_moved
+    if not best.is_rescaled and best.distance < MAX_QUANTISED:
+        found = _in_order_of_other(best, symmetries, mine, theirs, order)
+        if _same(found) == "quantised":
+            return replace(best, relation="quantised", tensors=tuple(found)), best_moved
     ranked = [_ranked(x, mine[x.name], best_moved[x.name], tolerance, best.is_rescaled) for x in best.tensors]
     return replace(best, tensors=tuple(ranked)), best_moved
+
+
+def _in_order_of_other(
+    best: Difference, symmetries: Symmetries, mine: StateDict, theirs: StateDict, order: Permutation
+) -> list[TensorDifference]:
+    """The comparison in the order of the other network, in which blocks of its values were quantised together."""
+    whole = symmetries.join(mine)
+    spec = symmetries.spec
+    moved = symmetries.split(whole | spec.apply({name: whole[name] for name in spec.axes}, spec.inverse(order)))
+    return [
+        compare_tensors(x.name, x.other_name, moved[x.name], theirs[x.name], dtypes=_types(x)) for x in best.tensors
+    ]
 
 
 def _ranked(found: TensorDifference, a: Tensor, b: Tensor, tolerance: float, is_rescaled: bool) -> TensorDifference:

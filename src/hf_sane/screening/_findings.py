@@ -179,8 +179,15 @@ def untrained(evidence: Evidence) -> Iterator[Finding]:
         message = f"{len(drawn)} of {len(judged)} matrices{known or ' '}look freshly initialised ({kinds})"
         remedy = "load trained weights before using the network"
     else:
-        message = f"freshly initialised ({kinds}), unlike the other matrices: {name_some(list(drawn))}"
-        remedy = "a head that was added for fine-tuning must be trained"
+        trained = sum(kind is None for kind in found.values())
+        beside = f" beside {trained} that look trained" if trained else ""
+        looks, whose = ("matrix looks", "its") if len(drawn) == 1 else ("matrices look", "their")
+        reason = f"{whose} values are {kinds}, and independent according to the spectrum"
+        message = f"{len(drawn)} {looks} untrained{beside} ({reason}): {name_some(list(drawn))}"
+        remedy = (
+            "train a head that was added for fine-tuning; otherwise, trained weights were lost, for example because "
+            "names did not match when they were loaded: load them again"
+        )
     yield Finding("untrained", "warning", message, remedy, tuple(drawn))
 
 

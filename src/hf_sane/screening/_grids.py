@@ -13,10 +13,11 @@ MAX_STEPS = 255  # of even grids: 8 bits
 SYMMETRIC = (1, 2, 3, 4, 7, 8, 15, 16, 31, 32, 63, 64, 127, 128)  # steps from zero to the largest value, by bits
 ONE_SIDED = (2, 4, 8, 16, 32, 64, 128)  # of those: a grid with one more step on the side of the largest value
 SPANS = (1, 3, 7, 15, 31, 63, 127, 255)  # steps from the smallest to the largest value
+WITH_ZERO = (15, 127, 255)  # of those: grids on which zero is, whose small values remain exact in coarse types
 DIVISORS = (1, 2, 3)  # of the least difference of two values, which may be several steps
 WHOLE = 1e-4  # of a step, that values may be off the grid, beside the rounding of their type
 EVIDENCE = 20.0  # log-odds against a grid by chance
-CHOICES = len(SYMMETRIC) + len(SPANS) + len(DIVISORS) * MAX_STEPS  # grids that are tried
+CHOICES = len(SYMMETRIC) + len(SPANS) + len(WITH_ZERO) + len(DIVISORS) * MAX_STEPS  # grids that are tried
 CODES = 256  # values of a code
 REPEATS, COARSE_REPEATS = 4 / 3, 8  # values per code at least, in single precision and in coarser types
 CLUSTER = 8  # roundings by which values of one code may differ
@@ -152,12 +153,15 @@ class _Grids:
         gaps = glance.sort(1).values.diff(dim=1)
         least = torch.where(gaps > 0.5 * span / MAX_STEPS, gaps, span).amin(1, keepdim=True)
         steps = [top / levels for levels in SYMMETRIC] + [span / levels for levels in SPANS]
+        steps += [span / levels for levels in WITH_ZERO]  # with a whole zero point
         steps += [span / (divisor * span / least).round().clamp(1, MAX_STEPS) for divisor in DIVISORS]
         count = len(steps) - len(SYMMETRIC)
+        before = len(SYMMETRIC) + len(SPANS)
+        at_zero = {*range(len(SYMMETRIC)), *range(before, before + len(WITH_ZERO))}
         one_sided = [levels if levels in ONE_SIDED else 0 for levels in SYMMETRIC] + [0] * count
         return cls(
             torch.stack(steps),
-            torch.stack([torch.zeros_like(low)] * len(SYMMETRIC) + [low] * count),
+            torch.stack([torch.zeros_like(low) if number in at_zero else low for number in range(len(steps))]),
             torch.tensor(one_sided, dtype=y.dtype)[:, None, None],
             torch.tensor([1] * len(SYMMETRIC) + [2] * count)[:, None],
             torch.where(high >= -low, 1.0, -1.0),

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from hf_sane.core._named_tensors import outlines
 from hf_sane.networks._modules import ModuleSettings
@@ -16,6 +18,7 @@ from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.screening._differences import Difference, compare_checkpoints
 from hf_sane.screening._names import pair_names
+from hf_sane.screening._outputs import output_difference
 from hf_sane.screening._symmetries import find_symmetries
 from hf_sane.screening._tensor_differences import EPS, TensorDifference
 from hf_sane.symmetry._experts import Symmetries
@@ -39,6 +42,7 @@ VERDICTS = {
     "quantised": "the same network, quantised: one is the other, with every value rounded to the nearest of a few",
     "permuted": "the same network: equal once the channels are in the same order",
     "rescaled": "the same network up to positive scales of its channels, provided its activation is ReLU or none",
+    "other scales": "equal but for positive scales of its channels, which change the outputs: not the same function",
     "low rank": "equal but for changes of low rank, as after merging a LoRA adapter",
     "partly equal": "partly equal: one was made from the other, or both from a third",
     "close": "closer than independent networks: one was probably trained from the other, or both from a third",
@@ -54,6 +58,9 @@ HARMLESS_PARTS = ("dropout", "label", "token_id", "return_dict", "output_")
 # Settings that name the activation, and activations `f` with `f(c x) = c f(x)` for positive `c`.
 ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "activation", "dense_act_fn")
 HOMOGENEOUS = ("relu", "leaky_relu", "linear", "identity")
+SAME_OUTPUTS = 1e-4  # relative difference of outputs of the same function, of weights in single precision
+ROUNDED_OUTPUTS = 30  # of the distance of the weights, that coarser types may add to it
+PROVEN = "the same network up to positive scales of its channels: their outputs on random inputs are the same"
 PRODUCTS = "the same change of the base: the products of the factors are equal up to rounding"
 
 
@@ -86,6 +93,7 @@ class DiffResult(Result):
         plots: Whether to draw a plot.
         are_products: Whether products of the factors of adapters were compared.
         other_settings: Settings in config.json that differ although the weights are the same.
+        has_same_outputs: Whether outputs of rescaled networks were compared, and are the same.
     """
 
     JSON: ClassVar[Any] = Annotated[
@@ -101,6 +109,7 @@ class DiffResult(Result):
     plots: bool = True
     are_products: bool = False
     other_settings: list[str] = field(default_factory=list)
+    has_same_outputs: bool = False
 
     @property
     def verdict(self) -> str:
@@ -114,6 +123,7 @@ class DiffResult(Result):
         if found.relation == "rounded" and self.are_products:
             return PRODUCTS
         verdict = VERDICTS[found.relation or "unrelated"]
+        verdict = PROVEN if found.relation == "rescaled" and self.has_same_outputs else verdict
         if self.other_settings:
             verdict = verdict.replace("the same network", "the same weights")
         how = [text for text, holds in (("reordered", found.is_permuted), ("rescaled", found.is_rescaled)) if holds]
@@ -228,25 +238,53 @@ def run_diff(settings: DiffSettings) -> DiffResult:
         if found.relation in SAME and not are_products and (names := _other_settings(settings)):
             result.other_settings = names
             result.notes.append(f"the weights are the same, but config.json differs in {name_some(names)}")
-        if found.relation == "rescaled" and (activation := _activation(settings)):
-            result.notes.append(
-                f"config.json names the activation {activation}: scales of channels before it change the outputs, but "
-                "not those of linear ones, such as the values of attention or the factor beside a gate"
-            )
+        if found.relation == "rescaled":
+            result.notes += _check_outputs(settings, result, first, other)
         return output.write(result)
 
 
-def _activation(settings: DiffSettings) -> str:
-    """The activation that a config.json names, if it is not positively homogeneous; empty if none is named."""
+def _check_outputs(
+    settings: DiffSettings, result: DiffResult, first: Mapping[str, Tensor], other: Mapping[str, Tensor]
+) -> list[str]:
+    """Compare the outputs of a rescaled network, which are the same only if the activation is homogeneous.
+
+    Returns:
+        Notes about the outputs, or the activation.
+    """
+    config = _config(settings)
+    if config is None:
+        return []
+    names = {x.name: x.other_name for x in result.difference.tensors}
+    gap = output_difference(config, dict(first), {name: other[names.get(name, name)] for name in names})
+    activation = _activation(config)
+    if gap is not None:
+        result.has_same_outputs = gap <= max(SAME_OUTPUTS, ROUNDED_OUTPUTS * result.difference.distance)
+        if not result.has_same_outputs:
+            result.difference = replace(result.difference, relation="other scales")
+            why = f", as the activation {activation} is not homogeneous" if activation else ""
+            return [f"on random inputs, outputs differ by {gap:.2g} of the largest one{why}"]
+    elif activation:
+        return [
+            f"config.json names the activation {activation}: scales of channels before it change the outputs, but "
+            "not those of linear ones, such as the values of attention or the factor beside a gate"
+        ]
+    return []
+
+
+def _config(settings: DiffSettings) -> PreTrainedConfig | None:
+    """The configuration of one of the two networks."""
     for source in (settings.checkpoint, settings.other):
         if isinstance(source, str | Path) and not Path(source).is_file():
-            try:
-                config = load_config(source).to_dict()
-            except (OSError, TypeError, ValueError):
-                continue
-            named = [config[name] for name in ACTIVATIONS if isinstance(config.get(name), str)]
-            return next((name for name in named if name not in HOMOGENEOUS), "")
-    return ""
+            with suppress(OSError, TypeError, ValueError):
+                return load_config(source)
+    return None
+
+
+def _activation(config: PreTrainedConfig) -> str:
+    """The activation that a configuration names, if it is not positively homogeneous; empty if none is named."""
+    values = config.to_dict()
+    named = [values[name] for name in ACTIVATIONS if isinstance(values.get(name), str)]
+    return next((name for name in named if name not in HOMOGENEOUS), "")
 
 
 def _both(settings: DiffSettings) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], float | None]:

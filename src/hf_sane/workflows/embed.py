@@ -264,7 +264,7 @@ def _embed_checkpoints(sane: SANE, settings: EmbedSettings, names: list[Any], re
 
     columns: dict[str, list[Any]] = {name: [] for name in ("checkpoint", "weights", "tokens", *names)}
     skipped: dict[str, str] = {}
-    checkpoints = [found for given in settings.checkpoints for found in networks_in(given, settings)]
+    checkpoints = [found for given in settings.checkpoints for found in networks_in(given, settings, with_empty=True)]
     rows = divided(work, checkpoints, workers=settings.workers, desc="embedding", unit="checkpoint")
     for index, (given, row) in enumerate(zip(checkpoints, rows, strict=True)):
         checkpoint = str(given) if isinstance(given, str | Path | CheckpointSource) else f"network_{index}"

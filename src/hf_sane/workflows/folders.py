@@ -10,7 +10,7 @@ from hf_sane.tokenization._formats import file_format
 from hf_sane.workflows.shared import SourceSettings
 
 
-def networks_in(source: Any, settings: SourceSettings) -> list[Any]:
+def networks_in(source: Any, settings: SourceSettings, *, with_empty: bool = False) -> list[Any]:
     """The networks in a folder of several files or subfolders of weights, or the source itself, whatever else it is.
 
     Files that neither hold weights nor are named like them, such as cards, are left out.
@@ -18,6 +18,7 @@ def networks_in(source: Any, settings: SourceSettings) -> list[Any]:
     Args:
         source: A module, state dict, path or Hub repo id.
         settings: If these name a subfolder or variant, a folder is one network.
+        with_empty: Whether empty subfolders are returned as well, to be reported by those who read them.
     """
     if not isinstance(source, str | Path) or settings.subfolder is not None or settings.variant is not None:
         return [source]
@@ -28,10 +29,10 @@ def networks_in(source: Any, settings: SourceSettings) -> list[Any]:
         found = list(targets_in(place))
     except PermissionError:  # its reader explains it
         return [source]
-    inside = (
-        [] if found == [place] else sorted(filter(_may_be_network, found), key=lambda path: natural_key(str(path)))
-    )
-    return inside or [source]
+    if found == [place]:
+        return [source]
+    inside = [path for path in found if _may_be_network(path) or (with_empty and path.is_dir())]
+    return sorted(inside, key=lambda path: natural_key(str(path))) or [source]
 
 
 def _may_be_network(path: Path) -> bool:

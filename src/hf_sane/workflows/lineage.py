@@ -218,7 +218,7 @@ def _is_folder(source: Source) -> bool:
 
 def _named(settings: LineageSettings) -> Iterator[tuple[str, Source]]:
     seen: set[Path] = set()
-    sources = [found for given in settings.checkpoints for found in networks_in(given, settings)]
+    sources = [found for given in settings.checkpoints for found in networks_in(given, settings, with_empty=True)]
     for number, source in enumerate(sources, start=1):
         if isinstance(source, str | Path) and Path(source).exists():
             if (place := Path(source).resolve()) in seen:
