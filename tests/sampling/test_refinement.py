@@ -1,13 +1,16 @@
 """Refinement of sampled networks: a search of latents by gradient or by scores, against what it should do by hand."""
 
+import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from hf_sane.core._layout import Layout
 from hf_sane.sampling._generation import Density, NetworkCodec
 from hf_sane.sampling._refinement import Refinement, refine_by_gradient, refine_by_scores
+from hf_sane.sampling._score_searches import CovarianceSearch
 from hf_sane.sampling._selection import Judge, SelectedNetworks, keep_best, subsample
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization._linear_code import fit_linear_code
@@ -107,20 +110,49 @@ def test_a_network_that_is_not_finite_stops_no_other(codec, sampled, judge, data
     assert found.sources[:3].isfinite().all()
 
 
-def test_scores_alone_are_enough_for_the_cross_entropy_method(codec, sampled, judge, data, scale):
+@pytest.mark.parametrize("method", ["cross_entropy", "cma"])
+def test_scores_alone_are_enough(codec, sampled, judge, scale, method):
     judged = []
 
     def measure(networks):
         judged.append(networks.num_models)
         return judge.measure(networks)
 
-    search = {"scale": scale, "settings": Refinement(steps=4, num_candidates=10, seed=3)}
+    search = {"scale": scale, "settings": Refinement(steps=4, num_candidates=10, seed=3), "method": method}
     found = refine_by_scores(codec, sampled, Judge(measure), **search)
     assert judged == [10] * 16  # 4 networks in 4 rounds
     assert found.mean_score > sampled.mean_score + 0.05
     assert (found.validation_score >= sampled.validation_score.sort(descending=True).values).all()
     torch.testing.assert_close(judge.measure(codec.decode(found.sources))[1], found.validation_score)
     assert torch.equal(refine_by_scores(codec, sampled, judge, **search).sources, found.sources)
+
+
+@pytest.mark.parametrize("size", [6, 600])
+def test_cma_finds_a_minimum_from_ranks_and_leaves_numpy_alone(size):
+    """With few latents the covariance is full, with many it is diagonal."""
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    goal = torch.linspace(-1, 1, size).view(2, -1)
+    searches = [
+        CovarianceSearch(torch.zeros_like(goal), torch.full_like(goal, 0.5), 20, torch.Generator().manual_seed(seed))
+        for seed in (0, 0, 1)
+    ]
+    asked = []
+    for search in searches:
+        for _ in range(30):
+            candidates = search.ask()
+            search.tell(candidates, (candidates - goal).flatten(1).norm(dim=1).argsort())
+        asked.append(search.ask())
+    assert asked[0].shape == (20, *goal.shape)
+    assert (asked[0] - goal).square().mean() < (0.05 if size == 6 else 0.9) * goal.square().mean()
+    assert torch.equal(asked[0], asked[1])
+    assert not torch.equal(asked[0], asked[2])
+    assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_cma_names_the_package_that_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cma", None)
+    with pytest.raises(ImportError, match=r"CMA-ES requires the package cma: pip install 'hf_sane\[refine\]'"):
+        CovarianceSearch(torch.zeros(1, 2), torch.ones(1, 2), 4, torch.Generator())
 
 
 def test_networks_with_batch_norm_keep_the_statistics_they_were_judged_with(data):

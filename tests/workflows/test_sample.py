@@ -131,15 +131,18 @@ def test_networks_are_refined_on_training_images(networks, sane, tiny_zoo, digit
     assert "refine" not in networks.record.arguments
 
 
-def test_networks_are_refined_by_a_score_without_gradient(sane, tiny_zoo):
+@pytest.mark.parametrize("method", ["auto", "cma"])
+def test_networks_are_refined_by_a_score_without_gradient(sane, tiny_zoo, method):
     def flatness(module):
         return -module.classifier.weight.detach().square().mean().item()
 
-    options = {"evaluate": flatness, "num_rounds": 2, **SMALL, "num_candidates": 30}
+    options = {"evaluate": flatness, "num_rounds": 2, "refine_method": method, **SMALL, "num_candidates": 30}
     plain, refined = (sane.sample(tiny_zoo, refine=refine, **options) for refine in (False, True))
     scores = [[flatness(network) for network in found] for found in (plain, refined)]
     assert max(scores[1]) > max(scores[0])
     assert sorted(scores[1]) > sorted(scores[0])
+    with pytest.raises(ValueError, match="to refine by gradient, got a function that judges networks"):
+        sane.sample(tiny_zoo, refine=True, **options | {"refine_method": "gradient"})
 
 
 @pytest.mark.parametrize(

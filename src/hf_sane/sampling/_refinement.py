@@ -8,11 +8,10 @@ from torch import Tensor
 from hf_sane.networks._stacked import StackedNetworks, example_losses
 from hf_sane.records._progress import tracked
 from hf_sane.sampling._generation import NetworkCodec
+from hf_sane.sampling._score_searches import SCORE_SEARCHES, ScoreSearch, ScoreSearchName
 from hf_sane.sampling._selection import Judge, SelectedNetworks, rank_networks
 
 CHECK_EVERY = 5  # steps of a search by gradient between two judgements
-ELITE_SHARE = 0.2  # candidates that the next round of a search by scores is fitted to
-SMOOTHING = 0.3  # share of the former mean and spread that a round keeps
 START_SPREAD = 0.3  # of the first candidates, in units of the scale
 
 
@@ -21,11 +20,11 @@ class Refinement:
     """Settings of a search.
 
     Attributes:
-        steps: Steps of Adam, or rounds of the cross-entropy method, >= 1.
+        steps: Steps of Adam, or rounds of a search by scores, >= 1.
         rate: Learning rate of Adam, in units of `scale`, > 0.
         prior: Weight of the mean squared movement (in units of `scale`) in the objective, >= 0.
         batch_size: Examples of each step.
-        num_candidates: Candidates of each network in each round of the cross-entropy method, >= 2.
+        num_candidates: Candidates of each network in each round of a search by scores, >= 2.
         seed: Random seed of batches and candidates.
 
     Raises:
@@ -165,12 +164,12 @@ def refine_by_scores(
     *,
     scale: Tensor | float,
     settings: Refinement | None = None,
+    method: ScoreSearchName = "cross_entropy",
 ) -> SelectedNetworks:
-    """Search latents by the cross-entropy method, which needs the judge's scores only.
+    """Search latents by the cross-entropy method or CMA-ES, which need the judge's scores only.
 
-    Around the latents of each network, candidates are drawn from a Gaussian with a diagonal covariance, whose mean and
-    spread move towards those of the best candidates (Rubinstein and Kroese, 2004). Each network keeps the best of its
-    candidates, and itself if none is better.
+    Around the latents of each network, candidates are drawn from a Gaussian, which moves towards the best of them.
+    Each network keeps the best of its candidates, and itself if none is better.
 
     Args:
         codec: Autoencoder, tokenizer, layout and architecture.
@@ -178,27 +177,28 @@ def refine_by_scores(
         judge: Scores networks on validation data, on which no network becomes worse.
         scale: Unit of the first spread: a number, or `[N, Z]`.
         settings: `steps` is the number of rounds; the defaults if `None`.
+        method: `"cross_entropy"` or `"cma"`, see [`CrossEntropySearch`] and [`CovarianceSearch`].
 
     Returns:
         As many networks, best first on the judge's data.
+
+    Raises:
+        ImportError: If the package `cma` is needed and not installed.
     """
     settings = settings or Refinement()
     best = _Best(selected.sources, selected.networks, selected.validation_score, selected.validation_loss)
-    means = selected.sources.clone()
-    spreads = (START_SPREAD * scale * torch.ones_like(means)).abs()
-    generator = torch.Generator(means.device).manual_seed(settings.seed)
-    elites = max(2, round(ELITE_SHARE * settings.num_candidates))
-    shape = (settings.num_candidates, *means.shape[1:])
+    sources = selected.sources
+    spread = (START_SPREAD * scale * torch.ones_like(sources[0])).abs()
+    generator = torch.Generator(sources.device).manual_seed(settings.seed)
+    make = SCORE_SEARCHES[method]
+    searches: list[ScoreSearch] = [make(start, spread, settings.num_candidates, generator) for start in sources]
     for _ in tracked(range(settings.steps), desc="refining", unit="round"):
         chosen: list[tuple[Tensor, StackedNetworks, Tensor, Tensor]] = []
-        for index in range(len(means)):
-            noise = torch.randn(shape, generator=generator, device=means.device)
-            latents = means[index] + spreads[index] * noise
+        for search in searches:
+            latents = search.ask()
             judged, loss, score = judge(codec.decode(latents))
             order = rank_networks(score, loss)
-            top = latents[order[:elites].to(latents.device)]
-            means[index] = SMOOTHING * means[index] + (1 - SMOOTHING) * top.mean(dim=0)
-            spreads[index] = SMOOTHING * spreads[index] + (1 - SMOOTHING) * top.std(dim=0)
+            search.tell(latents, order)
             first = order[:1]
             chosen.append((latents[first.to(latents.device)], judged.select(first), loss[first], score[first]))
         networks = {name: torch.cat([part[1].tensors[name] for part in chosen]) for name in best.networks.tensors}

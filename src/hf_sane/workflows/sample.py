@@ -51,7 +51,13 @@ RECORDED = (
     *("window_size", "halo_size"),
 )
 
-REFINEMENT = ("refine", "refine_steps", "refine_rate", "refine_prior")  # recorded if networks are refined
+REFINEMENT = (
+    "refine",
+    "refine_method",
+    "refine_steps",
+    "refine_rate",
+    "refine_prior",
+)  # recorded if networks are refined
 
 CODES = {"sane": "SANE", "linear": "linear code"}  # titles
 TRAINING_ONLY = ("initialization", "dropout")  # settings that do not affect a network's weights
@@ -149,8 +155,14 @@ class SampleSettings(
     )
     refine: bool = setting(
         "Search the latents of the sampled networks for better ones: by gradient on training images or texts, or, if "
-        "--evaluate judges them, by the cross-entropy method. Validation data decide when to stop.",
+        "--evaluate judges them, by scores alone. Validation data decide when to stop.",
         default=False,
+    )
+    refine_method: Literal["auto", "gradient", "cross_entropy", "cma"] = setting(
+        "How --refine searches: by gradient, or by validation scores alone with the cross-entropy method or CMA-ES "
+        "(pip install 'hf_sane[refine]'); 'auto' is the gradient if there are training images or texts, and otherwise "
+        "the cross-entropy method.",
+        default="auto",
     )
     refine_steps: int = setting("Number of steps of the search by gradient.", default=60, least=1)
     refine_rate: float = setting("Step size of the search by gradient, in units of the bandwidth.", default=0.1)
@@ -171,6 +183,11 @@ class SampleSettings(
             Density(width, self.unit, self.mode)  # type: ignore[arg-type]  # refuses incompatible settings
         SAMPLERS.find(self.method)
         self.search()
+        if self.refine_method == "gradient" and self.evaluate is not None:
+            raise ValueError(
+                "expected training images (--images) or texts (--texts) to refine by gradient, got a function that "
+                "judges networks (--evaluate); choose --refine-method cross_entropy or cma"
+            )
         if self.anchors and self.zoo is not None:
             raise ValueError("expected a zoo (--zoo) or networks (--anchors) to sample around, got both; name one")
         if self.sane is None:
@@ -356,11 +373,15 @@ def _refined(
     scale = Density(1.0, settings.unit, settings.mode).kernel(sampling.anchors)
     assert not isinstance(scale, str)
     codec, judge, search = sampling.codec, sampling.judge, settings.search()
-    if data is not None:
+    method = settings.refine_method
+    if method == "auto":
+        method = "cross_entropy" if data is None else "gradient"
+    if method == "gradient":
+        assert data is not None
         return refine_by_gradient(codec, selected, judge, *data.split("train"), scale=scale, settings=search)
     each = max(2, settings.num_candidates // settings.num_samples)
     rounds = replace(search, steps=settings.num_rounds, num_candidates=each)
-    return refine_by_scores(codec, selected, judge, scale=scale, settings=rounds)
+    return refine_by_scores(codec, selected, judge, scale=scale, settings=rounds, method=method)
 
 
 def _recorded(zoo: Zoo | None, anchors: AnchorSet) -> list[float]:
