@@ -32,6 +32,7 @@ EXTRAS = {
     "train": "TensorBoard logs of pre-training, and LoRA",
     "analysis": "plots, maps, digits as images, and gradient boosting",
     "scan": "scans of pickles",
+    "refine": "CMA-ES (sample --refine-method cma)",
     "explore": "the explorer, a page in the browser",
     "onnx": "export to ONNX (start --onnx)",
 }
