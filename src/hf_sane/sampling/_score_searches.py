@@ -22,7 +22,7 @@ class ScoreSearch(Protocol):
         """Candidates `[K, N, Z]` of the next round."""
 
     def tell(self, candidates: Tensor, order: Tensor) -> None:
-        """What came of them: `order` `[K]` has the best first."""
+        """Learn from the candidates, whose `order` `[K]` has the best first."""
 
 
 class CrossEntropySearch:
