@@ -11,7 +11,8 @@ from hf_sane.hub._publish import find_anchors
 from hf_sane.records._outputs import check_finished
 from hf_sane.sampling._export import Provenance
 from hf_sane.workflows.networks import open_stack
-from hf_sane.workflows.sane import BUNDLE, SANE
+from hf_sane.workflows.sane import SANE
+from hf_sane.workflows.shared import BUNDLE
 
 LARGEST_BYTES = 4_000_000
 

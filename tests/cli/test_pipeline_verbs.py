@@ -175,7 +175,7 @@ def test_embed_takes_a_zoo_or_checkpoints(given, named, tiny_sane_folder, tmp_pa
     assert f"expected checkpoints or a zoo (--zoo), got {named}; name one of them" in refused.stderr
 
 
-def test_probe_prints_and_saves_the_same_table(tiny_sane_folder, tiny_zoo_folder, tmp_path, hf_sane_command):
+def test_probe_prints_and_saves_the_same_table(tiny_sane_folder, tiny_zoo, tiny_zoo_folder, tmp_path, hf_sane_command):
     arguments = ("probe", "--sane", tiny_sane_folder, "--zoo", tiny_zoo_folder, "--poolings", "mean,layer_mean_std")
     printed = hf_sane_command(*arguments, "--output", tmp_path / "out").output
     table = RunRecord.load(tmp_path / "out" / "run.json").results["probe"]
@@ -183,7 +183,7 @@ def test_probe_prints_and_saves_the_same_table(tiny_sane_folder, tiny_zoo_folder
     rows = ["weights", "layer_statistics", "sane_mean", "sane_layer_mean_std", "sane_best"]
     assert list(table["epoch"]) == rows
     first = printed.split("\n\n")[0].splitlines()
-    assert first[0] == "R2 on test networks"
+    assert first[0] == f"R2 on {len(tiny_zoo.splits['test'])} test networks"
     for line, name in zip(first[2:], rows, strict=True):
         assert line.split() == [name, *(f"{row[name]['r2']:.4g}" for row in table.values())]
 
@@ -241,8 +241,8 @@ def test_probes_of_ranks_of_one_zoo_and_across(tiny_sane_folder, tiny_zoo_folder
     probe = (*probe, "--properties", "epoch", "--regressor", "logit_linear", "--transfer", tmp_path / "copy")
     for name, options in (("values", ()), ("ranks", ("--ranks",))):
         printed = hf_sane_command(*probe, *options, "--output", tmp_path / name).output
-        assert ("mean absolute error of normal scores on test networks" in printed) == (name == "ranks")
-        assert "Kendall tau on test networks" in printed
+        assert ("mean absolute error of normal scores on 8 test networks" in printed) == (name == "ranks")
+        assert "Kendall tau on 8 test networks" in printed
     values, ranks = (RunRecord.load(tmp_path / name / "run.json") for name in ("values", "ranks"))
     assert (values.arguments["ranks"], ranks.arguments["ranks"]) == (False, True)
     found = ranks.results["probe"]["epoch"]["weights"]

@@ -83,7 +83,8 @@ def test_the_folder_holds_network_card_record_and_onnx(found, digit_files):
     report = (found.output / "report.md").read_text()
     assert all(f"- {line}\n" in report for line in (*found.verdict, *found.notes))
     assert f"| from scratch | {fact_text(found.comparison['scratch']['validation_accuracy'])} |" in report
-    assert "anchor noise" in report
+    assert "| anchor + noise, same distance |" in report
+    assert "| SANE, bootstrap |" in report
     folder = found.output / "network"
     loaded = AutoModelForImageClassification.from_pretrained(folder)
     assert loaded.config.id2label == {0: "one", 1: "two", 2: "zero"}

@@ -76,7 +76,11 @@ def test_sizes_and_modes_are_brought_together_and_it_is_said(tmp_path, caplog):
     assert data.train_images.shape[1:] == (3, 32, 32)
     assert "images are of 2 sizes; all are centre-cropped to squares and resized to 32x32" in caplog.text
     assert "1 image is greyscale, unlike others, and converted to colour" in caplog.text
+    assert "resized to 32x32 (--image-size)" in caplog.text
+    caplog.clear()
     assert load_images(tmp_path, image_size=16).image_size == 16
+    assert "resized to 16x16" in caplog.text
+    assert "--image-size" not in caplog.text  # it was chosen, perhaps by a verb without the option
     cropped = Image.new("RGB", (40, 30))  # only the middle 30 columns are kept
     cropped.paste((255, 255, 255), (5, 0, 35, 30))
     (tmp_path / "white").mkdir()

@@ -7,7 +7,8 @@ from torch import nn
 
 import hf_sane
 from hf_sane.screening import _embedding
-from hf_sane.workflows.sane import BUNDLE, SANE
+from hf_sane.workflows.sane import SANE
+from hf_sane.workflows.shared import BUNDLE
 
 
 def sane(token_layout: str = "rowwise", token_dim: int = 24) -> SANE:

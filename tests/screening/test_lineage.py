@@ -214,6 +214,30 @@ def test_an_adapter_is_a_child_of_its_base(tmp_path):
     assert result.lineage.families == ((str(tmp_path / "lora"), str(tmp_path / "base.safetensors")),)
 
 
+def test_the_base_of_an_adapter_may_be_among_the_networks(tmp_path, monkeypatch, caplog):
+    """An adapter names its base as its author knows it; here, a folder of that name is among the networks."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    generator = torch.Generator().manual_seed(0)
+    for name in ("base", "lora"):
+        (tmp_path / name).mkdir()
+    state = {"fc.weight": torch.rand(40, 30, generator=generator) - 0.5}
+    save_file(state, tmp_path / "base" / "model.safetensors")
+    shapes = {"A": (2, 30), "B": (40, 2)}
+    factors = {
+        f"base_model.model.fc.lora_{part}.weight": torch.randn(*shape, generator=generator) / 8
+        for part, shape in shapes.items()
+    }
+    save_file(factors, tmp_path / "lora" / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["fc"]}
+    config["base_model_name_or_path"] = "somewhere/base"
+    (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(config))
+    result = hf_sane.lineage(tmp_path)
+    assert not result.lineage.skipped
+    assert result.lineage.families == ((str(tmp_path / "base"), str(tmp_path / "lora")),)
+    said = f"its base somewhere/base was not found; it is added to {tmp_path / 'base'}, which has the same name"
+    assert said in caplog.text
+
+
 def test_it_says_whose_channels_were_not_matched(tmp_path):
     state, other = root(0), tuned(root(0), 1)
     for name, tensors in (("a", state), ("b", other)):

@@ -29,7 +29,7 @@ from hf_sane.training._evaluation import (
     reconstruction_sums,
 )
 from hf_sane.training._preparation import build_model, fit_extractor, one_cycle, sample_tokens
-from hf_sane.training._pretraining import Run, pretrain
+from hf_sane.training._pretraining import Run, make_accelerator, pretrain
 from hf_sane.training._settings import PretrainSettings
 from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo.building._build import build_zoo
@@ -261,6 +261,12 @@ def test_every_option_runs(tmp_path, zoo, changes):
     assert all(map(math.isfinite, losses))
     assert math.isfinite(result.reconstruction_r2)
     assert bool(list((tmp_path / "run").rglob("events.out.*"))) == (changes.get("log_with") == "tensorboard")
+
+
+def test_without_tensorboard_losses_are_not_logged(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("hf_sane.training._pretraining.is_tensorboard_available", lambda: False)
+    assert make_accelerator(settings(tmp_path / "run", log_with="tensorboard")).log_with == []
+    assert "losses are not logged, since TensorBoard is not installed: pip install 'hf_sane[train]'" in caplog.text
 
 
 def test_the_second_view_of_another_checkpoint_changes_training(tmp_path, zoo):

@@ -221,6 +221,16 @@ def test_properties_that_do_not_differ_are_not_probed(own, zoo, sane, tmp_path):
         hf_sane.probe(same, sane)
 
 
+def test_without_test_accuracies_all_imported_numbers_are_probed(own, sane, tmp_path):
+    rows = [f"net{index},{index % 4},{index / 20},0.02" for index in range(COUNT)]
+    (tmp_path / "runs.csv").write_text("\n".join(["net,epoch,val_acc,lr", *rows]))
+    settings = {"properties": tmp_path / "runs.csv", "token_dim": 37, "group_by": "network"}
+    zoo = hf_sane.import_zoo(own / "nets", **settings, output=tmp_path / "zoo")
+    assert list(hf_sane.probe(zoo, sane, poolings=["mean"]).table) == ["epoch", "validation_accuracy"]
+    with pytest.raises(ValueError, match="does not name the images it was trained on; pass them"):
+        hf_sane.sample(zoo, sane)
+
+
 def test_it_is_sampled_judged_saved_and_fine_tuned(own, zoo, sane, tmp_path):
     architecture = register(own)
     options = {"images": "digits", "num_samples": 2, "num_candidates": 6, "bandwidth": [0.2]}

@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForImageClassification
 from typer.testing import CliRunner
 
 from hf_sane.architectures.modeling_zoo import ZooPreTrainedModel
+from hf_sane.architectures.presets import build_model, cnn_digits
 from hf_sane.cli.app import app
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
@@ -21,6 +23,7 @@ from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.workflows.linear_code import fit_linear
 from hf_sane.workflows.sample import SampleSettings, sample
 from hf_sane.workflows.sane import SANE
+from hf_sane.workflows.shared import BUNDLE
 
 SMALL = {"num_samples": 3, "num_candidates": 8, "bandwidth": [0.1, 0.5], "seed": 2}
 
@@ -179,7 +182,7 @@ def test_a_registered_sampler_can_be_named(sane, tiny_zoo, digits, monkeypatch):
         ({"bandwidth": "scott", "unit": "latent"}, "the rules 'scott' and 'silverman' require the unit 'anchor_std'"),
         ({"anchors": ["a"]}, r"expected a zoo \(--zoo\) or networks \(--anchors\) to sample around, got both"),
         (
-            {"sane": None, "zoo": None, "anchors": ["a"], "images": "digits"},
+            {"sane": None, "zoo": None, "anchors": ["a"], "images": "digits", "code": "linear"},
             r"expected a zoo \(--zoo\) to fit the linear code to, got none; name one, or name a SANE \(--sane\)",
         ),
         ({"zoo": None, "anchors": ["a"]}, r"expected images to judge networks by.*\(--images\)"),
@@ -215,6 +218,22 @@ def test_without_an_autoencoder_a_linear_code_is_fitted(tiny_zoo, tiny_zoo_folde
     found.save(tmp_path / "networks")
     assert Provenance.load(tmp_path / "networks" / "network_0").method == origin.method
     assert "in the linear code" in (tmp_path / "networks" / "network_0" / "README.md").read_text(encoding="utf-8")
+
+
+def test_networks_are_sampled_with_the_built_in_autoencoder_without_a_zoo(tmp_path):
+    labels = np.arange(30) % 10
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", train_images=pixels, train_labels=labels, test_images=pixels, test_labels=labels)
+    options = {"num_samples": 1, "num_candidates": 2, "bandwidth": 0.1}
+    found = sample([], images=str(tmp_path / "images.npz"), **options)
+    named = sample([], BUNDLE, images=str(tmp_path / "images.npz"), **options)
+    assert torch.equal(found[0].classifier.weight, named[0].classifier.weight)
+    assert found.record.arguments["sane"] is None
+    origin = found.provenance[0]
+    assert (origin.method, origin.sane_model) == ("subsampled", "small_images")
+    own = build_model(cnn_digits())
+    with pytest.raises(ValueError, match=r"layers of the built-in SANE, got others; pass a zoo .*\(--zoo\)"):
+        sample([own, own], images="digits", **options)
 
 
 def test_functions_take_names_and_objects(sane, tiny_zoo_folder, networks, digits):

@@ -11,7 +11,7 @@ from hf_sane.analysis._report import NOT_FINITE
 from hf_sane.core._layer_kinds import LayerKind, is_stack_of_matrices, possible_kinds
 
 ConvReshaping = Literal["flatten", "slices", "pooled"]
-LOW_RANK_FACTOR = "a low-rank factor: its spectrum depends on the gauge (B M, M^-1 A), unlike that of the product B A"
+LOW_RANK_FACTOR = "a factor of a low-rank product, whose own spectrum means nothing"
 LEAST, MOST = 1e-140, 1e140  # of the largest weight of a matrix in float64
 UNCLEAR_AXES = "three axes, so it may be a convolution or a stack of matrices"
 CONV_RESHAPINGS: tuple[ConvReshaping, ...] = get_args(ConvReshaping)

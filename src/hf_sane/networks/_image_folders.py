@@ -295,11 +295,12 @@ def _conversion(root: Path, files: Sequence[Path], image_size: int | None, image
     else:
         size = image_size or DEFAULT_SIZE
         logger.warning(
-            "%s: images are %s; all are centre-cropped to squares and resized to %dx%d (--image-size)",
+            "%s: images are %s; all are centre-cropped to squares and resized to %dx%d%s",
             root.name,
             f"of {len(shapes)} sizes" if len(shapes) > 1 else f"{width}x{height}",
             size,
             size,
+            "" if image_size else " (--image-size)",  # a size that was chosen needs no remedy
         )
     if 0 < grey < len(files) and image_channels != 1:  # otherwise, all are converted to greyscale later
         logger.warning("%s: %s greyscale, unlike others, and converted to colour", root.name, _are(grey))

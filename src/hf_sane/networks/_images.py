@@ -398,6 +398,7 @@ def _channels_first(name: str, pixels: np.ndarray) -> Tensor:
             found += f" (NaN or infinite values: {others:,} of {values.size:,})"
         raise ValueError(
             f"{name}: expected finite pixels >= 0, got {found}; pass raw images, not standardised ones, and leave out "
-            "broken ones"
+            "broken ones, or judge networks by a function that prepares images as in training (evaluate=my_metric, "
+            "--evaluate my_file.py:my_metric)"
         )
     return torch.from_numpy(values)

@@ -1,5 +1,6 @@
 """The pre-training loop with Accelerate: random windows of zoos, two views of each, and one optimizer."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import ProjectConfiguration, is_tensorboard_available, set_seed
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -32,6 +33,7 @@ from hf_sane.training._supervision import SupervisedLoss
 from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo.windows._sampler import WindowSampler
 
+logger = logging.getLogger(__name__)
 MODEL = "model"  # subfolder of a run for its result
 StepCallback = Callable[[int, float], None]
 
@@ -423,9 +425,16 @@ def prepare_run(
 
 def make_accelerator(arguments: PretrainSettings) -> Accelerator:
     """Accelerator with the precision, accumulation and logging of a run; Accelerate has one precision per process."""
+    log_with = None if arguments.log_with == "none" else arguments.log_with
+    if log_with == "tensorboard" and not is_tensorboard_available():
+        logger.warning(
+            "losses are not logged, since TensorBoard is not installed: pip install 'hf_sane[train]', or pass "
+            "--log-with none"
+        )
+        log_with = None
     return Accelerator(
         mixed_precision=arguments.mixed_precision,
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,
-        log_with=None if arguments.log_with == "none" else arguments.log_with,
+        log_with=log_with,
         project_config=ProjectConfiguration(project_dir=arguments.output, logging_dir=f"{arguments.output}/logs"),
     )

@@ -126,7 +126,7 @@ def run_analyze(settings: AnalyzeSettings) -> AnalyzeResult:
     If the checkpoint has NaN or infinite weights, their tensors are named on standard error and the exit code is 1.
     """
     if settings.output is not None:
-        settings.require_matplotlib()
+        settings.check_matplotlib()
     spectrum = SpectrumSettings(**{entry.name: getattr(settings, entry.name) for entry in fields(SpectrumSettings)})
     source = settings.selected(settings.checkpoint)
     record = RunRecord.start(seed=settings.seed, arguments=as_arguments(settings))

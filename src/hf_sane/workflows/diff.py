@@ -221,7 +221,7 @@ def run_diff(settings: DiffSettings) -> DiffResult:
     by the products of their factors; a single adapter is added to its base model first.
     """
     if settings.output is not None:
-        settings.require_matplotlib()
+        settings.check_matplotlib()
     record = RunRecord.start(arguments=as_arguments(settings))
     settings.register()
     with optional_output(settings.output, DiffResult.JOB) as output:

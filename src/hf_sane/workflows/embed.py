@@ -161,7 +161,7 @@ def run_embed(settings: EmbedSettings) -> EmbedResult:
     their embeddings, coloured by a property (--no-plots leaves it out).
     """
     if settings.output is not None:
-        settings.require_matplotlib()
+        settings.check_matplotlib()
     names = parse_poolings(settings.poolings)
     with joined_output(settings.output, EmbedResult.JOB) as output:
         record = RunRecord.start(arguments=as_arguments(settings) | {"poolings": names})

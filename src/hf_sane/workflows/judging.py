@@ -154,7 +154,7 @@ def recorded_texts(facts: ZooFacts) -> TextData | None:
     known = {
         entry.name: facts.arguments[entry.name] for entry in fields(TextSettings) if entry.name in facts.arguments
     }
-    if not known:
+    if known.get("texts") is None:  # of an import, settings of the same names are those of other things
         return None
     if unnamed := [name for name in ("texts", "tokenizer") if str(known.get(name, "<")).startswith("<")]:
         raise ValueError(

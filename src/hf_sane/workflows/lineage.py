@@ -1,5 +1,6 @@
 """Find out which networks were made from which others, and whether their cards agree."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from huggingface_hub import HfApi
 from torch import Tensor
 
+from hf_sane.core._adapters import read_adapter_config
 from hf_sane.core._named_tensors import outlines
 from hf_sane.networks._modules import ModuleSettings
 from hf_sane.records._errors import describe_skipped, name_some, shorten
@@ -20,16 +22,18 @@ from hf_sane.screening._checkpoints import CARD, WEIGHT_SUFFIXES
 from hf_sane.screening._lineage import Lineage, trace_lineage
 from hf_sane.screening._symmetries import find_symmetries
 from hf_sane.symmetry._experts import Symmetries
-from hf_sane.tokenization._checkpoints import Source
+from hf_sane.tokenization._adapters import adapter_folder
+from hf_sane.tokenization._checkpoints import CheckpointSource, Source
 from hf_sane.workflows.folders import networks_in
 from hf_sane.workflows.results import Result, Table, optional_output
 from hf_sane.workflows.schemas import Fields
-from hf_sane.workflows.shared import AlignmentSettings, PlotSettings, WeightsSettings, open_network
+from hf_sane.workflows.shared import AlignmentSettings, PlotSettings, WeightsSettings, is_adapter, open_network
 from hf_sane.zoo.importing._cards import CardFacts
 
 if TYPE_CHECKING:
     import pandas as pd
 
+logger = logging.getLogger(__name__)
 Verdict = Literal["supported", "contradicted", "unknown"]
 LIKELY, SURE = 0.5, 0.8  # least confidence that supports a claim, and that turns it around
 STRANGERS = 0.97  # share of the pairs in different families that are unrelated: benchmarks/lineage_trees.py
@@ -192,7 +196,7 @@ def run_lineage(settings: LineageSettings) -> LineageResult:
     their base. Sources that cannot be read are listed, also with the claims of their cards.
     """
     if settings.output is not None:
-        settings.require_matplotlib()
+        settings.check_matplotlib()
     record = RunRecord.start(arguments=as_arguments(settings))
     settings.register()
     with optional_output(settings.output, LineageResult.JOB) as output:
@@ -233,12 +237,30 @@ def _opened(
     """Networks, and what could not be read, with the reason."""
     networks: dict[str, Mapping[str, Tensor]] = {}
     skipped: dict[str, str] = {}
-    for name, source in sources.items():
+    for name in sources:
         try:
-            networks[name] = open_network(settings.selected(source), settings.base)
+            networks[name] = _open(settings, name, sources)
         except (OSError, TypeError, ValueError) as error:
             skipped[name] = shorten(error, 400)
     return networks, skipped
+
+
+def _open(settings: LineageSettings, name: str, sources: Mapping[str, Source]) -> Mapping[str, Tensor]:
+    """Tensors of a network; an adapter whose base cannot be found is added to the network that has the base's name."""
+    source = settings.selected(sources[name])
+    try:
+        return open_network(source, settings.base)
+    except OSError:
+        if settings.base is not None or not isinstance(source, CheckpointSource) or not is_adapter(source):
+            raise
+        base = read_adapter_config(adapter_folder(source)).get("base_model_name_or_path")
+        named = _named_as(str(base), [other for other in sources if other != name]) if base else []
+        if len(named) != 1 or not Path(named[0]).exists():
+            raise
+        logger.warning(
+            "%s: its base %s was not found; it is added to %s, which has the same name", name, base, named[0]
+        )
+        return open_network(source, named[0])
 
 
 def _reasons(skipped: Mapping[str, str]) -> list[str]:

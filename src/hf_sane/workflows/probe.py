@@ -46,8 +46,8 @@ class ProbeSettings(CodecSettings, SaneSettings, ZooSourceSettings, ZooAlignment
     )
     output: Path | None = setting("New folder for the results and the run record.", default=None, short="-o")
     properties: list[str] = setting(
-        "Columns of the zoo to predict; by default test_accuracy, epoch and generalization_gap, if they are "
-        "known, and otherwise all imported numeric columns.",
+        "Columns of the zoo to predict; by default test_accuracy, epoch and generalization_gap, as far as they are "
+        "known. Without test_accuracy, all imported numeric columns as well.",
         factory=list,
     )
     poolings: list[str] = setting(POOLINGS_HELP, factory=lambda: ["all"], choices=lambda: ("all", *POOLINGS))
@@ -104,13 +104,14 @@ class ProbeResult(Result):
         """One table per metric; for a transfer, one per property and metric."""
         names = list(self.table)
         is_ranked = self.record.arguments["ranks"]
+        count = self.record.data["networks"]["test"]
         found = []
         for metric, title in METRICS.items():
             of_scores = " of normal scores" if is_ranked and metric != "kendall_tau" else ""
             rows = [
                 [kind, *(getattr(self.table[name][kind], metric) for name in names)] for kind in self.table[names[0]]
             ]
-            found.append(Table(("features", *names), rows, title=f"{title}{of_scores} on test networks"))
+            found.append(Table(("features", *names), rows, title=f"{title}{of_scores} on {count} test networks"))
         if any(result.margin is not None for row in self.table.values() for result in row.values()):
             rows = [[kind, *(_interval(self.table[name][kind]) for name in names)] for kind in self.table[names[0]]]
             found.append(Table(("features", *names), rows, title=INTERVALS))
@@ -254,14 +255,17 @@ def _measured(table: ProbeTable, transfer: dict[str, TransferTable]) -> dict[str
 
 
 def _known_properties(zoos: Sequence[Zoo]) -> list[str]:
-    """Properties that can be predicted in all zoos: the defaults, or else numbers that differ between networks."""
+    """Properties that can be predicted in all zoos: the defaults, or without accuracies all imported numbers."""
     brought = [name for zoo in zoos for name in zoo.facts.data.get(PROPERTIES_KEY, {}).get("columns", {})]
-    for names in (USUAL, list(dict.fromkeys(brought))):
-        known = [
-            name for name in names if all(_is_known(split, name) for zoo in zoos for split in zoo.splits.values())
-        ]
-        if known:
-            return known
+    known = [
+        name
+        for name in dict.fromkeys((*USUAL, *brought))
+        if all(_is_known(split, name) for zoo in zoos for split in zoo.splits.values())
+    ]
+    if USUAL[0] in known:
+        return [name for name in known if name in USUAL]
+    if known:
+        return known
     if differing := [name for name in dict.fromkeys(brought) if any(_is_number(zoo, name) for zoo in zoos)]:
         raise ValueError(
             f"expected a property that is known of all networks and differs within every split, got "

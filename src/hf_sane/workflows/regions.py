@@ -88,7 +88,7 @@ class RegionsSettings(
             )
         if self.zoo and self.weights:
             raise ValueError("--subfolder and --variant are for adapters (--adapter), got zoos; leave them out")
-        self.require_matplotlib()
+        self.check_matplotlib()
         self.metric = self.metric or ("euclidean" if self.zoo else "cosine")
         self.label = self.label or (["data_set"] if self.zoo else ["label"])
 

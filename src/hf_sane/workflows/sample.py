@@ -1,14 +1,15 @@
 """Sample networks from the latent space of a SANE, and compare them with baselines that need no autoencoder."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypedDict
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from hf_sane.core._layout import Layout
 from hf_sane.hub._publish import find_anchors, load_sane, loaded_commit, save_network
 from hf_sane.models.autoencoder_sane import WeightAutoencoder
 from hf_sane.models.modeling_linear import LinearCode
@@ -40,7 +41,7 @@ from hf_sane.workflows.judging import (
 )
 from hf_sane.workflows.networks import Network, NetworksResult, open_images, open_stack
 from hf_sane.workflows.results import Table, joined_output, rows_of
-from hf_sane.workflows.shared import CodecSettings, SaneSettings, SourceSettings
+from hf_sane.workflows.shared import BUNDLE, CodecSettings, SaneSettings, SourceSettings
 from hf_sane.workflows.show_zoo import load_zoo
 from hf_sane.zoo._dataset import Zoo
 from hf_sane.zoo._settings import ZooSourceSettings
@@ -102,7 +103,9 @@ class SampleSettings(
     """Settings of [`sample`]."""
 
     sane: str | Autoencoder | None = setting(
-        "SANE (folder or Hub repo id); by default a linear code, which is fitted to the zoo.", default=None
+        "SANE (folder or Hub repo id); by default a linear code, which is fitted to the zoo, or without a zoo the "
+        "built-in SANE, for small networks that read images of 32 pixels.",
+        default=None,
     )
     output: Path | None = setting("New folder, with one subfolder per network.", short="-o")
     zoo: str | Path | Zoo | None = setting(
@@ -190,13 +193,13 @@ class SampleSettings(
             )
         if self.anchors and self.zoo is not None:
             raise ValueError("expected a zoo (--zoo) or networks (--anchors) to sample around, got both; name one")
-        if self.sane is None:
-            self.code = "linear"
         if self.code == "linear" and self.zoo is None:
             raise ValueError(
                 "expected a zoo (--zoo) to fit the linear code to, got none; name one, or name a SANE (--sane) or the "
                 "folder of a code from hf-sane linear"
             )
+        if self.sane is None and self.zoo is not None:
+            self.code = "linear"
         if self.zoo is not None and self.weights:
             raise ValueError("--subfolder and --variant are for networks (--anchors), got a zoo; leave them out")
         if self.images is not None and self.texts is not None:
@@ -256,7 +259,7 @@ class SampleResult(NetworksResult):
             return []
         mean, best, *distances = (name.replace("_", " ") for name in next(iter(self.comparison.values())))
         header = ("networks", f"mean {mean}", best, *distances)
-        return [Table(header, rows_of({_title(name): row for name, row in self.comparison.items()}))]
+        return [Table(header, rows_of(row_titles(self.comparison)))]
 
     def write(self, partial: Path) -> None:
         """Write the run record and one folder per network with its provenance, record and card."""
@@ -279,6 +282,11 @@ class SampleResult(NetworksResult):
 
 
 MEASURED = ("test_accuracy", "validation_accuracy", "nearest_training_distance")
+
+
+def row_titles(comparison: Mapping[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """A comparison with the titles of its rows."""
+    return {_title(name): row for name, row in comparison.items()}
 
 
 def _title(name: str) -> str:
@@ -319,9 +327,13 @@ def sample(
 def run_sample(settings: SampleSettings) -> SampleResult:
     """Sample networks, compare them with anchors and baselines on test images, and save them."""
     settings.register()
+    named = settings.sane
+    if named is None and settings.zoo is None:
+        settings = replace(settings, sane=str(BUNDLE))
     if settings.zoo is None and not settings.anchors:
         settings = replace(settings, anchors=[_own_anchors(settings)])
     given = as_arguments(settings)
+    given["sane"] = given["sane"] if named is not None else None  # the path of the built-in one helps nobody
     record = RunRecord.start(seed=settings.seed, arguments={name: given[name] for name in RECORDED} | settings.weights)
     record.arguments["prompt_statistics"] = settings.prompt_statistics
     with joined_output(settings.output, SampleResult.JOB) as output:
@@ -467,6 +479,8 @@ def _open_anchors(settings: SampleSettings, record: RunRecord, zoo: Zoo | None, 
         layout = replace(extractor.lay_out(with_saved_names(network.state_dict(), renamed)), module_names=renamed)
         tokens = layout.tokens(stack.tensors, batch_dims=1)
         extractor = extractor.extended([(layout, tokens)]) if settings.prompt_statistics else extractor
+        if settings.sane == str(BUNDLE):
+            _check_built_in(extractor, layout, tokens)
         codec = NetworkCodec(model, extractor, layout, stack.config, **options)
         return AnchorSet(codec, tokens, tokens, tuple(names))
     train = zoo.splits["train"]
@@ -481,6 +495,17 @@ def _open_anchors(settings: SampleSettings, record: RunRecord, zoo: Zoo | None, 
     return replace(anchors, codec=codec.linear(anchors.training_tokens))
 
 
+def _check_built_in(extractor: SANEFeatureExtractor, layout: Layout, tokens: Tensor) -> None:
+    """Raise an error if the built-in SANE, which nobody named, has other layers than the networks."""
+    try:
+        extractor.normalize(tokens[:1], layout)
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            "expected networks with the layers of the built-in SANE, got others; pass a zoo of such networks (--zoo), "
+            "to which a linear code is fitted, or a SANE that was trained on such (--sane)"
+        ) from error
+
+
 def _provenance(
     settings: SampleSettings, record: RunRecord, anchors: AnchorSet, selected: SelectedNetworks, task: Task
 ) -> list[Provenance]:
@@ -492,7 +517,7 @@ def _provenance(
     return [
         Provenance(
             method=method if settings.code == "sane" else f"{method} in the linear code",
-            sane_model=facts["sane"] or "",
+            sane_model=facts["sane"] or (BUNDLE.name if settings.sane == str(BUNDLE) else ""),
             sane_revision=facts["sane_revision"],
             sane_subfolder=facts["sane_subfolder"],
             zoo=facts["zoo"] or "",

@@ -23,11 +23,9 @@ from hf_sane.tokenization._checkpoints import Source
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.workflows.networks import Network
 from hf_sane.workflows.sample import SampleResult, sample
-from hf_sane.workflows.shared import SaneSettings
+from hf_sane.workflows.shared import BUNDLE, SaneSettings
 from hf_sane.workflows.show_zoo import is_zoo, load_zoo
 from hf_sane.zoo._dataset import Zoo, ZooSplit
-
-BUNDLE = Path(__file__).parents[1] / "pretrained" / "small_images"  # the SANE that ships with this package
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,9 @@ from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization._kept_ranges import kept_bytes
 from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
 from hf_sane.workflows.results import FINDING, Result, Table, optional_output
-from hf_sane.workflows.sane import BUNDLE, SANE, open_sane
+from hf_sane.workflows.sane import SANE, open_sane
 from hf_sane.workflows.schemas import Fields
-from hf_sane.workflows.shared import CheckpointSettings, SaneSettings, WorkerSettings
+from hf_sane.workflows.shared import BUNDLE, CheckpointSettings, SaneSettings, WorkerSettings
 from hf_sane.workflows.show_zoo import is_zoo, load_zoo
 from hf_sane.zoo._dataset import Zoo
 

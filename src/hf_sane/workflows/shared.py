@@ -19,6 +19,7 @@ from hf_sane.tokenization._checkpoints import CheckpointSource, Source
 from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
 
 logger = logging.getLogger(__name__)
+BUNDLE = Path(__file__).parents[1] / "pretrained" / "small_images"  # the SANE that ships with this package
 
 
 @dataclass(kw_only=True)
@@ -157,12 +158,16 @@ class WorkerSettings(CheckedSettings):
 class PlotSettings(CheckedSettings):
     """Setting of workflows that draw plots into their output folder."""
 
-    plots: bool = setting("Draw plots (requires matplotlib).", default=True)
+    plots: bool = setting("Draw plots (without matplotlib, they are left out).", default=True)
 
-    def require_matplotlib(self) -> None:
-        """Raise an error if plots are requested without matplotlib."""
+    def check_matplotlib(self) -> None:
+        """Leave plots out, with a warning, if matplotlib is not installed: results do not depend on it."""
         if self.plots and find_spec("matplotlib") is None:
-            raise ValueError("plots require matplotlib: pip install 'hf_sane[analysis]', or pass --no-plots")
+            logger.warning(
+                "plots are left out, since matplotlib is not installed: pip install 'hf_sane[analysis]', or pass "
+                "--no-plots"
+            )
+            self.plots = False
 
 
 def temporary_folder(job: str) -> Path:

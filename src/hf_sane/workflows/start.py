@@ -27,9 +27,9 @@ from hf_sane.sampling._heads import FittedHeads, fit_heads
 from hf_sane.workflows.judging import FAR_BELOW
 from hf_sane.workflows.networks import open_images, open_stack
 from hf_sane.workflows.results import Result, Table, optional_output
-from hf_sane.workflows.sample import TRAINING_ONLY, SampleResult, sample
-from hf_sane.workflows.sane import BUNDLE, SANE, open_sane
-from hf_sane.workflows.shared import SaneSettings
+from hf_sane.workflows.sample import TRAINING_ONLY, SampleResult, row_titles, sample
+from hf_sane.workflows.sane import SANE, open_sane
+from hf_sane.workflows.shared import BUNDLE, SaneSettings
 
 SCHEMES = ("kaiming_uniform", "kaiming_normal", "uniform", "normal")  # title of networks trained from scratch
 KINDS = {"sampled": "sampled, fine-tuned", "anchors": "anchors, fine-tuned", "scratch": "from scratch"}
@@ -151,7 +151,7 @@ class StartResult(Result):
         lines = "\n".join(f"- {line}" for line in (*self.verdict, *self.notes))
         (table,) = self.tables()
         rows = [[fact_text(cell) for cell in row] for row in table.rows]
-        before = {"before fine-tuning": self.record.results["before_fine_tuning"]}
+        before = {"before fine-tuning": row_titles(self.record.results["before_fine_tuning"])}
         return (
             f"# Networks for {markdown_text(self.data.name)}\n\n{lines}\n\n"
             f"{markdown_table(table.header, rows, numbers=True)}\n\n"
@@ -349,13 +349,13 @@ def _notes(accuracy: float, data: ImageData, trained: RunRecord | None) -> list[
         notes.append(
             f"the network that is kept has a test accuracy of {fact_text(accuracy)}; always naming the most frequent "
             f"class would reach {fact_text(guessed)}, which is no worse up to chance: do not rely on it without more "
-            "images, or other networks to start from (--from)"
+            "images, or other networks to start from (--sane)"
         )
     elif recorded and sum(recorded) / len(recorded) - accuracy >= FAR_BELOW:
         notes.append(
             f"the network that is kept has a test accuracy of {fact_text(accuracy)}, far below that of the networks "
             f"to start from on their own images ({fact_text(sum(recorded) / len(recorded))}): the images differ from "
-            "those, are too few, or too hard for networks of this size; larger trained networks may do better (--from)"
+            "those, are too few, or too hard for networks of this size; larger trained networks may do better (--sane)"
         )
     return notes
 

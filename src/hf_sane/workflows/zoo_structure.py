@@ -44,7 +44,7 @@ class ZooStructureSettings(NamedZooSettings, RunSettings, ModuleSettings, PlotSe
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_matplotlib()
+        self.check_matplotlib()
 
 
 @dataclass(kw_only=True)

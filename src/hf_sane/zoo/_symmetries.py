@@ -122,7 +122,8 @@ def _config(settings: Mapping[str, Any]) -> PreTrainedConfig:
     """The configuration of a Transformers model."""
     model_type = str(settings.get("model_type"))
     if model_type not in CONFIG_MAPPING or is_own_module(settings):
-        raise ValueError(f"expected a Transformers configuration next to the weights, got model_type={model_type!r}")
+        found = f"model_type={model_type!r}" if "model_type" in settings else "none"
+        raise ValueError(f"expected a Transformers configuration next to the weights, got {found}")
     return CONFIG_MAPPING[model_type].from_dict(dict(settings))
 
 
