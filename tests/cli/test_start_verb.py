@@ -164,6 +164,18 @@ def test_heads_are_ridge_regressions_on_the_last_features(bundle, digit_files):
     assert score == pytest.approx(fitted.evaluate(*data.split("test"))[1].item())
 
 
+def test_a_feature_that_hardly_varies_in_training_gets_no_large_weight(bundle, digit_files):
+    """Fitted to noise, its weight would swamp all others on images where the feature does vary."""
+    data = load_images(digit_files)
+    network = AutoModelForImageClassification.from_pretrained(bundle / "anchors" / "anchor_1")
+    layer = [module for module in network.modules() if isinstance(module, torch.nn.Linear)][-2]
+    with torch.no_grad():
+        layer.weight[3] *= 1e-6
+    stack = hf_sane.networks.StackedNetworks.from_state_dicts(network.config, [network.state_dict()])
+    sizes = fit_heads(stack, data).tensors["classifier.weight"][0].abs().amax(dim=0)
+    assert sizes[3] < sizes.median()
+
+
 def test_grey_images_become_colour_and_colour_ones_grey_as_networks_need_them(digit_files, tmp_path, caplog):
     data = load_images(digit_files)
     colour = data.with_channels(3)

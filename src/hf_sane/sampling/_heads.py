@@ -10,6 +10,9 @@ from hf_sane.networks._tasks import Classification
 from hf_sane.sampling._generation import classifier_name, for_num_labels
 
 RIDGE = 0.01  # for standardised features
+# Least standard deviation of a feature, as a share of the largest one of its network. A feature that is nearly
+# constant on the training images must not get a huge weight, since it may vary on others.
+LEAST_SPREAD = 0.01
 HEAD_SCALE = 5.0  # margin of the true class's logit in an exact fit
 
 
@@ -29,7 +32,8 @@ def fit_heads(networks: StackedNetworks, data: ImageData) -> StackedNetworks:
     images, labels = data.split("train")
     features = _features(networks, images)  # [M, n, H]
     mean = features.mean(dim=1, keepdim=True)
-    std = features.std(dim=1, correction=0, keepdim=True).clamp_min(1e-6)
+    std = features.std(dim=1, correction=0, keepdim=True)
+    std = std.maximum(LEAST_SPREAD * std.amax(dim=2, keepdim=True)).clamp_min(1e-6)
     inputs = ((features - mean) / std).double()
     targets = HEAD_SCALE * nn.functional.one_hot(labels, data.num_classes).to(inputs)
     centre = targets.mean(dim=0)
