@@ -4,11 +4,17 @@ import errno
 import json
 import os
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
+from torch import nn
 
+import hf_sane
+from hf_sane.records._extras import PACKAGES, require_package
 from hf_sane.records._failures import describe_error, run_script
 from hf_sane.records._run_record import RunRecord
+from hf_sane.training._lora import add_lora
 from hf_sane.workflows.results import Result
 
 
@@ -21,6 +27,56 @@ def test_expected_errors_are_one_line_and_exit_code_two(error, capsys):
         run_script(main, name="build_zoo.py")
     assert ended.value.code == 2
     assert capsys.readouterr().err == "build_zoo.py: disk full\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            ModuleNotFoundError("No module named 'sklearn.svm'", name="sklearn.svm"),
+            "scikit-learn, got none; pip install",
+        ),
+        (ImportError("t-SNE requires scikit-learn: pip install 'hf_sane[analysis]'"), "t-SNE requires scikit-learn"),
+    ],
+)
+def test_a_missing_optional_package_is_one_line_with_the_command_that_installs_it(error, said, capsys):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run_script(main, name="build_zoo.py")
+    assert ended.value.code == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert said in line
+    assert line.endswith("pip install 'hf_sane[analysis]'\n")
+
+
+def test_other_missing_modules_are_faults_of_the_program():
+    def main():
+        raise ModuleNotFoundError("No module named 'hf_sane.nothing'", name="hf_sane.nothing")
+
+    with pytest.raises(ModuleNotFoundError):
+        run_script(main, name="build_zoo.py")
+
+
+@pytest.mark.parametrize("module", PACKAGES)
+def test_an_extra_installs_each_optional_package(module, monkeypatch):
+    package, extra = PACKAGES[module]
+    listed = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert any(line.startswith(package) for line in listed["optional-dependencies"][extra])
+    monkeypatch.setattr("hf_sane.records._extras.find_spec", lambda name: None)
+    said = f"expected the package {package} for plots, got none; pip install 'hf_sane\\[{extra}\\]'"
+    with pytest.raises(ImportError, match=said):
+        require_package(module, "plots")
+
+
+def test_digits_and_adapters_say_what_they_need(monkeypatch):
+    monkeypatch.setattr("hf_sane.records._extras.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="expected the package scikit-learn for the images 'digits', got none"):
+        hf_sane.load_images("digits")
+    with pytest.raises(ImportError, match="expected the package peft for LoRA, got none"):
+        add_lora(nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from hf_sane.records._extras import require_package
+
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
@@ -110,7 +112,8 @@ def numbered_from_zero(name: str, parts: dict[str, Part]) -> dict[str, Part]:
 
 def digits_parts() -> dict[str, Part]:
     """The digits of scikit-learn, 8x8."""
-    from sklearn.datasets import load_digits  # optional: the `analysis` extra
+    require_package("sklearn", "the images 'digits'")
+    from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
     images = pixels.reshape(-1, 8, 8)

@@ -15,6 +15,7 @@ from typing import NoReturn
 from hf_sane.records._command import running
 from hf_sane.records._disks import describe_os_error
 from hf_sane.records._errors import describe_cause, did_you_mean, shorten
+from hf_sane.records._extras import describe_missing
 from hf_sane.records._interruptions import (
     describe_interruption,
     ignoring_interruptions,
@@ -107,6 +108,12 @@ def reporting(name: str, *, as_json: bool = False, debug: bool = False) -> Itera
             if debug:
                 raise
             print_error(describe_error(error), EXIT_CODE, name=name, as_json=as_json)
+            raise SystemExit(EXIT_CODE) from error
+        except ImportError as error:
+            message = describe_missing(error)
+            if debug or message is None:
+                raise
+            print_error(message, EXIT_CODE, name=name, as_json=as_json)
             raise SystemExit(EXIT_CODE) from error
         except KeyboardInterrupt as interruption:
             atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C adds no traceback

@@ -14,6 +14,7 @@ from hf_sane.networks._hyperparameters import HyperParameters, image_order
 from hf_sane.networks._images import ImageData
 from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.networks._training import train_stacked
+from hf_sane.records._extras import require_package
 from hf_sane.records._progress import tracked
 from hf_sane.records._settings import CheckedSettings, setting
 from hf_sane.sampling._baselines import SCRATCH_SEED
@@ -98,6 +99,7 @@ def add_network_lora(
     Raises:
         ValueError: If a layer cannot be adapted, or the rank is below 1.
     """
+    require_package("peft", "LoRA")
     from peft import LoraConfig
 
     if rank < 1 or not alpha > 0:

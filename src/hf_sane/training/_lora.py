@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from hf_sane.core._adapters import attach_lora, match_modules
 from hf_sane.models.modeling_sane import SANEModel
+from hf_sane.records._extras import require_package
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -45,6 +46,7 @@ def add_lora(
     Raises:
         ValueError: If a name matches no module.
     """
+    require_package("peft", "LoRA")
     from peft import LoraConfig
 
     excluded = [CONTRASTIVE_HEAD]

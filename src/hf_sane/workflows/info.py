@@ -152,7 +152,7 @@ class InfoResult(Result):
         kinds = [[name, *map(_shown, found.values())] for name, found in facts["kinds"].items()]
         total = [[name.replace("_", " "), _shown(value)] for name, value in facts["total"].items()]
         carried = [
-            f"stored unchanged, not as tokens: {found['tensors']} {dtype} tensors, {found['bytes']:,} bytes"
+            f"stored unchanged, not as tokens: {_tensors(found['tensors'], dtype)}, {found['bytes']:,} bytes"
             for dtype, found in facts["template"].items()
         ]
         tables = [
@@ -307,6 +307,10 @@ def _values(counts: dict[str, int] | None) -> str:
     if not counts:
         return NOT_READ if counts is None else FINITE
     return f"NaN or infinite: {name_some([f'{count:,} in {name}' for name, count in counts.items()])}"
+
+
+def _tensors(count: int, dtype: str) -> str:
+    return f"{count} {dtype} {'tensor' if count == 1 else 'tensors'}"
 
 
 def _shown(value: Any) -> Any:
