@@ -107,5 +107,9 @@ def test_soups_of_a_folder_of_networks_are_made_of_the_chosen_weights(options, i
     for tensor_name, tensor in soup.items():
         torch.testing.assert_close(tensor, (networks[0][tensor_name] + networks[1][tensor_name]) / 2)
     one = tmp_path / "nets" / "net 0"  # a network is not taken for a folder of them
+    shown = json.loads(hf_sane_command("info", tmp_path / "nets", *options, "--json").stdout)["checkpoints"]
+    scans = json.loads(hf_sane_command("scan", tmp_path / "nets", *options, "--no-spectra", "--json").stdout)["scans"]
+    assert len(shown) == len(scans) == 2
+    assert {len(scan["tensors"]) for scan in scans} == {len(soup)}
     refused = hf_sane_command("soup", one, *options, "--output", tmp_path / "one", exit_code=2)
     assert "expected a list of at least two checkpoints, got 1" in refused.stderr

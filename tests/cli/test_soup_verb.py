@@ -14,7 +14,7 @@ from transformers import AutoModelForImageClassification, ViTConfig, ViTForImage
 
 from hf_sane.architectures.presets import build_model, cifar_resnet, cnn_digits
 from hf_sane.merging._averaging import average_checkpoints
-from hf_sane.merging._ingredients import expand_folders, open_ingredients
+from hf_sane.merging._ingredients import open_ingredients
 from hf_sane.merging._scoring import ImageScore
 from hf_sane.networks._hyperparameters import HyperParameters
 from hf_sane.networks._images import load_images
@@ -22,6 +22,8 @@ from hf_sane.networks._stacked import StackedNetworks
 from hf_sane.networks._training import train_stacked
 from hf_sane.records._run_record import RunRecord
 from hf_sane.symmetry._transformers_models import transformers_spec
+from hf_sane.workflows.folders import networks_in
+from hf_sane.workflows.shared import SourceSettings
 
 quiet_peft = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 METRIC = """
@@ -313,5 +315,6 @@ def test_ingredients_that_do_not_fit_are_refused(folder, adapters, tmp_path, hf_
 
 def test_folders_of_networks_are_opened(folder, local_hub):
     local_hub.storage.add_files("models", "someone/model", {"config.json": b"{}"})
-    assert expand_folders([str(folder), "someone/model"]) == [*map(str, sorted(folder.iterdir())), "someone/model"]
-    assert expand_folders([str(folder / "network_0")]) == [str(folder / "network_0")]
+    assert networks_in(str(folder), SourceSettings()) == sorted(folder.iterdir())
+    for one in (str(folder / "network_0"), "someone/model"):
+        assert networks_in(one, SourceSettings()) == [one]

@@ -12,9 +12,10 @@ from program import run_command
 import hf_sane
 from hf_sane.architectures.presets import build_model, cnn_digits
 from hf_sane.hub._push import plan_push
-from hf_sane.merging._ingredients import expand_folders
 from hf_sane.records._files import files_below
 from hf_sane.tokenization._checkpoints import load_state_dict
+from hf_sane.workflows.folders import networks_in
+from hf_sane.workflows.shared import SourceSettings
 
 REMEDY = "Permission denied; give this user access to it and to its folder (chmod, or ask its owner)"
 NOBODY = 65534
@@ -90,12 +91,12 @@ def test_a_folder_that_may_not_be_listed_is_neither_empty_nor_left_out(place):
     with as_a_user_without_rights():
         for work in (
             lambda: load_state_dict(nets / "one"),
-            lambda: expand_folders([str(nets)]),
             lambda: list(files_below(nets)),
             lambda: plan_push("adapter", nets / "one", "org/one"),
         ):
             with pytest.raises(PermissionError, match="one"):
                 work()
+        assert networks_in(nets, SourceSettings()) == [nets / "one", nets / "two"]  # its reader explains it
     unreadable = []
     with as_a_user_without_rights():
         found = {path.relative_to(nets).as_posix() for path in files_below(nets, unreadable=unreadable)}

@@ -14,6 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 from hf_sane.cards._rendering import address_card, render
 from hf_sane.cards._tables import fact_text, markdown_table
 from hf_sane.core._adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
+from hf_sane.core._names import natural_key
 from hf_sane.hub._publish import code_files
 from hf_sane.records._documents import read_document
 from hf_sane.records._escaping import markdown_text
@@ -131,7 +132,7 @@ def network_folders(folder: Path) -> list[Path]:
         raise FileNotFoundError(f"{folder} is a file; expected the folder of a network, with config.json")
     if not (inside := folders_with(folder, "config.json")):
         raise FileNotFoundError(f"no network in {folder}; expected config.json in it or in its subfolders")
-    return sorted(inside, key=lambda path: (len(path.name), path.name))
+    return sorted(inside, key=lambda path: natural_key(path.name))
 
 
 def _plan_samples(folder: Path, repo_id: str, api: HfApi) -> Upload:

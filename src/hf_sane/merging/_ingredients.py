@@ -12,14 +12,12 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
-from hf_sane.core._adapters import ADAPTER_CONFIG
 from hf_sane.core._named_tensors import RenamedTensors
 from hf_sane.core._types import StateDict
 from hf_sane.merging._reconciliation import complete_config, reconcile, tied_names
 from hf_sane.records._documents import read_document
-from hf_sane.records._files import folders_with
 from hf_sane.records._patience import patiently
-from hf_sane.records._sources import HubRepo, find_source, parse_source, source_name
+from hf_sane.records._sources import HubRepo, parse_source, source_name
 from hf_sane.symmetry._matching import match_weights
 from hf_sane.symmetry._networks import permutation_spec
 from hf_sane.symmetry._permutation import Permutation, PermutationSpec
@@ -280,29 +278,6 @@ def align_known(ingredients: list[Ingredient], config: Any, *, align: bool | Non
     # Transformers' files keep the tensor names of older versions.
     spec = permutation_spec(config) if is_own else transformers_spec(config, as_saved=True)
     return align_ingredients(ingredients, spec)
-
-
-def expand_folders(sources: Sequence[str], *, subfolder: str | None = None) -> list[str]:
-    """Replace folders that hold networks or adapters by their contents.
-
-    Args:
-        sources: Folders, files and repositories.
-        subfolder: Subfolder with the weights, in each source or in the contents of a folder.
-
-    Raises:
-        FileNotFoundError: If a source neither exists nor is a repository on the Hub.
-    """
-    found = []
-    for source in sources:
-        place = find_source(source)
-        if isinstance(place, HubRepo):
-            found.append(source)
-            continue
-        files, wanted = (CONFIG_FILE, ADAPTER_CONFIG), (subfolder or "").strip("/")
-        is_one = not place.is_dir() or any((place / wanted / name).exists() for name in files)
-        inside = [] if is_one else folders_with(place, *([wanted.partition("/")[0]] if wanted else files))
-        found += [str(path) for path in inside] or [str(place)]
-    return found
 
 
 def _reconciled(ingredients: Sequence[Ingredient]) -> list[Ingredient]:

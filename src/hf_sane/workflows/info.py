@@ -18,6 +18,7 @@ from hf_sane.screening._checkpoints import targets_in
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source, load_state_dict, weights_path
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor, not_finite
 from hf_sane.tokenization._headers import read_meta_state_dict
+from hf_sane.workflows.folders import networks_in
 from hf_sane.workflows.results import FINDING, Result, Table
 from hf_sane.workflows.sane import SANE
 from hf_sane.workflows.schemas import Fields
@@ -242,7 +243,7 @@ def run_info(settings: InfoSettings) -> InfoResult | FolderInfoResult:
     record = RunRecord.start(arguments=as_arguments(settings))
     extractor = _extractor(settings)
     if inside := _checkpoints_in(settings):
-        found = {str(path): _outline(extractor, CheckpointSource(path, key=settings.key)) for path in inside}
+        found = {str(path): _outline(extractor, settings.place(path)) for path in inside}
         return FolderInfoResult(record=record.finish({}), checkpoints=found)
     layout, facts = _describe(extractor, settings.selected(settings.checkpoint))
     return InfoResult(record=record.finish({}), layout=layout, facts=facts)
@@ -251,12 +252,13 @@ def run_info(settings: InfoSettings) -> InfoResult | FolderInfoResult:
 def _checkpoints_in(settings: InfoSettings) -> list[Path]:
     """The checkpoints in a folder of several; empty for any other source."""
     source = settings.checkpoint
-    if not isinstance(source, str | Path) or settings.subfolder or settings.variant or is_zoo(source):
+    if not isinstance(source, str | Path) or is_zoo(source):
         return []
     place = parse_source(source, revision=settings.revision)
     if not isinstance(place, Path) or not place.is_dir():
         return []
-    inside = list(targets_in(place))
+    chosen = settings.subfolder is not None or settings.variant is not None
+    inside = [*map(Path, networks_in(place, settings))] if chosen else list(targets_in(place))
     return [] if inside == [place] else inside
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core._adapters import ADAPTER_CONFIG
+from hf_sane.core._names import natural_key
 from hf_sane.core._types import StateDict
 from hf_sane.hub._cards import auto_class, describe_config
 from hf_sane.hub._push import network_folders, push_saved
@@ -181,7 +182,7 @@ def _open_registered(place: Path, weights: dict[str, str]) -> list[tuple[str, nn
     place = place / weights.get("subfolder", "")
     inside = [place] if place.is_file() or (place / SAFETENSORS).is_file() else folders_with(place, SAFETENSORS)
     found = []
-    for path in sorted(inside, key=lambda path: (len(path.name), path.name)):
+    for path in sorted(inside, key=lambda path: natural_key(path.name)):
         state_dict: StateDict = dict(read_network(path).tensors)
         if (architecture := find_architecture(state_dict)) is None:
             return []

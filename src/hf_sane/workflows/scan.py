@@ -34,6 +34,7 @@ from hf_sane.tokenization._checkpoints import CheckpointSource
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.tokenization._kept_ranges import kept_bytes
 from hf_sane.tokenization._lazy_checkpoints import open_checkpoint
+from hf_sane.workflows.folders import networks_in
 from hf_sane.workflows.results import FINDING, Result, Table, optional_output
 from hf_sane.workflows.sane import SANE, open_sane
 from hf_sane.workflows.schemas import Fields
@@ -462,6 +463,9 @@ def _targets(settings: ScanSettings) -> Iterable[CheckpointSource]:
         if not isinstance(place, Path) or not place.is_dir():
             yield checkpoint
             continue
+        if settings.subfolder is not None or settings.variant is not None:
+            yield from map(settings.place, networks_in(source, settings))
+            continue
         is_alone = len(settings.checkpoints) == 1
         try:
             inside = list(targets_in(place, with_loops=True))
@@ -473,7 +477,7 @@ def _targets(settings: ScanSettings) -> Iterable[CheckpointSource]:
             raise FileNotFoundError(
                 f"expected checkpoints, got the empty folder {place}; name a checkpoint or a folder that contains some"
             )
-        is_one = inside in ([], [place]) or settings.subfolder is not None or settings.variant is not None
+        is_one = inside in ([], [place])
         yield from [checkpoint] if is_one else (CheckpointSource(path, key=settings.key) for path in inside)
 
 

@@ -27,7 +27,6 @@ from hf_sane.merging._ingredients import (
     Ingredient,
     align_ingredients,
     align_known,
-    expand_folders,
     open_ingredients,
     refuse_reordered,
 )
@@ -43,6 +42,7 @@ from hf_sane.networks._tasks import LabelledData, SplitScore
 from hf_sane.networks._texts import TextData
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
+from hf_sane.records._sources import find_source
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source
 from hf_sane.tokenization._loading import initial_model, is_own_module, load_config
 from hf_sane.workflows.folders import networks_in
@@ -233,7 +233,8 @@ def _cook(
 ) -> SoupResult:
     sources: list[Any] = settings.networks
     if all(isinstance(x, str | Path) for x in sources):
-        sources = expand_folders(list(map(str, sources)), subfolder=settings.subfolder)
+        for source in sources:
+            find_source(source)  # says at once that there is no such thing
         sources = [found for source in sources for found in networks_in(source, settings)]
         sources = [CheckpointSource(x, **settings.weights) for x in sources]
         if are_adapters(sources):
