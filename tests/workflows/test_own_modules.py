@@ -29,6 +29,7 @@ from hf_sane.hub._publish import save_network
 from hf_sane.networks import _modules
 from hf_sane.networks._images import load_images
 from hf_sane.networks._modules import find_architecture, load_module, register_architecture
+from hf_sane.records._errors import InvalidFileError
 from hf_sane.records._run_record import RunRecord
 from hf_sane.workflows.compare import compare_samplers
 from hf_sane.workflows.networks import open_stack
@@ -329,7 +330,7 @@ def test_it_is_loaded_from_the_hub_and_without_its_code_refused(own, local_hub, 
     with pytest.raises(ValueError, match=r"changed|differs|modified"):
         architecture.from_pretrained(tmp_path / "network")
     _modules._REGISTERED.clear()
-    with pytest.raises(ValueError, match="got the config.json of a module of your own; pass the code"):
+    with pytest.raises(InvalidFileError, match="got the config.json of a module of your own; pass the code"):
         open_stack(["me/own"])
 
 

@@ -27,9 +27,9 @@ def load_config(source: str | Path, **options: Any) -> PreTrainedConfig:
 
     Raises:
         FileNotFoundError: If there is no such folder or repository.
-        ValueError: If the configuration can be read only by running its code, or is that of a module that is not part
-            of Transformers.
-        InvalidFileError: If it is damaged, or the folder is incomplete or was changed.
+        ValueError: If the configuration can be read only by running its code.
+        InvalidFileError: If it is damaged or that of a module that is not part of Transformers, or the folder is
+            incomplete or was changed.
     """
     with _refusing_code(source):
         try:
@@ -48,10 +48,12 @@ def is_own_module(settings: Mapping[str, Any]) -> bool:
     return settings.get("model_type") in (None, OWN_MODULE)
 
 
-def _unknown_module(source: str | Path) -> ValueError:
-    return ValueError(
-        f"{source}: expected a network of Transformers or hf_sane, got the config.json of a module of your own; pass "
-        "the code of the module: --module my_file.py:MyModule, or hf_sane.register_architecture(MyModule)"
+def _unknown_module(source: str | Path) -> InvalidFileError:
+    return InvalidFileError(
+        source,
+        expected="a network of Transformers or hf_sane",
+        got="the config.json of a module of your own",
+        remedy="pass the code of the module: --module my_file.py:MyModule, or hf_sane.register_architecture(MyModule)",
     )
 
 
