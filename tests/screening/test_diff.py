@@ -108,6 +108,16 @@ def test_only_scales_that_keep_the_outputs_are_the_same_network(saved):
     assert "not the same function" in result.verdict
 
 
+def test_codes_under_the_names_of_weights_have_no_scales(saved):
+    """As of quantised weights whose scales were lost: they are compared, and nothing is rescaled."""
+    state, config = network(config=cnn_s(activation="relu"))
+    codes = {name: (20 * x).round().to(torch.int8) if x.ndim > 1 else x for name, x in permuted(state, config).items()}
+    for pair in ((state, codes), (codes, state)):
+        found = hf_sane.diff(saved("a", pair[0], config), saved("b", pair[1], config)).difference
+        assert not found.is_rescaled
+        assert found.distance > 0.5
+
+
 def blocks(tensor):
     """To 8 bits per block of 32 neighbours, with a zero point, and back; in bfloat16."""
     if tensor.ndim < 2 or tensor.numel() % 32:

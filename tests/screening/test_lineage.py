@@ -460,12 +460,15 @@ def test_networks_that_cannot_be_compared_are_listed_with_the_reason(tmp_path):
     state = root(0)
     name = next(name for name, x in state.items() if x.ndim > 1)
     broken = state | {name: state[name].clone().index_fill_(0, torch.tensor([3]), torch.nan)}
-    networks = saved(tmp_path, a=state, b=tuned(state, 1), broken=broken, vectors={"x": torch.ones(9)})
+    bias = next(name for name, x in state.items() if x.ndim == 1)
+    numb = state | {bias: torch.full_like(state[bias], torch.inf)}
+    networks = saved(tmp_path, a=state, b=tuned(state, 1), broken=broken, numb=numb, vectors={"x": torch.ones(9)})
     card(tmp_path / "broken", tmp_path / "a")
     result = hf_sane.lineage([*networks, f"{networks[0]}/."], claims=True)
     reasons = {short(name): reason for name, reason in result.lineage.skipped.items()}
     assert reasons == {
         "broken": f"there are NaN or infinite weights in {name}",
+        "numb": f"there are NaN or infinite weights in {bias}",
         "vectors": "it has no matrices of real numbers, which are compared",
     }
     assert [sorted(map(short, family)) for family in result.lineage.families] == [["a", "b"]]
@@ -493,6 +496,16 @@ def test_a_missing_configuration_is_called_so(tmp_path):
     networks = saved(tmp_path, a=root(0), b=tuned(root(0), 1))
     (reason,) = hf_sane.lineage(networks).lineage.unaligned.values()
     assert reason.startswith("there is no config.json next to the weights; pass the code of the network")
+
+
+@pytest.mark.parametrize("described", ["a", "b"])
+def test_one_configuration_is_enough_to_align_two_networks(described, tmp_path):
+    networks = saved(tmp_path, a=root(0), b=permuted(tuned(root(0), 1), 2))
+    CONFIG.save_pretrained(tmp_path / described)
+    found = hf_sane.lineage(networks).lineage
+    assert not found.unaligned
+    assert len(found.families) == 1
+    assert list(found.aligned.values()) == ["permuted"]
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.02])

@@ -215,7 +215,8 @@ def _not_comparable(tensors: Mapping[str, Tensor]) -> str:
     names = matrices(tensors)
     if not names:
         return "it has no matrices of real numbers, which are compared"
-    if broken := [name for name in names if not tensors[name].isfinite().all()]:
+    floats = [name for name, x in outlines(tensors).items() if x.is_floating_point()]
+    if broken := [name for name in floats if not tensors[name].isfinite().all()]:
         return f"there are NaN or infinite weights in {name_some(broken)}"
     return ""
 
@@ -235,11 +236,9 @@ def _align(
     best, chosen, how = _compare(renamed.tensors, other.tensors), renamed, ""
     symmetries, reason = None, ""
     if best.whole > EQUAL:
-        symmetries, reason = find_symmetries(other.name)
+        symmetries, reason = _common_symmetries(me, other, pairs, find_symmetries)
     if reason:
         unaligned[me.name] = reason
-    if symmetries is not None:
-        symmetries = symmetries.select({name: name for name in symmetries.names if name in pairs})
     if symmetries is not None and symmetries.spec.sizes:
         mine = symmetries.join({name: renamed.tensors[name] for name in names})
         theirs = symmetries.join({name: other.tensors[name] for name in pairs})
@@ -253,6 +252,20 @@ def _align(
     if best.kept >= MAX_DISTANCE or (best.mean >= REPLACED and likeness(me.print, other.print) == "other"):
         return None
     return chosen, how
+
+
+def _common_symmetries(
+    me: Member, other: Member, pairs: Mapping[str, str], find_symmetries: FindSymmetries
+) -> tuple[Symmetries | None, str]:
+    """Symmetries of the tensors that two networks share, under the names of the other, if those of one are known."""
+    found, reason = find_symmetries(other.name)
+    if found is not None:
+        return found.select({name: name for name in found.names if name in pairs}), ""
+    mine, _ = find_symmetries(me.name)
+    if mine is None:
+        return None, reason
+    known = set(mine.names)
+    return mine.select({name: own for name, own in pairs.items() if own in known}), ""
 
 
 def _all_names(pairs: Mapping[str, str], me: Member) -> dict[str, str]:

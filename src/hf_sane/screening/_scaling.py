@@ -74,7 +74,7 @@ def canonical_scales(
 
     Weights `w` and bias `b` that produce channel `j` become `w / c_j` and `b / c_j` with `c_j^2 = |w|^2 + b^2`, and
     weights that use it are multiplied by `c_j`. The function is the same if the activation is positively homogeneous,
-    `f(c x) = c f(x)` for `c > 0`, as ReLU is. Channels of zeros are not changed.
+    `f(c x) = c f(x)` for `c > 0`, as ReLU is. Channels of zeros and of integers are not changed.
 
     Args:
         spec: Permutation symmetries, which say where a channel is produced and used. Axes are visited in their order.
@@ -87,6 +87,8 @@ def canonical_scales(
     scaled = {name: x.double().clone() if x.is_floating_point() else x for name, x in tensors.items()}
     for scales_of in scalable_axes(spec):
         rows, columns = scales_of.rows, scales_of.columns
+        if not all(x[p.tensor].is_floating_point() for x in (tensors, like or {}) if x for p in (*rows, *columns)):
+            continue  # codes of quantised weights have no scales
         mine = _stacked(scaled, rows)
         squares = mine.square().sum(1)
         if like is None:
