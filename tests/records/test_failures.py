@@ -76,7 +76,7 @@ def test_digits_and_adapters_say_what_they_need(monkeypatch):
     with pytest.raises(ImportError, match="expected the package scikit-learn for the images 'digits', got none"):
         hf_sane.load_images("digits")
     with pytest.raises(ImportError, match="expected the package peft for LoRA, got none"):
-        add_lora(nn.Linear(2, 2))
+        add_lora(nn.Linear(2, 2), rank=1, alpha=1)
 
 
 @pytest.mark.parametrize(
