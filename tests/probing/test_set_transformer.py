@@ -10,7 +10,7 @@ from hf_sane.core import Layout
 from hf_sane.core._layer_kinds import LAYER_KINDS
 from hf_sane.probing._runs import fold_of_runs
 from hf_sane.probing._set_transformer import SetTransformerProbe, SetTransformerSettings
-from hf_sane.probing._token_sets import TokenSets, summarize_tokens, token_places
+from hf_sane.probing._token_sets import TokenSets, describe_latents, summarize_tokens, token_places
 
 SMALL = SetTransformerSettings(members=2, width=16, heads=2, epochs=10, batch_size=16, dropout=0.0, rate=1e-2)
 SHAPES = {"conv.weight": (3, 2, 2, 2), "conv.bias": (3,), "fc.weight": (4, 3), "fc.bias": (4,)}
@@ -39,13 +39,18 @@ def test_statistics_are_those_of_real_weights(layout):
         weights = tokens[:, token, mask].numpy()
         expected = [
             *(weights.mean(1), weights.std(1), np.log(np.sqrt(np.square(weights).mean(1)))),
-            *(np.log(np.abs(weights)).mean(1), weights[:, -1]),
+            np.log(np.abs(weights)).mean(1),
             *np.quantile(weights, [0, 0.1, 0.25, 0.5, 0.75, 0.9, 1], axis=1),
+            weights[:, -1],
         ]
         np.testing.assert_allclose(found[:, token], np.stack(expected, axis=1), rtol=1e-4, atol=1e-5)
         checked += 1
     assert checked == 10
     assert summarize_tokens(torch.zeros_like(tokens), layout).isfinite().all()
+    whole = tokens[:, layout.weight_mask.all(dim=1)]
+    latents = describe_latents(whole)
+    assert torch.equal(latents[..., :5], whole)
+    torch.testing.assert_close(latents[..., 5:], found[:, layout.weight_mask.all(dim=1), :-1])
     with pytest.raises(ValueError, match=r"expected tokens \[M, 10, 5\], got \[3, 9, 5\]"):
         summarize_tokens(tokens[:, 1:], layout)
 

@@ -95,8 +95,8 @@ def token_places(layout: Layout) -> Tensor:
 def summarize_tokens(tokens: Tensor, layout: Layout) -> Tensor:
     """Statistics of the real weights of each token.
 
-    Mean, standard deviation, seven quantiles (minimum and maximum included), the logarithms of the root mean square
-    and of the geometric mean of the absolute values, and the last weight, which in the layout `rowwise` is the bias.
+    Mean, standard deviation, the logarithms of the root mean square and of the geometric mean of the absolute values,
+    seven quantiles (minimum and maximum included), and the last weight, which in the layout `rowwise` is the bias.
 
     Args:
         tokens: `[M, N, D]` float, raw or normalised.
@@ -114,8 +114,21 @@ def summarize_tokens(tokens: Tensor, layout: Layout) -> Tensor:
     patterns, members = torch.unique(layout.weight_mask, dim=0, return_inverse=True)
     for index, pattern in enumerate(patterns):
         weights = tokens[:, members == index][..., pattern].float()  # [M, n, w]
-        moments = [weights.mean(dim=2), weights.std(dim=2, unbiased=False)]
-        logs = [weights.square().mean(dim=2).log() / 2, weights.abs().log().clamp_min(MIN_LOG).mean(dim=2)]
-        parts = [*moments, *(log.clamp_min(MIN_LOG) for log in logs), weights[..., -1]]
-        found[:, members == index] = torch.cat([torch.stack(parts, dim=2), quantiles(weights, TOKEN_LEVELS, dim=2)], 2)
+        found[:, members == index] = torch.cat([_statistics(weights), weights[..., -1:]], dim=2)
     return found
+
+
+def describe_latents(latents: Tensor) -> Tensor:
+    """Latents `[M, N, Z]`, followed by the statistics of each token's latents, `[M, N, Z + 11]`.
+
+    Networks from independent seeds share no directions, so that a few epochs learn little from latents alone.
+    """
+    return torch.cat([latents.float(), _statistics(latents.float())], dim=2)
+
+
+def _statistics(values: Tensor) -> Tensor:
+    """Moments, logarithms and quantiles of `[M, N, w]` along the last axis."""
+    moments = [values.mean(dim=2), values.std(dim=2, unbiased=False)]
+    logs = [values.square().mean(dim=2).log() / 2, values.abs().log().clamp_min(MIN_LOG).mean(dim=2)]
+    parts = [*moments, *(log.clamp_min(MIN_LOG) for log in logs)]
+    return torch.cat([torch.stack(parts, dim=2), quantiles(values, TOKEN_LEVELS, dim=2)], dim=2)

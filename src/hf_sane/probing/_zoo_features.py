@@ -16,7 +16,7 @@ from hf_sane.probing._evaluation import ProbeTable, probe_table
 from hf_sane.probing._poolings import POOLINGS
 from hf_sane.probing._regressors import RegressorName
 from hf_sane.probing._spectra import spectral_features, weight_profile
-from hf_sane.probing._token_sets import TokenSets, summarize_tokens
+from hf_sane.probing._token_sets import TokenSets, describe_latents, summarize_tokens
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 from hf_sane.zoo._alignment import token_blocks
 from hf_sane.zoo._dataset import Zoo, ZooSplit
@@ -146,7 +146,7 @@ def token_sets(
 
     Returns:
         `{name: {split: TokenSets}}`: the statistics of tokens ([`summarize_tokens`]) as `token_statistics`, and the
-        latents of each code as `sane_tokens` and `linear_tokens`.
+        latents of each code and their statistics ([`describe_latents`]) as `sane_tokens` and `linear_tokens`.
     """
     found: dict[str, dict[str, TokenSets]] = {}
     for split_name, split in zoo.splits.items():
@@ -158,7 +158,8 @@ def token_sets(
             normalized = extractor.normalize(batch, arranged)
             values = {"token_statistics": summarize_tokens(normalized, arranged)}
             for code, encoder in codes.items():
-                values[f"{code}_tokens"] = encoder.encode_sequences(normalized, arranged.positions, **windows)
+                latents = encoder.encode_sequences(normalized, arranged.positions, **windows)
+                values[f"{code}_tokens"] = describe_latents(latents)
             for name, features in values.items():
                 blocks.setdefault(name, []).append(TokenSets.of_layout(features, arranged))
         places = np.argsort(np.concatenate(order))
