@@ -63,7 +63,7 @@ def scores_block(records: Records) -> str:
 
 
 def chosen_block(records: Records) -> str:
-    """What was chosen by leaving out runs, with scores, intervals and coverage."""
+    """Probes chosen by leaving out runs, with scores, intervals and coverage."""
     rows = []
     for zoo, record in records.items():
         for prop, title in PROPERTIES.items():
