@@ -553,6 +553,8 @@ def gated(seed: int = 0) -> tuple[LlamaForCausalLM, dict[str, torch.Tensor]]:
 
 def test_a_gated_layer_with_scaled_values_is_the_same_network(saved):
     model, state = gated()
+    found = hf_sane.diff(model, state).difference  # aligned by the configuration of the module
+    assert (found.relation, found.unaligned) == ("rescaled", None)
     words = torch.arange(10)[None]
     with torch.no_grad():
         before = model(words).logits

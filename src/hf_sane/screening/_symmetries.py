@@ -1,9 +1,11 @@
 """Find the permutation symmetries of a checkpoint, from a registered module or its configuration."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_sane.architectures.configuration_zoo import ZooConfig
 from hf_sane.core._layout import Layout
@@ -25,7 +27,8 @@ def find_symmetries(
 
     Args:
         tensors: Tensors of the checkpoint, possibly on the meta device.
-        sources: Folders and repositories of networks of this architecture, which may hold a config.json.
+        sources: Folders and repositories of networks of this architecture, which may hold a config.json, and modules
+            of Transformers. Other sources have no configuration.
         max_weights: Largest network whose channels may be matched.
 
     Returns:
@@ -45,12 +48,12 @@ def find_symmetries(
         return None, shorten(error)
     reasons = []
     for source in sources:
-        if not isinstance(source, str | Path) or Path(source).is_file():
+        if not isinstance(source, str | Path | PreTrainedModel):
             continue
-        if Path(source).is_dir() and not (Path(source) / CONFIG).is_file():
+        if isinstance(source, str | Path) and Path(source).exists() and not (Path(source) / CONFIG).is_file():
             continue
         try:
-            config = load_config(source)
+            config = _config_of(source)
             if isinstance(config, ZooConfig):
                 return Symmetries(fit_spec(permutation_spec(config), layout)), ""
             return imported_symmetries(config.to_dict(), layout), ""
@@ -62,3 +65,12 @@ def find_symmetries(
         advice = f"pass the shape of its inputs: hf_sane.register_architecture({found.name}, example_inputs), or "
         advice += "--module-input 1,28,28"
     return None, f"{reasons[0] if reasons else 'there is no config.json next to the weights'}; {advice}"
+
+
+def _config_of(source: str | Path | PreTrainedModel) -> PreTrainedConfig:
+    """The configuration of a folder, repository or module."""
+    if not isinstance(source, PreTrainedModel):
+        return load_config(source)
+    config = copy.deepcopy(source.config)
+    config.architectures = [type(source).__name__]
+    return config
