@@ -263,6 +263,63 @@ def source_block(records: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+REPTILE = {
+    "reptile": "fine-tuning of the start that Reptile learned, mean of three seeds",
+    "finetuned": "fine-tuning of the ancestor",
+    "search_weights": "fine-tuning from the best start",
+    "search_whole64": "search in 64 principal directions",
+    "nearest": "nearest child",
+    "average_nearest": "average of the nearest children",
+    "scratch": "training from scratch",
+}
+
+
+def reptile_block(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """Accuracy of Reptile and its rivals on the same images, and what Reptile has less or more."""
+    parts = []
+    for name, record in records.items():
+        rows, seeds = [], []
+        for method, title in REPTILE.items():
+            row = [title]
+            for prompt in ("shots_1", "shots_5"):
+                found = _reptile(record["results"], prompt)
+                own = found[method]
+                less = "" if method == "reptile" else signed(difference(found["reptile"], own))
+                row += [f"{mean(own):.3f}", less]
+            rows.append(row)
+        for prompt in ("shots_1", "shots_5"):
+            values = record["results"]["prompts"][prompt]["accuracy"]
+            each = [mean([mean(draw) for draw in draws]) for key, draws in values.items() if key.startswith("reptile")]
+            seeds.append(f"{PROMPTS[prompt]}: {', '.join(f'{value:.3f}' for value in each)}")
+        header = [DATA[name]]
+        for prompt in ("shots_1", "shots_5"):
+            header += [PROMPTS[prompt], "Reptile less this"]
+        combinations = len(set(record["results"]["combinations"]))
+        minutes = f"{record['seconds'] / 60:.0f} minutes"
+        parts += [
+            markdown_table(header, rows),
+            f"Accuracy on {combinations} held-out combinations, three draws of images, and paired differences with "
+            f"95% bootstrap intervals. Seeds of Reptile: {'; '.join(seeds)}. `{record['command']}`, "
+            f"{record['hardware']['cpu']}, one thread, {minutes} next to other jobs, commit {record['commit'][:12]} "
+            f"([record](../../runs/paper/reptile/{name}_0.json)).",
+        ]
+    return "\n\n".join(parts)
+
+
+def _reptile(results: Mapping[str, Any], prompt: str) -> dict[str, list[float]]:
+    """Mean accuracy of each combination by method; Reptile over its seeds."""
+    values, found = results["prompts"][prompt]["accuracy"], {}
+    for method in REPTILE:
+        names = [key for key in values if key.startswith("reptile")] if method == "reptile" else [method]
+        draws = [draw for key in names for draw in values[key]]
+        by_combination: dict[str, list[float]] = {}
+        for draw in draws:
+            for combination, value in zip(results["combinations"], draw, strict=True):
+                by_combination.setdefault(combination, []).append(value)
+        found[method] = [mean(part) for part in by_combination.values()]
+    return found
+
+
 BLOCKS = {
     "verdict": verdict_block,
     "structure": structure_block,
@@ -276,4 +333,6 @@ BLOCKS = {
 def blocks(root: Path) -> dict[str, str]:
     """The page's blocks by marker."""
     records = load_records(root / "runs" / "paper" / "children")
-    return {name: block(records) if records else "" for name, block in BLOCKS.items()}
+    reptile = load_records(root / "runs" / "paper" / "reptile")
+    found = {name: block(records) if records else "" for name, block in BLOCKS.items()}
+    return {**found, "reptile": reptile_block(reptile) if reptile else ""}

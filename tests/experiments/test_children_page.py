@@ -65,6 +65,19 @@ def test_the_page_names_the_winners_and_the_paired_differences(folder):
     assert "commit 0123456789ab" in found["source"]
 
 
+def test_reptile_is_the_mean_of_its_seeds_against_rivals_on_the_same_images(write_record):
+    rivals = {name: [0.5, 0.5, 0.7, 0.7] for name in children.REPTILE if name != "reptile"}
+    seeds = {"reptile_0": [0.7] * 4, "reptile_1": [0.8] * 4, "reptile_2": [0.9] * 4}
+    shots = prompt_results(**seeds, **rivals)
+    results = {"prompts": {"shots_1": shots, "shots_5": shots}, "combinations": ["a", "a", "b", "b"]}
+    found = children.blocks(write_record("reptile/usps_0", results))["reptile"]
+    row = "| fine-tuning of the start that Reptile learned, mean of three seeds | 0.800 |  | 0.800 |  |"
+    assert row in found
+    assert "| nearest child | 0.600 | +0.200, +0.100 to +0.300 | 0.600 | +0.200, +0.100 to +0.300 |" in found
+    assert "on 2 held-out combinations" in found
+    assert "Seeds of Reptile: 1 image per class: 0.700, 0.800, 0.900; 5 images" in found
+
+
 def test_without_records_there_is_nothing_to_say(tmp_path):
     assert set(children.blocks(tmp_path).values()) == {""}
 
