@@ -6,9 +6,8 @@ import torch
 from hf_sane.architectures.presets import build_model, cnn_digits
 from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
-from hf_sane.probing._poolings import POOLINGS, pool_latents, register_pooling
+from hf_sane.probing._poolings import POOLINGS, choose_poolings, pool_latents, register_pooling
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
-from hf_sane.workflows.probe import parse_poolings
 from hf_sane.workflows.sane import SANE
 
 
@@ -42,7 +41,7 @@ def test_a_new_pooling_serves_like_any_other(registry, sane):
     decoded = sane.model.decode_sequences(latents[None], layout.positions)[0]
     assert torch.allclose(sane.embed(network, pooling="largest decoded"), decoded.amax(dim=0), atol=1e-5)
     assert torch.equal(pool_latents(latents[None], layout, "largest")[0], latents.amax(dim=0))
-    assert parse_poolings(["all"])[-2:] == ["largest", "largest decoded"]
+    assert choose_poolings(["all"], sane.model)[-2:] == ["largest", "largest decoded"]
     with pytest.raises(ValueError, match="largest decoded requires decoded tokens"):
         pool_latents(latents[None], layout, "largest decoded")
     with pytest.raises(ValueError, match="there is a pooling 'mean' already"):

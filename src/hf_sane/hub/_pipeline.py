@@ -148,7 +148,8 @@ class WeightFeatureExtractionPipeline(Pipeline):
         """Read a network as tokens, or a large one as a stream of tokens."""
         extractor = cast(SANEFeatureExtractor, self.feature_extractor)
         limit = preprocess_parameters.pop("max_memory_bytes", MAX_MEMORY_BYTES)
-        if preprocess_parameters.pop("pooling", "mean") in STREAM_POOLINGS:
+        by_token = self.model.config.num_latents is None
+        if preprocess_parameters.pop("pooling", "mean") in STREAM_POOLINGS and by_token:
             stream = stream_if_large(input_, extractor, max_memory_bytes=limit, **preprocess_parameters)
             if stream is not None:
                 return {"stream": stream}

@@ -1,7 +1,7 @@
 """Base class of autoencoders of weight tokens: SANE, and the linear code as its baseline.
 
 Axis letters: `B` windows in a batch, `M` models, `N` tokens of a whole model, `W` tokens in a window, `D` scalars of a
-token, `Z` latent.
+token, `L` latents of a whole model, `Z` scalars of a latent.
 """
 
 from collections.abc import Callable
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .configuration_linear import Grouping
 from .modes_sane import modes_kept
-from .windows_sane import map_windows
+from .windows_sane import map_whole, map_windows
 
 AUTOENCODERS = ("sane", "sane_linear")  # model types
 
@@ -20,7 +21,9 @@ AUTOENCODERS = ("sane", "sane_linear")  # model types
 class WeightAutoencoder(PreTrainedModel):
     """Maps windows of weight tokens to latents and back; whole networks are processed window by window.
 
-    Configurations have `token_dim`, `latent_dim` and `window_size`.
+    Configurations have `token_dim`, `latent_dim`, `window_size` and `num_latents`. The last one is `None` if each
+    token has a latent, as in SANE. Otherwise, it is the number of latents of a network, which is then always processed
+    as a whole.
     """
 
     config: Any
@@ -38,11 +41,11 @@ class WeightAutoencoder(PreTrainedModel):
         }
 
     def encode(self, tokens: Tensor, positions: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Encode windows of normalised tokens `[B, W, D]` at positions `[B, W, 3]` as latents `[B, W, Z]`."""
+        """Encode windows of normalised tokens `[B, W, D]` at positions `[B, W, 3]` as latents `[B, W or L, Z]`."""
         raise NotImplementedError
 
     def decode(self, latents: Tensor, positions: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Decode latents `[B, W, Z]` to normalised tokens `[B, W, D]`."""
+        """Decode latents `[B, W or L, Z]` at positions `[B, W, 3]` to normalised tokens `[B, W, D]`."""
         raise NotImplementedError
 
     @staticmethod
@@ -52,6 +55,30 @@ class WeightAutoencoder(PreTrainedModel):
                 f"expected {expected} with last axis {width} and positions [B, W, 3], got {tuple(features.shape)} and "
                 f"{tuple(positions.shape)}; was the model tokenized with another token_dim?"
             )
+
+    def _check_latents(self, latents: Tensor, positions: Tensor) -> None:
+        count, size = self.config.num_latents, self.config.latent_dim
+        if count is None:
+            self._check(latents, positions, size, "latents [B, W, latent_dim]")
+        elif latents.shape != (len(positions), count, size) or positions.shape[2:] != (3,):
+            raise ValueError(
+                f"expected latents [B, {count}, {size}] of whole networks and positions [B, W, 3], got "
+                f"{tuple(latents.shape)} and {tuple(positions.shape)}"
+            )
+
+    def latent_shape(self, num_tokens: int) -> tuple[int, int]:
+        """Number of latents of a network of `num_tokens` tokens, and their size: `(N or L, Z)`."""
+        count = self.config.num_latents
+        return (num_tokens if count is None else count, self.config.latent_dim)
+
+    def linear_rival(self, grouping: Grouping) -> tuple[Grouping, int]:
+        """Grouping and `latent_dim` of a linear code with as many latents.
+
+        Args:
+            grouping: Grouping of a code of tokens. The rival of latents of whole networks is a code of whole networks.
+        """
+        count, size = self.config.num_latents, self.config.latent_dim
+        return (grouping, size) if count is None else ("network", count * size)
 
     @torch.no_grad()
     def encode_sequences(
@@ -74,7 +101,8 @@ class WeightAutoencoder(PreTrainedModel):
             batch_size: Number of windows per pass, which does not affect the result.
 
         Returns:
-            `[M, N, Z]` float32, on the device of `tokens`, without gradient or dropout.
+            `[M, N, Z]`, or `[M, L, Z]` with `num_latents`; float32, on the device of `tokens`, without gradient or
+            dropout.
 
         Raises:
             ValueError: If shapes or sizes do not fit, or a position is outside the learned tables.
@@ -94,7 +122,7 @@ class WeightAutoencoder(PreTrainedModel):
         """Decode whole models of any length, with the arguments of [`encode_sequences`].
 
         Args:
-            latents: `[M, N, Z]`, on any device.
+            latents: `[M, N, Z]`, or `[M, L, Z]` with `num_latents`, on any device.
             positions: `[N, 3]` or `[M, N, 3]` int64.
             window_size: Number of tokens per window, including the halo.
             halo_size: Number of context tokens on each side, which are decoded and then dropped.
@@ -117,15 +145,37 @@ class WeightAutoencoder(PreTrainedModel):
         batch_size: int,
     ) -> Tensor:
         """Run `method` over the windows of whole models, in eval mode, on the model's device."""
+
+        def on_device(window: Tensor, where: Tensor) -> Tensor:
+            return method(window.to(self.device), where.to(self.device))
+
+        if self.config.num_latents is not None:
+            self.check_whole(positions.shape[-2], window_size, halo)
         with modes_kept(self):
             self.eval()
+            if self.config.num_latents is not None:
+                return map_whole(on_device, features, positions, batch_size=batch_size)
             return map_windows(
-                lambda window, where: method(window.to(self.device), where.to(self.device)),
+                on_device,
                 features,
                 positions,
                 window_size=window_size or self.config.window_size,
                 halo_size=halo,
                 batch_size=batch_size,
+            )
+
+    def check_whole(self, num_tokens: int, window_size: int | None = None, halo_size: int = 0) -> None:
+        """Check that a network with latents of its own is not cut into windows.
+
+        Raises:
+            ValueError: If it is longer than the window, or a halo is given.
+        """
+        limit = window_size or self.config.window_size
+        if num_tokens > limit or halo_size:
+            raise ValueError(
+                f"this autoencoder has {self.config.num_latents} latents per network instead of one per token, and "
+                f"takes whole networks of at most {limit} tokens, got {num_tokens} tokens and halo_size={halo_size}; "
+                "leave out window and halo, or use an autoencoder with latents of tokens for larger networks"
             )
 
 

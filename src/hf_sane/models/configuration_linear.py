@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 
 from .configuration_sane import CheckedConfig
 
-Grouping = Literal["all", "kind", "layer", "position"]
+Grouping = Literal["all", "kind", "layer", "position", "network"]
 
 
 @strict
@@ -15,12 +15,14 @@ class LinearCodeConfig(CheckedConfig):
 
     Args:
         token_dim (`int`, *optional*, defaults to 289): Number of scalars per weight token, `D`.
-        latent_dim (`int`, *optional*, defaults to 64): Number of latents per token, `Z`.
+        latent_dim (`int`, *optional*, defaults to 64): Number of latents per token, or per network, `Z`.
         grouping (`str`, *optional*, defaults to `"kind"`):
             Which tokens share principal components: `"all"` tokens, those of all layers of a `"kind"` (convolutions,
-            linear maps, ...), those of a `"layer"`, or those at a `"position"` of the network.
+            linear maps, ...), those of a `"layer"`, or those at a `"position"` of the network. With `"network"`, the
+            components are those of whole networks.
         groups (`list[int]`, *optional*, defaults to `[0]`):
-            Group of each layer, by its index, or of each token with `"position"`; not used with `"all"`.
+            Group of each layer, by its index, or of each token with `"position"` and `"network"`; not used with
+            `"all"`.
         window_size (`int`, *optional*, defaults to 256): Number of tokens per window, which does not affect results.
 
     Raises:
@@ -45,6 +47,11 @@ class LinearCodeConfig(CheckedConfig):
     def num_groups(self) -> int:
         """Number of groups, `G`."""
         return max(self.groups) + 1
+
+    @property
+    def num_latents(self) -> int | None:
+        """Number of latents of a network: one if they encode whole networks; `None` for one per token."""
+        return 1 if self.grouping == "network" else None
 
     def validate_sizes(self) -> None:
         """Check that sizes are positive, and that groups are numbers from 0."""

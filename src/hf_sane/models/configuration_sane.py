@@ -60,7 +60,16 @@ class SANEConfig(CheckedConfig):
         token_dim (`int`, *optional*, defaults to 289): Number of scalars per weight token, `D`.
         hidden_size (`int`, *optional*, defaults to 128): Width of the residual stream, `H`; must be even and a
             multiple of the heads.
-        latent_dim (`int`, *optional*, defaults to 64): Number of scalars per token between encoder and decoder, `Z`.
+        latent_dim (`int`, *optional*, defaults to 64): Number of scalars per latent, `Z`.
+        num_latents (`int`, *optional*):
+            Number of latents of a whole network. By default, each token has a latent, as in the paper. Networks must
+            be of one layout and fit in a window, and they need `"linear_path"`.
+        latent_reader (`str`, *optional*, defaults to `"components"`):
+            How latents of whole networks are read and written, beyond a linear code. `"components"`: by perceptrons,
+            from principal components of whole networks, without attention. `"attention"`: by cross-attention, from
+            tokens.
+        num_components (`int`, *optional*, defaults to 256):
+            Number of principal components of whole networks, `R`; at least `num_latents * latent_dim`.
         num_hidden_layers (`int`, *optional*, defaults to 3): Number of blocks in each of encoder and decoder.
         num_attention_heads (`int`, *optional*, defaults to 8): Number of heads per block.
         intermediate_size (`int`, *optional*): Hidden width of the feed-forward branch; by default four times `H`.
@@ -106,6 +115,9 @@ class SANEConfig(CheckedConfig):
     token_dim: int = 289
     hidden_size: int = 128
     latent_dim: int = 64
+    num_latents: int | None = None
+    latent_reader: Literal["components", "attention"] = "components"
+    num_components: int = 256
     num_hidden_layers: int = 3
     num_attention_heads: int = 8
     intermediate_size: int | None = None
@@ -145,6 +157,8 @@ class SANEConfig(CheckedConfig):
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_latents is not None:
+            self._validate_latents(self.num_latents)
         if self.hidden_size % self.num_attention_heads or self.hidden_size % 2 or self.hidden_size < 6:
             raise ValueError(
                 "hidden_size must be even, at least 6 and a multiple of "
@@ -153,6 +167,20 @@ class SANEConfig(CheckedConfig):
         if len(self.max_positions) != 3 or min(self.max_positions) < 1:
             raise ValueError(
                 f"max_positions needs three table sizes >= 1 (token, layer, channel), got {self.max_positions}"
+            )
+
+    def _validate_latents(self, num_latents: int) -> None:
+        """Check the settings of latents of whole networks."""
+        if num_latents < 1:
+            raise ValueError(f"num_latents must be at least 1, or None for one per token, got {num_latents}")
+        if self.num_components < num_latents * self.latent_dim:
+            raise ValueError(
+                f"num_components must be at least num_latents * latent_dim = {num_latents * self.latent_dim}, got "
+                f"{self.num_components}"
+            )
+        if self.initialization != "linear_path":
+            raise ValueError(
+                f"num_latents requires initialization='linear_path', got {self.initialization!r}; leave one out"
             )
 
     def validate_ranges(self) -> None:

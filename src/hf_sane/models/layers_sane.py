@@ -134,7 +134,7 @@ def eager_attention_forward(
 
 
 class SANEAttention(nn.Module):
-    """Bidirectional multi-head attention over all tokens of a window, without biases."""
+    """Bidirectional multi-head attention over all tokens of a window, or over a context, without biases."""
 
     def __init__(self, config: SANEConfig) -> None:
         super().__init__()
@@ -148,12 +148,20 @@ class SANEAttention(nn.Module):
         self.v_proj = nn.Linear(width, width, bias=False)
         self.o_proj = SANEBranchLinear(width, width, bias=False)
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Mix `hidden_states` `[B, W, H]`; returns the same shape, and the attention weights if they were computed."""
-        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, *, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Mix `hidden_states` `[B, W, H]`; returns the same shape, and the attention weights if they were computed.
+
+        Args:
+            hidden_states: Tokens that attend.
+            attention_mask: Mask of the tokens that are attended to, as made by Transformers.
+            context: `[B, C, H]` tokens that are attended to; the same ones by default.
+        """
+        context = hidden_states if context is None else context
         query, key, value = (
-            projection(hidden_states).view(shape).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            projection(states).view(*states.shape[:-1], -1, self.head_dim).transpose(1, 2)
+            for projection, states in ((self.q_proj, hidden_states), (self.k_proj, context), (self.v_proj, context))
         )
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -188,8 +196,8 @@ class SANEProjectionHead(nn.Module):
 
     def __init__(self, config: SANEConfig) -> None:
         super().__init__()
-        self.window_size = config.window_size
-        self.fc_in = nn.Linear(config.window_size * config.latent_dim, config.projection_dim, bias=False)
+        self.window_size = config.num_latents or config.window_size
+        self.fc_in = nn.Linear(self.window_size * config.latent_dim, config.projection_dim, bias=False)
         self.norm_in = nn.LayerNorm(config.projection_dim, eps=config.layer_norm_eps)
         self.fc_out = nn.Linear(config.projection_dim, config.projection_dim, bias=False)
         self.norm_out = nn.LayerNorm(config.projection_dim, eps=config.layer_norm_eps)

@@ -9,6 +9,7 @@ from transformers import initialization as init
 
 from .autoencoder_sane import WeightAutoencoder, zero_padding
 from .configuration_linear import LinearCodeConfig
+from .initialization_sane import network_directions
 from .outputs_sane import SANEOutput
 
 MAX_SCALARS = 2**26  # of covariances that are accumulated at a time: 512 MiB
@@ -21,6 +22,10 @@ class LinearCode(WeightAutoencoder):
     `V_g` are the `Z` leading eigenvectors of their covariance. No code with `Z` latents per token that is linear in
     each group has a smaller squared error on the training tokens (Eckart and Young, 1936). With `Z >= D` the code is
     lossless, and latents beyond `D` are zero.
+
+    With `grouping="network"`, the components are those of whole networks, and a network has one latent of size `Z`
+    instead of one per token: `z = sum_n V_n^T (t_n - mu_n)` and `t_hat_n = mu_n + V_n z`. All networks have the layout
+    that the code was fitted on.
 
     All tokens are *normalised* and zero at padding.
     """
@@ -49,6 +54,10 @@ class LinearCode(WeightAutoencoder):
         """Encode windows of tokens as latents; arguments and errors as in [`SANEModel.encode`]."""
         self._check(tokens, positions, self.config.token_dim, "tokens [B, W, token_dim]")
         tokens = tokens.to(self.mean.dtype)
+        if self.config.grouping == "network":
+            self._check_length(positions)
+            centred = zero_padding(tokens - self.mean, attention_mask)
+            return (centred.flatten(1) @ self.directions.flatten(0, 1))[:, None]
         latents = tokens.new_empty(*tokens.shape[:2], self.config.latent_dim)
         for group, members in self._members(positions):
             latents[members] = (tokens[members] - self.mean[group]) @ self.directions[group]
@@ -56,8 +65,12 @@ class LinearCode(WeightAutoencoder):
 
     def decode(self, latents: Tensor, positions: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Decode windows of latents to tokens; arguments and errors as in [`SANEModel.decode`]."""
-        self._check(latents, positions, self.config.latent_dim, "latents [B, W, latent_dim]")
+        self._check_latents(latents, positions)
         latents = latents.to(self.mean.dtype)
+        if self.config.grouping == "network":
+            self._check_length(positions)
+            decoded = self.mean + (latents[:, 0] @ self.directions.flatten(0, 1).T).unflatten(1, self.mean.shape)
+            return zero_padding(decoded, attention_mask)
         tokens = latents.new_empty(*latents.shape[:2], self.config.token_dim)
         for group, members in self._members(positions):
             tokens[members] = self.mean[group] + latents[members] @ self.directions[group].T
@@ -67,6 +80,13 @@ class LinearCode(WeightAutoencoder):
         """Latents and reconstruction of windows."""
         latents = self.encode(tokens, positions, attention_mask)
         return SANEOutput(latents=latents, reconstruction=self.decode(latents, positions, attention_mask))
+
+    def _check_length(self, positions: Tensor) -> None:
+        if positions.shape[1] != len(self.mean):
+            raise ValueError(
+                f"the linear code was fitted on whole networks of {len(self.mean)} tokens, got {positions.shape[1]}; "
+                "fit it on networks of this architecture, or with another grouping"
+            )
 
     def _members(self, positions: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Yield each group that occurs at positions `[..., 3]`, with a mask of its tokens, `[...]` bool."""
@@ -80,7 +100,7 @@ class LinearCode(WeightAutoencoder):
         """Fit means and directions to the tokens of training networks.
 
         Covariances are accumulated in float64, for as many groups at a time as fit in memory, and training networks
-        are read once for each such part.
+        are read once for each such part. Whole networks (`grouping="network"`) are held in memory.
 
         Args:
             config: Sizes and groups.
@@ -93,6 +113,19 @@ class LinearCode(WeightAutoencoder):
             ValueError: If there are no networks, or their tokens do not fit the configuration.
         """
         model = cls(config).eval()
+        if config.grouping == "network":
+            blocks = [tokens for tokens, _ in read()]
+            if not blocks or any(block.shape[1] != len(config.groups) for block in blocks):
+                raise ValueError(
+                    f"expected training networks of {len(config.groups)} tokens, got "
+                    f"{sorted({block.shape[1] for block in blocks}) or 'none'}; fit one code per architecture"
+                )
+            networks = torch.cat(blocks)
+            mask = torch.ones(networks.shape[1:], dtype=torch.bool)  # padding is zero in all of them
+            mean, directions, _ = network_directions(networks, mask, config.latent_dim)
+            model.mean.copy_(mean)
+            model.directions.copy_(directions)
+            return model
         size = config.token_dim
         at_once = max(1, MAX_SCALARS // size**2)
         for start in range(0, config.num_groups, at_once):

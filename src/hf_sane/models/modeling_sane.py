@@ -16,7 +16,8 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .autoencoder_sane import WeightAutoencoder, zero_padding
 from .configuration_sane import SANEConfig
-from .initialization_sane import principal_directions
+from .initialization_sane import network_directions, principal_directions
+from .latents_sane import SANEComponentLinear, SANEComponentReader, SANEComponents, SANECrossLayer, SANEQueries
 from .layers_sane import (
     SANEAttention,
     SANEBranchLinear,
@@ -52,11 +53,23 @@ class SANEPreTrainedModel(WeightAutoencoder):
         """Initialise one module. Transformers calls it only for modules with parameters, so each kind has a class."""
         super()._init_weights(module)
         linear_path = self.config.initialization == "linear_path"
+        of_networks = self.config.num_latents is not None
         std = self.config.initializer_range
         if isinstance(module, SANEPathLinear) and linear_path:
             init.copy_(module.weight, module.path_matrix())
+            if of_networks and not module.towards_stream:  # the linear path does not go through the stream
+                init.zeros_(module.weight)
         elif isinstance(module, SANEBranchLinear):
-            init.normal_(module.weight, std=0.0 if linear_path else std / math.sqrt(2 * self.config.num_hidden_layers))
+            small = std / math.sqrt(2 * self.config.num_hidden_layers)
+            init.normal_(module.weight, std=0.0 if linear_path and not of_networks else small)
+        elif isinstance(module, SANEQueries) or (isinstance(module, nn.Embedding) and of_networks):
+            init.normal_(module.weight, std=1.0)  # what tells latents and tokens apart when they read each other
+        elif isinstance(module, SANEComponentLinear):
+            init.normal_(module.weight, std=0.0 if module.last else module.in_features**-0.5)
+        elif isinstance(module, SANEComponents):
+            init.zeros_(module.mean)
+            init.zeros_(module.directions)
+            init.ones_(module.deviations)
         elif isinstance(module, SANESinusoidalEmbedding):
             init.constant_(module.gain, std * math.sqrt(2) if linear_path else 1.0)
 
@@ -76,22 +89,36 @@ class SANEModel(SANEPreTrainedModel):
     training only has to improve on a linear code. With `Z < D`, [`initialize_from_tokens`] sets the path to the
     principal subspace of real tokens.
 
+    With `num_latents`, a network has a few latents instead of one per token. Their linear path are the leading
+    principal components of whole networks, see [`initialize_from_networks`]. Beyond these, latents are read from and
+    written to all components by perceptrons ([`SANEComponentReader`]), or tokens by cross-attention
+    ([`SANECrossLayer`]), between the same stacks of blocks.
+
     All tokens are *normalised* and zero wherever `weight_mask` is `False`.
     """
 
     def __init__(self, config: SANEConfig) -> None:
         super().__init__(config)
-        positions = SANEPositionEmbedding if config.position_embedding == "learned" else SANESinusoidalEmbedding
-        token_dim, width, latent_dim = config.token_dim, config.hidden_size, config.latent_dim
-        self.token_in = SANEPathLinear(token_dim, width, towards_stream=True)
-        self.encoder_positions = positions(config)
-        self.encoder = nn.ModuleList(SANELayer(config) for _ in range(config.num_hidden_layers))
-        self.latent_out = SANEPathLinear(width, latent_dim, towards_stream=False)
-        self.latent_in = SANEPathLinear(latent_dim, width, towards_stream=True)
-        self.decoder_positions = positions(config)
-        self.decoder = nn.ModuleList(SANELayer(config) for _ in range(config.num_hidden_layers))
-        self.token_out = SANEPathLinear(width, token_dim, towards_stream=False)
+        self.reads_tokens = config.num_latents is None or config.latent_reader == "attention"
+        if self.reads_tokens:
+            positions = SANEPositionEmbedding if config.position_embedding == "learned" else SANESinusoidalEmbedding
+            token_dim, width, latent_dim = config.token_dim, config.hidden_size, config.latent_dim
+            self.token_in = SANEPathLinear(token_dim, width, towards_stream=True)
+            self.encoder_positions = positions(config)
+            self.encoder = nn.ModuleList(SANELayer(config) for _ in range(config.num_hidden_layers))
+            self.latent_out = SANEPathLinear(width, latent_dim, towards_stream=False)
+            self.latent_in = SANEPathLinear(latent_dim, width, towards_stream=True)
+            self.decoder_positions = positions(config)
+            self.decoder = nn.ModuleList(SANELayer(config) for _ in range(config.num_hidden_layers))
+            self.token_out = SANEPathLinear(width, token_dim, towards_stream=False)
         self.projection_head = SANEProjectionHead(config)
+        if config.num_latents is not None:
+            self.components = SANEComponents(config)
+            if self.reads_tokens:
+                self.latent_queries, self.latent_places = SANEQueries(config), SANEQueries(config)
+                self.reader, self.writer = SANECrossLayer(config), SANECrossLayer(config)
+            else:
+                self.component_reader = SANEComponentReader(config)
         self.post_init()
 
     def _transform(self, stream: Tensor, layers: nn.ModuleList, attention_mask: Tensor | None) -> Tensor:
@@ -110,29 +137,62 @@ class SANEModel(SANEPreTrainedModel):
             attention_mask: `[B, W]`, nonzero at real tokens; if `None`, all tokens are real.
 
         Returns:
-            `[B, W, Z]`, zero at padded tokens.
+            `[B, W, Z]`, zero at padded tokens; or `[B, L, Z]` with `num_latents`.
 
         Raises:
             ValueError: If shapes do not fit, or a position is outside the learned tables.
         """
         self._check(tokens, positions, self.config.token_dim, "tokens [B, W, token_dim]")
+        if self.config.num_latents is not None:
+            return self._encode_network(tokens, positions, attention_mask)
+        return zero_padding(self.latent_out(self._encode_stream(tokens, positions, attention_mask)), attention_mask)
+
+    def _encode_stream(self, tokens: Tensor, positions: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Run the encoder over tokens, up to the residual stream `[B, W, H]`."""
         stream = self.token_in(tokens.to(self.token_in.weight.dtype)) + self.encoder_positions(positions)
-        return zero_padding(self.latent_out(self._transform(stream, self.encoder, attention_mask)), attention_mask)
+        return self._transform(stream, self.encoder, attention_mask)
+
+    def _encode_network(self, tokens: Tensor, positions: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Latents `[B, L, Z]` of whole networks."""
+        self.check_whole(tokens.shape[1])
+        components, shape = self.components.encode(tokens, attention_mask), self.latent_shape(tokens.shape[1])
+        if not self.reads_tokens:
+            return self.component_reader.encode(components).unflatten(1, shape)
+        stream = self._encode_stream(tokens, positions, attention_mask)
+        read = self.latent_out(self.reader(self.latent_queries(len(tokens)), stream, attention_mask))
+        return components[:, : math.prod(shape)].unflatten(1, shape) + read
 
     def decode(self, latents: Tensor, positions: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Map windows of latents back to tokens.
 
         Args:
-            latents: `[B, W, Z]`.
+            latents: `[B, W, Z]`, or `[B, L, Z]` with `num_latents`.
             positions: `[B, W, 3]` int64, as in [`encode`].
             attention_mask: `[B, W]`, as in [`encode`].
 
         Returns:
             `[B, W, D]` normalised tokens, zero at padded tokens.
         """
-        self._check(latents, positions, self.config.latent_dim, "latents [B, W, latent_dim]")
+        self._check_latents(latents, positions)
+        if self.config.num_latents is not None:
+            return zero_padding(self._decode_network(latents, positions, attention_mask), attention_mask)
         stream = self.latent_in(latents.to(self.latent_in.weight.dtype)) + self.decoder_positions(positions)
         return zero_padding(self.token_out(self._transform(stream, self.decoder, attention_mask)), attention_mask)
+
+    def _decode_network(self, latents: Tensor, positions: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Tokens `[B, W, D]` of whole networks."""
+        self.check_whole(positions.shape[1])
+        deviations = self.components.deviations
+        flat = latents.to(deviations.dtype).flatten(1)
+        if not self.reads_tokens:
+            components = self.component_reader.decode(flat, deviations)
+            return self.components.decode(components, positions.shape[1])
+        linear = self.components.decode(
+            nn.functional.pad(flat, (0, len(deviations) - flat.shape[1])), positions.shape[1]
+        )
+        context = self.latent_in(latents.to(self.latent_in.weight.dtype)) + self.latent_places(len(latents))
+        stream = self.writer(self.decoder_positions(positions), context)
+        return linear + self.token_out(self._transform(stream, self.decoder, attention_mask))
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -228,13 +288,14 @@ class SANEModel(SANEPreTrainedModel):
         if not self.training or self.config.latent_noise == 0:
             return latents
         power = latents.detach().float().square()  # zero at padded tokens
-        count = power[..., 0].numel() if attention_mask is None else (attention_mask != 0).sum().clamp_min(1)
+        padded = attention_mask if self.config.num_latents is None else None
+        count = power[..., 0].numel() if padded is None else (padded != 0).sum().clamp_min(1)
         scale = self.config.latent_noise * (power.sum((0, 1)) / count).sqrt()
         return latents + (torch.randn_like(power) * scale).to(latents.dtype)
 
     def _project(self, latents: Tensor, *, required: bool) -> Tensor | None:
         """Projections `[B, P]`; `None` for windows longer than the head, unless required by the loss."""
-        if latents.shape[1] <= self.config.window_size:
+        if latents.shape[1] <= self.projection_head.window_size:
             return self.projection_head(latents)
         if required:
             raise ValueError(
@@ -284,6 +345,41 @@ class SANEModel(SANEPreTrainedModel):
         self.token_in.bias.copy_(-to_stream @ mean)
         self.token_out.bias.copy_(mean)
         return r2
+
+    @torch.no_grad()
+    def initialize_from_networks(self, tokens: Tensor, weight_mask: Tensor) -> float:
+        """Set the linear path of latents of whole networks to the principal components of training networks.
+
+        No other linear code with as many latents per network has a smaller squared error on the training networks.
+
+        Args:
+            tokens: `[T, N, D]` normalised tokens of training networks of one layout.
+            weight_mask: `[N, D]` bool, `True` at real weights.
+
+        Returns:
+            R2 of the linear path on the real weights of these networks.
+
+        Raises:
+            ValueError: If the model has no such path, or shapes do not fit.
+        """
+        if self.config.num_latents is None:
+            raise ValueError("expected a model with num_latents, got one with latents of tokens; set num_latents")
+        length = tokens.shape[1] if tokens.ndim == 3 else 0
+        if not 0 < length <= self.config.window_size or weight_mask.shape != tokens.shape[1:] or not len(tokens):
+            raise ValueError(
+                f"expected networks [T, N, D] of at most window_size={self.config.window_size} tokens and a mask "
+                f"[N, D], got {tuple(tokens.shape)} and {tuple(weight_mask.shape)}"
+            )
+        found, size = self.components, math.prod(self.latent_shape(length))
+        mean, directions, deviations = network_directions(tokens, weight_mask, len(found.deviations))
+        found.mean[:length] = mean
+        found.directions[:length] = directions
+        found.deviations.copy_(deviations)
+        real = tokens[:, weight_mask].double()
+        leading = directions[:, :, :size].flatten(0, 1)
+        centred = (tokens.double().cpu() - mean).masked_fill(~weight_mask.cpu(), 0.0).flatten(1)
+        error = (centred - centred @ leading @ leading.T).square().sum()
+        return 1.0 - (error / (real - real.mean()).square().sum().clamp_min(torch.finfo(torch.float64).tiny)).item()
 
 
 def _join(views: list[Tensor]) -> Tensor:

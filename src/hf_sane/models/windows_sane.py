@@ -112,4 +112,28 @@ def map_windows(
     return joined
 
 
+def map_whole(
+    function: Callable[[Tensor, Tensor], Tensor], features: Tensor, positions: Tensor, *, batch_size: int
+) -> Tensor:
+    """Apply a function of whole networks to all of them, a batch at a time.
+
+    Args:
+        function: Function from `[B, *]` and positions `[B, N, 3]` to `[B, *]`, independent for each network.
+        features: `[M, *]`.
+        positions: `[N, 3]` or `[M, N, 3]`.
+        batch_size: Number of networks per call of `function`.
+
+    Returns:
+        `[M, *]` float32, on the device of `features`.
+
+    Raises:
+        ValueError: If there are no networks.
+    """
+    if len(features) == 0 or batch_size < 1:
+        raise ValueError(f"expected networks and batch_size >= 1, got {tuple(features.shape)} and {batch_size}")
+    positions = positions.expand(len(features), *positions.shape[-2:])
+    parts = zip(features.split(batch_size), positions.split(batch_size), strict=True)
+    return torch.cat([function(part, where).to(features.device, torch.float32) for part, where in parts])
+
+
 __all__ = ["halo_spans"]

@@ -9,7 +9,7 @@ from torch import Tensor
 from hf_sane.core._finite import check_results, check_sizes
 from hf_sane.core._layout import Layout
 from hf_sane.models.autoencoder_sane import WeightAutoencoder
-from hf_sane.probing._poolings import POOLINGS
+from hf_sane.probing._poolings import POOLINGS, choose_poolings
 from hf_sane.records._progress import tracked
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
 
@@ -59,8 +59,7 @@ def embed_networks(
             f"expected raw tokens [M, {expected[0]}, {expected[1]}] of at least one network, got "
             f"{list(raw_tokens.shape)}"
         )
-    if not poolings or (unknown := [name for name in poolings if name not in POOLINGS]):
-        raise ValueError(f"expected poolings among {', '.join(POOLINGS)}, got {unknown if poolings else 'none'}")
+    poolings = choose_poolings(poolings, model)
     parts: dict[str, list[Tensor]] = {name: [] for name in poolings}
     for start in tracked(range(0, len(raw_tokens), batch_size), desc="embedding", unit="batch"):
         batch = raw_tokens[start : start + batch_size]
@@ -113,6 +112,7 @@ def embed_tokens(
     """
     windows: dict[str, Any] = {"window_size": window_size, "halo_size": halo_size, "batch_size": batch_size}
     check_sizes(tokens, layout)
+    poolings = choose_poolings(poolings, model)
     latents = model.encode_sequences(tokens, layout.positions, **windows)
     found: dict[str, Tensor] = {}
     decoded = None

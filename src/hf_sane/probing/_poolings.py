@@ -9,13 +9,14 @@ def largest(latents, layout):
 ```
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from hf_sane.core._layout import Layout
+from hf_sane.models.autoencoder_sane import WeightAutoencoder
 from hf_sane.probing._quantiles import quantiles
 from hf_sane.probing._spectra import layer_distribution, layer_spectrum, weight_profile
 from hf_sane.records._registry import Registry
@@ -26,17 +27,30 @@ MOMENT_LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Pooling:
-    """A pooling, and whether it takes the decoded tokens `[M, N, D]` as a third argument."""
+    """A pooling.
+
+    Attributes:
+        pool: The function.
+        decodes: Whether it takes the decoded tokens `[M, N, D]` as a third argument.
+        by_token: Whether it needs the latents to be those of tokens, not of whole networks.
+    """
 
     pool: Callable[..., Tensor]
     decodes: bool
+    by_token: bool = True
+
+    def fits(self, model: WeightAutoencoder) -> bool:
+        """Whether it can pool the latents of an autoencoder."""
+        return model.config.num_latents is None or not self.by_token
 
 
 POOLINGS: Registry[Pooling] = Registry("pooling")
 """Poolings by name, in the order of registration."""
 
 
-def register_pooling(name: str, *, decodes: bool = False) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+def register_pooling(
+    name: str, *, decodes: bool = False, by_token: bool = True
+) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register a pooling, for everything that embeds networks.
 
     It is called with the float32 latents `[M, N, Z]` of networks and their [`Layout`], and returns `[M, F]`.
@@ -45,16 +59,36 @@ def register_pooling(name: str, *, decodes: bool = False) -> Callable[[Callable[
     Args:
         name: New name.
         decodes: Whether it is also called with the decoded tokens `[M, N, D]`.
+        by_token: Whether it needs one latent per token, as in SANE. Otherwise, it is also used for autoencoders with
+            latents of whole networks, `[M, L, Z]`.
 
     Raises:
         ValueError: If the name is taken.
     """
 
     def register(pool: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        POOLINGS.add(name, Pooling(pool, decodes))
+        POOLINGS.add(name, Pooling(pool, decodes, by_token))
         return pool
 
     return register
+
+
+def choose_poolings(names: Sequence[str], model: WeightAutoencoder) -> list[str]:
+    """Check names of poolings for the latents of an autoencoder; `all` stands for those that fit.
+
+    Raises:
+        ValueError: If there are none, or one is unknown or does not fit.
+    """
+    fitting = [name for name, pooling in POOLINGS.items() if pooling.fits(model)]
+    names = fitting if list(names) == ["all"] else list(names)
+    if not names or (unknown := [name for name in names if name not in POOLINGS]):
+        raise ValueError(f"expected poolings among {', '.join(POOLINGS)}, got {unknown if names else 'none'}")
+    if others := [name for name in names if name not in fitting]:
+        raise ValueError(
+            f"{', '.join(others)}: expected an autoencoder with one latent per token, got one with "
+            f"{model.config.num_latents} per network; use {', '.join(fitting)}"
+        )
+    return names
 
 
 def pool_latents(latents: Tensor, layout: Layout, pooling: str) -> Tensor:
@@ -96,7 +130,7 @@ def pool_latents(latents: Tensor, layout: Layout, pooling: str) -> Tensor:
     return found.pool(latents.float(), layout)
 
 
-@register_pooling("mean")
+@register_pooling("mean", by_token=False)
 def _mean(latents: Tensor, layout: Layout) -> Tensor:
     return latents.mean(dim=1)
 
@@ -132,7 +166,7 @@ def _layer_covariance(latents: Tensor, layout: Layout) -> Tensor:
 register_pooling("layer_spectrum")(layer_spectrum)
 
 
-@register_pooling("concat")
+@register_pooling("concat", by_token=False)
 def _concat(latents: Tensor, layout: Layout) -> Tensor:
     return latents.flatten(1)
 
@@ -142,12 +176,12 @@ def _spectrum_distribution(latents: Tensor, layout: Layout, decoded: Tensor) -> 
     return torch.cat([layer_spectrum(latents, layout), layer_distribution(decoded, layout)], dim=1)
 
 
-@register_pooling("decoded_distribution", decodes=True)
+@register_pooling("decoded_distribution", decodes=True, by_token=False)
 def _decoded_distribution(latents: Tensor, layout: Layout, decoded: Tensor) -> Tensor:
     return weight_profile(decoded, layout, with_spectrum=False)
 
 
-@register_pooling("decoded_profile", decodes=True)
+@register_pooling("decoded_profile", decodes=True, by_token=False)
 def _decoded_profile(latents: Tensor, layout: Layout, decoded: Tensor) -> Tensor:
     return weight_profile(decoded, layout, with_spectrum=True)
 

@@ -15,7 +15,7 @@ from hf_sane.models.modes_sane import modes_kept
 from hf_sane.models.windows_sane import halo_spans
 from hf_sane.probing._accumulation import STREAM_POOLINGS, LatentAccumulator, StreamPooling
 from hf_sane.probing._embeddings import embed_tokens
-from hf_sane.probing._poolings import POOLINGS
+from hf_sane.probing._poolings import choose_poolings
 from hf_sane.records._progress import progress
 from hf_sane.tokenization._checkpoints import Source
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
@@ -59,6 +59,12 @@ def embed_stream(
         raise ValueError(
             f"expected poolings among {', '.join(STREAM_POOLINGS)}, got {unknown if poolings else 'none'}; the "
             "others require all latents at once: embed_networks()"
+        )
+    if model.config.num_latents is not None:
+        model.check_whole(len(stream))
+        raise ValueError(
+            f"expected an autoencoder with one latent per token, got one with {model.config.num_latents} per network; "
+            "read the network as a whole: embed_checkpoint()"
         )
     gathered = LatentAccumulator(stream.layer_sizes, model.config.latent_dim, poolings)
     with modes_kept(model), progress(total=len(stream), desc="embedding", unit="token") as bar:
@@ -117,10 +123,9 @@ def embed_checkpoint(
         KeyError: If the extractor was fitted on another architecture.
     """
     windows: dict[str, Any] = {"window_size": window_size, "halo_size": halo_size, "batch_size": batch_size}
-    if not poolings or (unknown := [name for name in poolings if name not in POOLINGS]):
-        raise ValueError(f"expected poolings among {', '.join(POOLINGS)}, got {unknown if poolings else 'none'}")
+    poolings = choose_poolings(poolings, model)
     summed = [name for name in STREAM_POOLINGS if name in poolings]
-    if len(summed) == len(set(poolings)):
+    if len(summed) == len(set(poolings)) and model.config.num_latents is None:
         stream = stream_if_large(source, extractor, revision=revision, max_memory_bytes=max_memory_bytes)
         if stream is not None:
             return stream.layout, embed_stream(model, stream, poolings=summed, **windows)

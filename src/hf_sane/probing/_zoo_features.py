@@ -13,7 +13,6 @@ from hf_sane.probing._baselines import flattened_weights, layer_statistics
 from hf_sane.probing._choice import SetRegressorName, choice_table, make_candidates
 from hf_sane.probing._embeddings import embed_networks
 from hf_sane.probing._evaluation import ProbeTable, probe_table
-from hf_sane.probing._poolings import POOLINGS
 from hf_sane.probing._regressors import RegressorName
 from hf_sane.probing._spectra import spectral_features, weight_profile
 from hf_sane.probing._token_sets import TokenSets, describe_latents, summarize_tokens
@@ -213,7 +212,7 @@ def zoo_features(
                     extractor,
                     layout,
                     tokens,
-                    poolings=list(POOLINGS) if poolings is None else poolings,
+                    poolings=["all"] if poolings is None else poolings,
                     window_size=window_size,
                     halo_size=halo_size,
                     batch_size=batch_size,

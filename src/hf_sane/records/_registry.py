@@ -1,6 +1,6 @@
 """Registries that plug-ins can extend: samplers, poolings, formats, token layouts, ..."""
 
-from collections.abc import Iterator
+from collections.abc import ItemsView, Iterator
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
@@ -37,6 +37,10 @@ class Registry(Generic[Entry]):
             meant = did_you_mean(name, self._entries)
             raise ValueError(f"expected a {self._kind}, one of {', '.join(self)}, got {name!r}{meant}")
         return self._entries[name]
+
+    def items(self) -> ItemsView[str, Entry]:
+        """Names and entries."""
+        return self._entries.items()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)

@@ -164,13 +164,14 @@ class NetworkCodec:
         return self.networks(self.decode_tokens(latents, with_gradient=with_gradient))
 
     def linear(self, training_tokens: Tensor, grouping: Grouping = "kind") -> Self:
-        """The baseline: a linear code with the same `latent_dim` for the same tokens, instead of the autoencoder.
+        """The baseline: a linear code with as many latents for the same tokens, instead of the autoencoder.
 
         Args:
             training_tokens: `[T, N, D]` raw tokens of training networks.
-            grouping: Which tokens share principal components, see `LinearCodeConfig`.
+            grouping: Which tokens share principal components, see `LinearCodeConfig`. If the autoencoder has latents
+                of whole networks, so has the linear code.
         """
-        latent_dim = self.model.config.latent_dim
+        grouping, latent_dim = self.model.linear_rival(grouping)
         blocks = [(self.layout, training_tokens)]
         model = fit_linear_code(
             lambda: blocks, [self.layout], self.extractor, latent_dim=latent_dim, grouping=grouping
@@ -250,7 +251,7 @@ def sample_from_prior(
     """
     if num_samples < 1 or not 0 <= std < float("inf"):
         raise ValueError(f"expected num_samples >= 1 and a finite std >= 0, got {num_samples} and {std}")
-    shape = (num_samples, codec.layout.num_tokens, codec.model.config.latent_dim)
+    shape = (num_samples, *codec.model.latent_shape(codec.layout.num_tokens))
     latents = torch.randn(shape, generator=generator) * std
     return SampledNetworks(latents, codec.decode(latents))
 

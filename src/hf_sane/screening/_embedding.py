@@ -184,6 +184,11 @@ class TokenSample:
         Windows across layers made the error of small samples 1.4 times as large.
         """
         model = self.encoder.load()
+        if model.config.num_latents is not None:
+            raise ValueError(
+                f"expected a SANE with one latent per token, got one with {model.config.num_latents} per network; "
+                "embed the network as a whole (hf-sane embed)"
+            )
         if len(tokens) == self._layout.num_tokens:
             return model.encode_sequences(tokens[None], positions)[0].cpu()
         _, sizes = positions[:, 1].unique_consecutive(return_counts=True)

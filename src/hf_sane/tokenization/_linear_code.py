@@ -27,14 +27,15 @@ def fit_linear_code(
             called repeatedly.
         layouts: Layouts of the networks.
         extractor: Fitted weight tokenizer.
-        latent_dim: Latents per token.
+        latent_dim: Latents per token, or per network with `grouping="network"`.
         grouping: Which tokens share components, see [`LinearCodeConfig`].
 
     Returns:
         The code, in evaluation mode; see [`LinearCode.fit`].
 
     Raises:
-        ValueError: If there are no networks, or layers of one index are of several kinds.
+        ValueError: If there are no networks, layers of one index are of several kinds, or whole networks are of
+            several layouts.
     """
     config = LinearCodeConfig(
         token_dim=extractor.token_dim,
@@ -54,7 +55,12 @@ def _groups(layouts: Sequence[Layout], grouping: Grouping) -> list[int]:
     """Group of each layer or token, by its index."""
     if grouping == "all":
         return [0]
-    if grouping == "position":
+    if grouping == "network" and len({layout.signature for layout in layouts}) > 1:
+        raise ValueError(
+            f"expected networks of one layout for principal components of whole networks, got {len(layouts)} layouts; "
+            "fit one linear code per architecture, or use another grouping"
+        )
+    if grouping in ("position", "network"):
         return list(range(max(layout.num_tokens for layout in layouts)))
     if grouping == "layer":
         return list(range(max(len(layout.layers) for layout in layouts)))

@@ -93,8 +93,17 @@ def check_fits(model: SANEModel, extractor: SANEFeatureExtractor, layouts: Mappi
 
     Raises:
         KeyError: If a network has layers that the extractor was not fitted on.
-        ValueError: If a network exceeds the learned positions.
+        ValueError: If a network exceeds the learned positions, or the model has latents of whole networks and these
+            differ in layout or exceed its windows.
     """
+    if model.config.num_latents is not None:
+        if len({layout.signature for layout in layouts.values()}) > 1:
+            raise ValueError(
+                f"expected networks of one layout for num_latents={model.config.num_latents}, got {len(layouts)} "
+                "layouts; train on one of them, or leave num_latents out"
+            )
+        for layout in layouts.values():
+            model.check_whole(layout.num_tokens)
     for name, layout in layouts.items():
         try:
             extractor.normalize(torch.zeros(0, layout.num_tokens, layout.token_dim), layout)
@@ -138,7 +147,7 @@ def sample_tokens(
 
 
 def build_model(arguments: PretrainSettings, extractor: SANEFeatureExtractor, splits: Sequence[ZooSplit]) -> SANEModel:
-    """Create or load the autoencoder; if `latent_dim < token_dim`, fit its linear path to the zoo's tokens.
+    """Create or load the autoencoder; if it compresses, fit its linear path to the zoo's tokens or networks.
 
     With `lora`, the result is a `PeftModel` that wraps the autoencoder and forwards its methods.
     """
@@ -154,8 +163,11 @@ def build_model(arguments: PretrainSettings, extractor: SANEFeatureExtractor, sp
             f"expected tokens of {config.token_dim} scalars, got a zoo with {extractor.token_dim}; remove token_dim "
             "from the model settings, or build the zoo with that token_dim"
         )
-    fresh = arguments.from_ is None and config.initialization == "linear_path"
-    if fresh and config.latent_dim < config.token_dim and arguments.initial_tokens > 0:
+    fresh = arguments.from_ is None and config.initialization == "linear_path" and arguments.initial_tokens > 0
+    if fresh and config.num_latents is not None:
+        r2 = model.initialize_from_networks(*_whole_networks(splits, extractor, model))
+        logger.info("R2 of the linear path before training: %.4f", r2)
+    elif fresh and config.latent_dim < config.token_dim:
         r2 = model.initialize_from_tokens(*sample_tokens(splits, extractor, arguments.initial_tokens))
         logger.info("R2 of the linear path before training: %.4f", r2)
     if model.config.contrast_weight == 0 or len(arguments.views) == 1:
@@ -174,6 +186,18 @@ def build_model(arguments: PretrainSettings, extractor: SANEFeatureExtractor, sp
         )
         return cast(SANEModel, adapted)
     return model
+
+
+def _whole_networks(
+    splits: Sequence[ZooSplit], extractor: SANEFeatureExtractor, model: SANEModel
+) -> tuple[Tensor, Tensor]:
+    """Normalised tokens `[T, N, D]` of all training networks, aligned if the zoo is, and their mask `[N, D]`."""
+    layout = splits[0].whole_layout(0)
+    check_fits(
+        model, extractor, {f"network {index}": layout for index, (layout, _) in enumerate(split_blocks(splits))}
+    )
+    tokens = [extractor.normalize(raw, layout) for _, raw in split_blocks(splits)]
+    return torch.cat(tokens), layout.weight_mask
 
 
 def one_cycle(optimizer: Optimizer, arguments: PretrainSettings, num_steps: int) -> OneCycleLR:

@@ -89,7 +89,7 @@ class SupervisedLoss:
         """Weighted loss of one batch.
 
         Args:
-            latents: `[B, W, Z]` of the first view.
+            latents: `[B, W, Z]` of the first view, or `[B, L, Z]` of whole networks.
             attention_mask: `[B, W]`, nonzero at real tokens.
             indices: `[B]` int64, positions in the joined training splits.
 
@@ -97,5 +97,7 @@ class SupervisedLoss:
             Scalar float32.
         """
         real = (attention_mask != 0)[..., None]
+        if latents.shape[1] != real.shape[1]:
+            real = real.new_ones(*latents.shape[:2], 1)  # latents of whole networks are not padded
         mean = (latents.float() * real).sum(1) / real.sum(1).clamp_min(1)
         return self.weight * left_out_error(mean, self.properties[indices])

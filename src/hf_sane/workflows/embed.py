@@ -13,7 +13,7 @@ import torch
 from hf_sane.analysis._projection import MIN_POINTS, project
 from hf_sane.analysis._region_plots import plot_properties
 from hf_sane.probing._embeddings import embed_networks
-from hf_sane.probing._poolings import POOLINGS
+from hf_sane.probing._poolings import POOLINGS, choose_poolings
 from hf_sane.probing._streaming import embed_checkpoint
 from hf_sane.records._errors import describe_skipped
 from hf_sane.records._failures import describe_error, expected_errors
@@ -22,7 +22,7 @@ from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.tokenization._checkpoints import CheckpointSource, Source
 from hf_sane.workflows.folders import networks_in
-from hf_sane.workflows.probe import POOLINGS_HELP, parse_poolings
+from hf_sane.workflows.probe import POOLINGS_HELP
 from hf_sane.workflows.results import Result, Table, joined_output
 from hf_sane.workflows.sane import SANE, GivenSaneSettings, open_sane
 from hf_sane.workflows.shared import (
@@ -61,7 +61,9 @@ class EmbedSettings(
     )
     zoo: str | Path | Zoo | None = setting("Zoo (folder or Hub repo id), instead of checkpoints.", default=None)
     poolings: list[str] = setting(
-        POOLINGS_HELP, factory=lambda: ["mean", "layer_mean_std"], choices=lambda: ("all", *POOLINGS)
+        f"{POOLINGS_HELP} By default mean and layer_mean_std, or concat for latents of whole networks.",
+        factory=list,
+        choices=lambda: ("all", *POOLINGS),
     )
     max_memory_bytes: int | None = setting(
         "Stream checkpoints with more bytes of weights than this; 256 MiB by default.", default=None
@@ -162,11 +164,13 @@ def run_embed(settings: EmbedSettings) -> EmbedResult:
     """
     if settings.output is not None:
         settings.check_matplotlib()
-    names = parse_poolings(settings.poolings)
     with joined_output(settings.output, EmbedResult.JOB) as output:
-        record = RunRecord.start(arguments=as_arguments(settings) | {"poolings": names})
+        record = RunRecord.start(arguments=as_arguments(settings))
         zoo = None if settings.zoo is None else load_zoo(settings.zoo, **settings.zoo_place)
         sane = open_sane(settings.sane, **settings.sane_place)
+        by_token = sane.model.config.num_latents is None
+        names = settings.poolings or (["mean", "layer_mean_std"] if by_token else ["concat"])
+        names = record.arguments["poolings"] = choose_poolings(names, sane.model)
         if zoo is None:
             result = _embed_checkpoints(sane, settings, names, record)
         else:

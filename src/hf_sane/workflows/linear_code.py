@@ -38,8 +38,9 @@ class LinearCodeSettings(SaneSettings, ZooSourceSettings, ModuleSettings):
     latent_dim: int | None = setting(
         "Number of scalars per latent; by default that of the SANE, or 64.", default=None, least=1
     )
-    grouping: Literal["all", "kind", "layer", "position"] = setting(
-        "Which tokens share principal components: all, those of one kind of layer, of one layer, or at one position.",
+    grouping: Literal["all", "kind", "layer", "position", "network"] = setting(
+        "Which tokens share principal components: all, those of one kind of layer, of one layer, or at one position. "
+        "With 'network', components of whole networks, which then have one latent instead of one per token.",
         default="kind",
     )
 
@@ -119,12 +120,13 @@ def run_fit_linear(settings: LinearCodeSettings) -> LinearCodeResult:
     record = RunRecord.start(arguments=as_arguments(settings))
     zoos = list(open_zoos(settings.zoo, **settings.zoo_place).values())
     training = [zoo.splits["train"] for zoo in zoos]
-    latent_dim, extractor = settings.latent_dim, None
+    latent_dim, extractor, grouping = settings.latent_dim, None, settings.grouping
     if settings.sane is not None:
         sane = open_sane(settings.sane, **settings.sane_place)
-        latent_dim, extractor = settings.latent_dim or sane.model.config.latent_dim, sane.extractor
-    model, extractor = fit_code(training, extractor, latent_dim=latent_dim, grouping=settings.grouping)
-    record.arguments["latent_dim"] = model.config.latent_dim
+        grouping, as_many = sane.model.linear_rival(settings.grouping)
+        latent_dim, extractor = settings.latent_dim or as_many, sane.extractor
+    model, extractor = fit_code(training, extractor, latent_dim=latent_dim, grouping=grouping)
+    record.arguments |= {"latent_dim": model.config.latent_dim, "grouping": grouping}
     found = {
         name: _reconstruction(model, extractor, [zoo.splits[name] for zoo in zoos if len(zoo.splits.get(name, ()))])
         for name in ("train", "validation", "test")

@@ -201,9 +201,11 @@ def _open_codes(settings: ProbeSettings, zoo: Zoo) -> _Codes:
     sane = None if settings.sane is None else open_sane(settings.sane, **settings.sane_place)
     if sane is not None and not settings.linear:
         return _Codes(sane.extractor, sane.model, None)
-    given = (None, None, None) if sane is None else (sane.extractor, sane.model, sane.model.config.latent_dim)
-    extractor, model, latent_dim = given
     grouping: Grouping = "kind" if len(zoo.facts.parsed_layouts) == 1 else "all"
+    extractor, model, latent_dim = None, None, None
+    if sane is not None:
+        extractor, model = sane.extractor, sane.model
+        grouping, latent_dim = model.linear_rival(grouping)
     linear, extractor = fit_code([zoo.splits["train"]], extractor, latent_dim=latent_dim, grouping=grouping)
     return _Codes(extractor, model, linear)
 
@@ -215,18 +217,13 @@ def _features(zoo: Zoo, codes: _Codes, settings: ProbeSettings) -> ZooFeatures:
         codes.sane,
         codes.extractor,
         aligned=settings.align,
-        poolings=parse_poolings(settings.poolings),
+        poolings=settings.poolings,
         **settings.windows,
         spectral=settings.spectra,
         profile=settings.profile,
         linear=codes.linear,
         tokens=settings.regressor in SET_REGRESSORS,
     )
-
-
-def parse_poolings(names: list[str]) -> list[Any]:
-    """Names of poolings; `["all"]` means every pooling. `embed_networks` validates them."""
-    return list(POOLINGS) if names == ["all"] else names
 
 
 def _transfer(zoos: dict[str, ZooFeatures], name: str, settings: ProbeSettings) -> TransferTable:
