@@ -64,6 +64,28 @@ def test_finer_groups_reconstruct_training_networks_better(tokens):
     assert errors[-1] < errors[0] / 2
 
 
+def test_whole_networks_are_one_vector_each(tokens, tmp_path):
+    """`mu + V V^T (t - mu)` of flattened networks, with `V` from NumPy; also for other networks."""
+    config = LinearCodeConfig(token_dim=5, latent_dim=4, grouping="network", groups=list(range(6)))
+    code = LinearCode.fit(config, lambda: [(tokens[:7], POSITIONS), (tokens[7:], POSITIONS)])
+    others = tokens.flip(2) + 1
+    latents = code.encode_sequences(others, POSITIONS)
+    assert latents.shape == (20, 1, 4)
+    flat, wanted = tokens.double().flatten(1).numpy(), others.double().flatten(1).numpy()
+    mean = flat.mean(axis=0)
+    directions = np.linalg.svd(flat - mean, full_matrices=False)[2][:4]
+    expected = mean + (wanted - mean) @ directions.T @ directions
+    decoded = code.decode_sequences(latents, POSITIONS)
+    np.testing.assert_allclose(decoded.double().flatten(1).numpy(), expected, atol=1e-5)
+    code.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert torch.equal(loaded.decode_sequences(latents, POSITIONS), decoded)
+    with pytest.raises(ValueError, match="fitted on whole networks of 6 tokens, got 5"):
+        code.encode_sequences(tokens[:, :5], POSITIONS[:5])
+    with pytest.raises(ValueError, match="expected training networks of 6 tokens, got none"):
+        LinearCode.fit(config, lambda: [])
+
+
 def test_windows_and_parts_of_the_memory_change_nothing(tokens, monkeypatch):
     whole = fitted(tokens, "position", 3)
     latents = whole.encode_sequences(tokens, POSITIONS)

@@ -72,7 +72,7 @@ class WeightAutoencoder(PreTrainedModel):
         return (num_tokens if count is None else count, self.config.latent_dim)
 
     def linear_rival(self, grouping: Grouping) -> tuple[Grouping, int]:
-        """Grouping and `latent_dim` of a linear code with as many latents.
+        """Grouping and `latent_dim` of a linear code of the same size.
 
         Args:
             grouping: Grouping of a code of tokens. The rival of latents of whole networks is a code of whole networks.

@@ -91,7 +91,7 @@ class SANEComponentLinear(nn.Linear):
 
 
 class SANEComponentReader(nn.Module):
-    """What latents know beyond leading principal components, and what they tell about the others.
+    """Perceptrons that latents are read from and written to components with, beyond the leading ones.
 
     `z = c_K + f(c)` and `c_hat = (z, 0) + g(z) s_rest / s`, with perceptrons `f` and `g` that start at zero, and the
     typical deviation `s_rest` of the components that are not latents. In families with several ancestors, for example,

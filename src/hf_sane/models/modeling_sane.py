@@ -63,7 +63,7 @@ class SANEPreTrainedModel(WeightAutoencoder):
             small = std / math.sqrt(2 * self.config.num_hidden_layers)
             init.normal_(module.weight, std=0.0 if linear_path and not of_networks else small)
         elif isinstance(module, SANEQueries) or (isinstance(module, nn.Embedding) and of_networks):
-            init.normal_(module.weight, std=1.0)  # what tells latents and tokens apart when they read each other
+            init.normal_(module.weight, std=1.0)  # they distinguish latents and tokens that read each other
         elif isinstance(module, SANEComponentLinear):
             init.normal_(module.weight, std=0.0 if module.last else module.in_features**-0.5)
         elif isinstance(module, SANEComponents):
@@ -350,7 +350,7 @@ class SANEModel(SANEPreTrainedModel):
     def initialize_from_networks(self, tokens: Tensor, weight_mask: Tensor) -> float:
         """Set the linear path of latents of whole networks to the principal components of training networks.
 
-        No other linear code with as many latents per network has a smaller squared error on the training networks.
+        No other linear code of the same size has a smaller squared error on the training networks.
 
         Args:
             tokens: `[T, N, D]` normalised tokens of training networks of one layout.

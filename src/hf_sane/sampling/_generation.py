@@ -164,7 +164,7 @@ class NetworkCodec:
         return self.networks(self.decode_tokens(latents, with_gradient=with_gradient))
 
     def linear(self, training_tokens: Tensor, grouping: Grouping = "kind") -> Self:
-        """The baseline: a linear code with as many latents for the same tokens, instead of the autoencoder.
+        """The baseline: a linear code of the same size for the same tokens, instead of the autoencoder.
 
         Args:
             training_tokens: `[T, N, D]` raw tokens of training networks.
