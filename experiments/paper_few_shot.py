@@ -275,7 +275,7 @@ def make_spaces(zoo: Zoo, tokens: Tensor, options: argparse.Namespace) -> tuple[
     latent_dim = round(layout.num_weights / layout.num_tokens)  # one latent per weight
     for name in ("sane", "sane_behavior"):
         folder = options.work / f"{options.zoo_config}_{name}_{options.seed}"
-        training: dict[str, Any] = {**RECONSTRUCTION, "model": dict(RECONSTRUCTION_MODEL)}
+        training: dict[str, Any] = {**RECONSTRUCTION, "views": ["aligned"], "model": dict(RECONSTRUCTION_MODEL)}
         if name == "sane_behavior":
             training |= {**BEHAVIOR, "behavior_data": str(options.images / "usps16.npz")}
         sane = train_sane(zoo, train.layout(0), latent_dim, folder, options, **training)

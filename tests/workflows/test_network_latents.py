@@ -49,6 +49,11 @@ def test_a_linear_code_of_as_many_numbers_stands_beside_it(sane, tiny_zoo, digit
     assert row["r2"] == pytest.approx(linear.record.results["reconstruction_r2"], abs=0.05)  # two steps of training
     table = hf_sane.probe(tiny_zoo, sane, linear=True, properties=["epoch"]).table["epoch"]
     poolings = {name.removeprefix("linear_") for name in table if name.startswith("linear_")}
+    found = hf_sane.probe(tiny_zoo, sane, regressor="set_transformer", properties=["epoch"])
+    assert list(found.table["epoch"]) == ["token_statistics, set_transformer"]
+    assert "left out of set transformers, since their latents are those of whole networks: sane" in str(
+        found.to_dict()
+    )
     assert poolings == {"mean", "concat", "decoded_distribution", "decoded_profile", "best"}
 
 

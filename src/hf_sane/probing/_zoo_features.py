@@ -120,6 +120,11 @@ def read_zoo_features(
         notes.append(f"left out, since their length depends on the architecture: {', '.join(left_out)}")
     windows = {"window_size": window_size, "halo_size": halo_size, "batch_size": batch_size}
     codes = {code: found for code, found in {"sane": model, "linear": linear}.items() if found is not None}
+    if tokens and (whole := [code for code, found in codes.items() if found.config.num_latents is not None]):
+        notes.append(
+            f"left out of set transformers, since their latents are those of whole networks: {', '.join(whole)}"
+        )
+        codes = {code: found for code, found in codes.items() if code not in whole}
     sets = token_sets(zoo, codes, extractor, aligned=is_aligned, **windows) if tokens else {}
     runs = {key: split.run_ids for key, split in zoo.splits.items()}
     return ZooFeatures(features, targets, runs, is_aligned, notes, sets)
