@@ -52,9 +52,7 @@ def test_a_linear_code_of_as_many_numbers_stands_beside_it(sane, tiny_zoo, digit
     found = hf_sane.probe(tiny_zoo, sane, regressor="set_transformer", properties=["epoch"])
     assert "token_statistics, set_transformer" in found.table["epoch"]
     assert "sane_tokens, set_transformer" not in found.table["epoch"]
-    assert "left out of set transformers, since their latents are those of whole networks: sane" in str(
-        found.to_dict()
-    )
+    assert "left out of set transformers, since their latents are those of whole networks: sane" in repr(found)
     assert poolings == {"mean", "concat", "decoded_distribution", "decoded_profile", "best"}
 
 
