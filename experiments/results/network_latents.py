@@ -76,15 +76,23 @@ def verdict(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Where SANE is above the linear code, and where below."""
     lines = []
     for name, own in records.items():
-        told = []
+        pairs, above, below = [], [], []
         for size in sizes_of(own):
-            _, low, high = gap(own, size, "linear", "agreement")
-            place = "above" if low > 0 else "below" if high < 0 else "not different from"
             ours, theirs = (fmean(each["r2"] for each in codes_of(own, size, code)) for code in ("sane", "linear"))
-            told.append(
-                f"with {size} numbers {place} the linear code in agreement (R2 {ours:.3f} against {theirs:.3f})"
-            )
-        lines.append(f"- **{DATA[name]}.** SANE is " + ", ".join(told) + ".")
+            pairs.append(f"{ours:.3f} and {theirs:.3f} with {size} numbers")
+            _, low, high = gap(own, size, "linear", "agreement")
+            above += [size] * (low > 0)
+            below += [size] * (high < 0)
+        told = [
+            f"{place} with {' and '.join(sizes)} numbers"
+            for place, sizes in (("above the linear code", above), ("below it", below))
+            if sizes
+        ]
+        rest = "otherwise, intervals include zero" if told else "all intervals include zero"
+        lines.append(
+            f"- **{DATA[name]}.** R2 of SANE and of the linear code: {', '.join(pairs)}. Agreement of SANE: "
+            f"{', '.join([*told, rest])}."
+        )
     return "\n".join(lines)
 
 

@@ -29,8 +29,8 @@ def test_the_page_says_where_the_learned_code_is_better(results, write_record):
     codes["16"].pop("sane_attention")  # one seed has variants
     second = {**results, "codes": codes}
     found = network_latents.blocks(write_record("network_latents/usps_1", second))
-    assert "with 4 numbers above the linear code in agreement (R2 0.400 against 0.100)" in found["verdict"]
-    assert "with 16 numbers below the linear code in agreement (R2 0.500 against 0.600)" in found["verdict"]
+    assert "linear code: 0.400 and 0.100 with 4 numbers, 0.500 and 0.600 with 16 numbers." in found["verdict"]
+    assert "above the linear code with 4 numbers, below it with 16 numbers, otherwise, intervals" in found["verdict"]
     table = found["codes"].split("\n")
     (row,) = (line for line in table if "| 4 | SANE, latents of whole networks |" in line)
     assert row.endswith("| 0.400 (0.300 to 0.500) | 0.400 (0.375 to 0.425) | 0.800 (0.750 to 0.850) |")
