@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,15 @@ def test_an_outdated_page_is_found_and_written(tmp_path, monkeypatch, capsys):
 def test_a_page_without_markers_is_refused():
     with pytest.raises(ValueError, match="docs/page.md lacks the markers <!-- demo:start -->"):
         update_results.replaced("nothing", "docs/page.md", "demo", "table")
+
+
+def test_records_name_no_place_of_the_machine_that_they_were_made_on():
+    """Commands can be repeated elsewhere: their paths are relative."""
+    records = list((ROOT / "runs").rglob("*.json"))
+    assert len(records) > 50
+    found = {}
+    for path in records:
+        command = json.loads(path.read_text(encoding="utf-8")).get("command", "")
+        if absolute := [part for part in command.split() if part.startswith("/") or "=/" in part]:
+            found[path.name] = absolute
+    assert not found
