@@ -108,6 +108,18 @@ def test_only_scales_that_keep_the_outputs_are_the_same_network(saved):
     assert "not the same function" in result.verdict
 
 
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize(("spread", "dtype"), [(0.3, torch.bfloat16), (1e-3, torch.float32)])
+def test_coarse_types_and_small_scales_do_not_hide_that_the_outputs_change(activation, spread, dtype, saved):
+    """The effect of scales is smaller than that of rounding the weights, and is told apart from it."""
+    state, config = network(config=cnn_s(activation=activation))
+    other = {name: x.to(dtype) for name, x in rescaled(permuted(state, config), spread).items()}
+    folders = saved("a", state, config), saved("b", other, config)
+    for pair in (folders, folders[::-1]):
+        result = hf_sane.diff(*pair)
+        assert result.difference.relation == ("rescaled" if activation == "relu" else "other scales"), result.verdict
+
+
 def test_codes_under_the_names_of_weights_have_no_scales(saved):
     """As of quantised weights whose scales were lost: they are compared, and nothing is rescaled."""
     state, config = network(config=cnn_s(activation="relu"))

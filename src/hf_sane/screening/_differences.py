@@ -94,6 +94,7 @@ def compare_checkpoints(
     why_not: str = "",
     tolerance: float = EPS,
     finds_ranks: bool = True,
+    keep_rescaled: Callable[[StateDict], None] = lambda moved: None,
 ) -> Difference:
     """Compare two checkpoints as stored, and after undoing changes that do not affect the function.
 
@@ -104,6 +105,8 @@ def compare_checkpoints(
         why_not: Why they are unknown.
         tolerance: Distance of a tensor that counts as rounding.
         finds_ranks: Whether to compute the ranks of differences, if they are low.
+        keep_rescaled: Called with the other network as it was compared, under the names of the first, if scales of its
+            channels were undone.
 
     Raises:
         ValueError: If they have no layer in common.
@@ -151,6 +154,8 @@ def compare_checkpoints(
         return _doubted(found, alike)
     mine, theirs = {n: _plain(first[n]) for n in pairs}, {n: _plain(other[pairs[n]]) for n in pairs}
     found, moved = _undone(plain, symmetries, mine, theirs, tolerance)
+    if found.is_rescaled:
+        keep_rescaled(moved)
     found = _with_shares(found, sizes)
     if (same := _same(found.tensors)) is not None and not is_part:
         return found if found.relation is not None else replace(found, relation=same)

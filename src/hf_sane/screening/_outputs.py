@@ -33,10 +33,10 @@ def output_difference(
         inputs = Inputs.of(example_inputs(network, config))
         found = []
         for tensors in (first, other):
-            state = {name: x.float() if x.is_floating_point() else x for name, x in tensors.items()}
+            state = {name: x.double() if x.is_floating_point() else x for name, x in tensors.items()}
             with torch.random.fork_rng(devices=[]):
                 model, info = network.from_pretrained(
-                    None, config=config, state_dict=state, output_loading_info=True, dtype=torch.float32
+                    None, config=config, state_dict=state, output_loading_info=True, dtype=torch.float64
                 )
             if info["missing_keys"] or info["mismatched_keys"] or info["unexpected_keys"]:
                 return None

@@ -17,6 +17,7 @@ from hf_sane.records._errors import name_some
 from hf_sane.records._run_record import RunRecord
 from hf_sane.records._settings import as_arguments, setting
 from hf_sane.screening._differences import Difference, compare_checkpoints
+from hf_sane.screening._float8 import readable
 from hf_sane.screening._names import pair_names
 from hf_sane.screening._outputs import output_difference
 from hf_sane.screening._symmetries import find_symmetries
@@ -58,8 +59,7 @@ HARMLESS_PARTS = ("dropout", "label", "token_id", "return_dict", "output_")
 # Settings that name the activation, and activations `f` with `f(c x) = c f(x)` for positive `c`.
 ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "activation", "dense_act_fn")
 HOMOGENEOUS = ("relu", "leaky_relu", "linear", "identity")
-SAME_OUTPUTS = 1e-4  # relative difference of outputs of the same function, of weights in single precision
-ROUNDED_OUTPUTS = 30  # of the distance of the weights, that coarser types may add to it
+SAME_OUTPUTS = 1e-8  # relative difference of outputs of the same function, computed in double precision
 PROVEN = "the same network up to positive scales of its channels: their outputs on random inputs are the same"
 PRODUCTS = "the same change of the base: the products of the factors are equal up to rounding"
 
@@ -230,23 +230,32 @@ def run_diff(settings: DiffSettings) -> DiffResult:
         symmetries, why_not = None, "" if are_products else "--no-align was given"
         if settings.align and not are_products:
             symmetries, why_not = _symmetries(settings, first, other)
+        rescaled: dict[str, Tensor] = {}
         found = compare_checkpoints(
-            first, other, symmetries, why_not=why_not, tolerance=tolerance or EPS, finds_ranks=not are_products
+            first,
+            other,
+            symmetries,
+            why_not=why_not,
+            tolerance=tolerance or EPS,
+            finds_ranks=not are_products,
+            keep_rescaled=rescaled.update,
         )
         record.finish({"relation": found.relation, "distance": _known(found.distance)})
         result = DiffResult(record=record, difference=found, plots=settings.plots, are_products=are_products)
         if found.relation in SAME and not are_products and (names := _other_settings(settings)):
             result.other_settings = names
             result.notes.append(f"the weights are the same, but config.json differs in {name_some(names)}")
-        if found.relation == "rescaled":
-            result.notes += _check_outputs(settings, result, first, other)
+        if found.relation in SAME and found.is_rescaled:
+            result.notes += _check_outputs(settings, result, other, rescaled)
         return output.write(result)
 
 
 def _check_outputs(
-    settings: DiffSettings, result: DiffResult, first: Mapping[str, Tensor], other: Mapping[str, Tensor]
+    settings: DiffSettings, result: DiffResult, other: Mapping[str, Tensor], rescaled: Mapping[str, Tensor]
 ) -> list[str]:
-    """Compare the outputs of a rescaled network, which are the same only if the activation is homogeneous.
+    """Compare the outputs of a network before and after its scales were undone.
+
+    They are the same only if the activation is homogeneous, whatever the precision in which the weights are stored.
 
     Returns:
         Notes about the outputs, or the activation.
@@ -254,11 +263,11 @@ def _check_outputs(
     config = _config(settings)
     if config is None:
         return []
-    names = {x.name: x.other_name for x in result.difference.tensors}
-    gap = output_difference(config, dict(first), {name: other[names.get(name, name)] for name in names})
+    stored = {x.name: readable(other[x.other_name]) for x in result.difference.tensors}
+    gap = output_difference(config, stored, rescaled)
     activation = _activation(config)
     if gap is not None:
-        result.has_same_outputs = gap <= max(SAME_OUTPUTS, ROUNDED_OUTPUTS * result.difference.distance)
+        result.has_same_outputs = gap <= SAME_OUTPUTS
         if not result.has_same_outputs:
             result.difference = replace(result.difference, relation="other scales")
             why = f", as the activation {activation} is not homogeneous" if activation else ""
