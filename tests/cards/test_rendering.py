@@ -51,7 +51,7 @@ def test_a_template_in_a_value_is_no_template():
 
 def test_provenance_is_what_the_record_knows():
     record = RunRecord(command="x `y`", seed=0, data={"zoo": "z"}, versions={"torch": "2"})
-    facts = {"title": "T", "source": HERE, "code": None, "standardised": None, "settings": {"a": 1}}
+    facts = {"title": "T", "source": HERE, "code": None, "standardised": None, "settings": {"a": 1}, "latents": "one"}
     card = render_model_card("sane_model.md", ModelCardData(license="mit"), record, is_linear=False, **facts)
     assert isinstance(card, ModelCard)
     assert card.data.license == "mit"

@@ -14,6 +14,7 @@ from hf_sane.models.configuration_sane import SANEConfig
 from hf_sane.models.modeling_sane import SANEModel
 from hf_sane.records._run_record import RunRecord
 from hf_sane.tokenization._feature_extraction_sane import SANEFeatureExtractor
+from hf_sane.tokenization._linear_code import fit_linear_code
 
 NETWORKS = {
     "cnn": cnn_digits(),
@@ -74,6 +75,47 @@ def test_without_a_network_the_code_runs_on_tokens(tmp_path):
     names = run_code(ModelCard.load(folder / "README.md"), folder)
     assert names["latents"].shape == (1, model.config.window_size, 4)
     assert names["decoded"].shape == (1, model.config.window_size, 20)
+
+
+@pytest.mark.parametrize("with_network", [True, False])
+@pytest.mark.parametrize("grouping", ["kind", "network"])
+def test_the_code_of_a_linear_code_runs(grouping, with_network, tmp_path):
+    config = NETWORKS["cnn"]
+    _, extractor = sane(config)
+    layout = extractor.layout(build_model(config))
+    blocks = [(layout, layout.tokens(build_model(config).state_dict())[None])]
+    model = fit_linear_code(lambda: blocks, [layout], extractor, latent_dim=4, grouping=grouping)
+    folder = save_sane(tmp_path / "code", model, extractor, record(), network_config=config if with_network else None)
+    names = run_code(ModelCard.load(folder / "README.md"), folder)
+    tokens = layout.num_tokens if with_network or grouping == "network" else model.config.window_size
+    shape = (1, 1 if grouping == "network" else tokens, 4)
+    assert names["latents"].shape == shape
+    assert names["decoded"].shape == (1, tokens, 20)
+    text = (folder / "README.md").read_text()
+    assert f"# {list(shape)}" in text
+    assert ("which gives 1 latent vector per network" in text) == (grouping == "network")
+
+
+def test_the_card_of_latents_of_whole_networks_says_so(tmp_path):
+    _, extractor = sane(NETWORKS["cnn"])
+    sizes = {
+        "hidden_size": 8,
+        "latent_dim": 4,
+        "num_latents": 2,
+        "num_components": 9,
+        "num_attention_heads": 2,
+        "window_size": 100,
+    }
+    model = SANEModel(SANEConfig(token_dim=20, **sizes))
+    folder = save_sane(tmp_path / "sane", model, extractor, record(), network_config=NETWORKS["cnn"])
+    names = run_code(ModelCard.load(folder / "README.md"), folder)
+    assert names["latents"].shape == (1, 2, 4)
+    text = (folder / "README.md").read_text()
+    assert "as 2 latent vectors per network" in text
+    assert "| num components | 9 |" in text
+    assert "one latent vector per token" not in text
+    model, extractor = sane(NETWORKS["cnn"])
+    assert "components" not in str(sane_card(model.config, extractor, record()))
 
 
 @pytest.mark.parametrize("architecture", list(NETWORKS))

@@ -34,6 +34,9 @@ SOUP_TAGS = ["model-soup", "merge", "weight-space-learning"]
 SANE_SETTINGS = (
     "token_dim",
     "latent_dim",
+    "num_latents",
+    "latent_reader",
+    "num_components",
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",
@@ -43,6 +46,7 @@ SANE_SETTINGS = (
     "initialization",
     "grouping",
 )
+NETWORK_LATENTS = {"num_latents", "latent_reader", "num_components"}  # settings of latents of whole networks
 # Names of settings in PEFT and on the card.
 ADAPTER_SETTINGS = {
     "r": "rank",
@@ -109,6 +113,8 @@ def sane_card(
         The card; `str(card)` is the README.
     """
     settings = {name: getattr(config, name) for name in SANE_SETTINGS if hasattr(config, name)}
+    if config.num_latents is None:  # then the others are not used
+        settings = {name: value for name, value in settings.items() if name not in NETWORK_LATENTS}
     settings |= {name: getattr(extractor, name) for name in ("token_layout", "batch_norm", "normalization")}
     return _card(
         "sane_model.md",
@@ -408,7 +414,17 @@ def _ingredients_table(rows: Mapping[str, Mapping[str, Any]], metric: str) -> Ma
 
 def _sane_code(config: Any, extractor: SANEFeatureExtractor, network_config: ZooConfig | None) -> dict[str, Any]:
     """Facts for the code that reconstructs a network."""
-    facts = {"token_dim": config.token_dim, "latent_dim": config.latent_dim, "window_size": config.window_size}
+    count = config.num_latents
+    facts = {
+        "token_dim": config.token_dim,
+        "latent_dim": config.latent_dim,
+        "num_latents": count,
+        "latents": "one latent vector per token"
+        if count is None
+        else f"{count} latent vector{'s' * (count > 1)} per network",
+        # The linear code of whole networks knows their length.
+        "window_size": len(config.groups) if getattr(config, "grouping", "") == "network" else config.window_size,
+    }
     network: dict[str, Any] = {}
     if network_config is not None:
         with torch.device("meta"):
