@@ -422,7 +422,7 @@ def _sane_code(config: Any, extractor: SANEFeatureExtractor, network_config: Zoo
         "latents": "one latent vector per token"
         if count is None
         else f"{count} latent vector{'s' * (count > 1)} per network",
-        # The linear code of whole networks knows their length.
+        # A linear code of whole networks takes one length only.
         "window_size": len(config.groups) if getattr(config, "grouping", "") == "network" else config.window_size,
     }
     network: dict[str, Any] = {}
