@@ -139,7 +139,10 @@ def test_the_reference_lists_the_settings_of_a_function():
     names = [parameter.name for parameter in section.value]
     settings = {field.name for field in fields(EmbedSettings)} - {"checkpoints", "zoo"}
     assert sorted(names) == sorted({*settings, "networks", "sane"})
-    assert "Poolings of the latents, or 'all'. Default:" in section.value[names.index("poolings")].description
+    assert (
+        "Poolings of the latents, or 'all'. By default mean and layer_mean_std"
+        in section.value[names.index("poolings")].description
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in LISTED if name.count(".") == 1])

@@ -14,7 +14,7 @@ WORKFLOWS = Path(hf_sane.__file__).parent / "workflows"
 SHARED = {"--config", "--json", "--quiet", "--help"}
 # Options of other verbs and programs, which the texts name together with these.
 OF_OTHERS = {
-    "doctor": {"onnx"},  # start --onnx
+    "doctor": {"onnx", "refine-method"},  # start --onnx, sample --refine-method
     "explore": {"repo-type", "public", "space"},  # hf upload
     "structure": {"split-shares"},  # zoo import
     "push": {"allow-pickle", "public"},

@@ -102,7 +102,7 @@ def test_python_refuses_what_the_command_line_refuses(verb):
 
 
 def test_values_take_the_form_that_fields_expect():
-    with pytest.raises(ValueError, match="'gradient_boosting', got 'rigde'; did you mean 'ridge'"):
+    with pytest.raises(ValueError, match="'best', got 'rigde'; did you mean 'ridge'"):
         ProbeSettings(sane="sane", zoo="a", regressor="rigde")
     with pytest.raises(TypeError, match="unexpected keyword argument 'pooling'; did you mean 'poolings'"):
         ProbeSettings(sane="sane", zoo="a", pooling="mean")

@@ -146,7 +146,7 @@ def test_embed_takes_a_folder_of_files_and_folders(tiny_sane_folder, tiny_zoo, t
     arguments = ("embed", folder, "--sane", tiny_sane_folder, "--output", tmp_path / "out", "--json")
     told = json.loads(hf_sane_command(*arguments).stdout)
     assert told["networks"] == len(names)
-    assert list(told["skipped"]) == [str(folder / "net_3.safetensors")]
+    assert list(told["skipped"]) == [str(folder / name) for name in ("empty", "net_3.safetensors")]
     rows = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))["train"]
     found = [str(folder / name) for name in ("net_2.pt", "net_10.safetensors", "run", "set/a.bin", "set/b.bin")]
     assert rows["checkpoint"][:] == found

@@ -12,7 +12,7 @@ import networkx
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 import hf_sane
 from hf_sane.architectures.presets import build_model, mlp
@@ -602,3 +602,23 @@ def test_confidences_do_not_depend_on_the_order_of_the_networks():
         results.append((edges, {frozenset(family) for family in found.families}, set(found.doubtful)))
     assert all(result == results[0] for result in results)
     assert results[0][1] >= {frozenset(x) for x in (names[:7], ["stranger"], ["other"])}
+
+
+def test_a_gated_network_that_was_reordered_and_rescaled_is_a_copy(tmp_path):
+    """Canonical scales alone do not find its units again: each was scaled by another factor, from 0.3 to 3.3."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=2, vocab_size=96))
+    model.save_pretrained(tmp_path / "first")
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            factors, order = torch.rand(48, generator=generator) * 3 + 0.3, torch.randperm(48, generator=generator)
+            gate, up, down = layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight, layer.mlp.down_proj.weight
+            gate.copy_(gate[order])
+            up.copy_((up * factors[:, None])[order])
+            down.copy_((down / factors)[:, order])
+    model.save_pretrained(tmp_path / "second")
+    (descent,) = hf_sane.lineage(tmp_path / "first", tmp_path / "second").lineage.descents
+    assert descent.change == "copied"
+    assert descent.distance < 1e-5

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -43,6 +43,7 @@ EITHER = 0.5  # confidence in which of two copies came first
 NEARER = 0.9  # of the distance, that is left if a network was aligned or a relative is nearer than another
 MAX_HOMES = 3  # families, by the distance of fingerprints, with which a network is compared
 
+Frame = Literal["stored", "canonical", "then rescaled"]
 FindSymmetries = Callable[[str], tuple[Symmetries | None, str]]
 
 
@@ -243,8 +244,9 @@ def _align(
         mine = symmetries.join({name: renamed.tensors[name] for name in names})
         theirs = symmetries.join({name: other.tensors[name] for name in pairs})
         spec = symmetries.spec
-        for is_rescaled in (False, True) if scalable_axes(spec) else (False,):
-            moved = symmetries.split(_in_frame(spec, theirs, mine, is_rescaled=is_rescaled))
+        for matched in get_args(Frame) if scalable_axes(spec) else ("stored",):
+            is_rescaled = matched != "stored"
+            moved = symmetries.split(_in_frame(spec, theirs, mine, matched))
             found = _compare(moved, other.tensors)
             if found.equal >= best.equal and (found.whole < NEARER * best.whole or found.kept < NEARER * best.kept):
                 best, chosen = found, replace(me, tensors=moved)
@@ -293,12 +295,16 @@ def _prefixes(pairs: Mapping[str, str]) -> tuple[str, str]:
     return "", ""
 
 
-def _in_frame(spec: PermutationSpec, fixed: StateDict, moving: StateDict, *, is_rescaled: bool) -> StateDict:
-    """A network in the channel order (and with the scales) of another one."""
-    a, b = (canonical_scales(spec, x) if is_rescaled else x for x in (fixed, moving))
+def _in_frame(spec: PermutationSpec, fixed: StateDict, moving: StateDict, matched: Frame) -> StateDict:
+    """A network in the channel order (and with the scales) of another one.
+
+    Channels are matched as they are stored, with canonical scales, or as they are stored before scales are undone:
+    canonical scales help if those of the networks differ much, and hide which channels belong together if they do not.
+    """
+    a, b = (canonical_scales(spec, x) if matched == "canonical" else x for x in (fixed, moving))
     permutation = match_weights(spec, {name: a[name] for name in spec.axes}, {name: b[name] for name in spec.axes})
     moved = b | spec.apply({name: b[name] for name in spec.axes}, permutation)
-    return canonical_scales(spec, moved, like=fixed) if is_rescaled else moved
+    return moved if matched == "stored" else canonical_scales(spec, moved, like=fixed)
 
 
 @dataclass(frozen=True)

@@ -115,5 +115,5 @@ def _form(source: str, shape: Sequence[int], values: Tensor) -> SavedForm | None
         same = next((dim for dim in left if shape[dim] == 1), None)
         if found is None and same is not None:
             dims[axis] = same, (0,)
-            left.remove(same)
+            left = [dim for dim in left if dim != same]
     return SavedForm(source, tuple(dims), {dim: at[dim] for dim in left})

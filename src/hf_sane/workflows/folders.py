@@ -7,6 +7,7 @@ from typing import Any
 from hf_sane.core._adapters import ADAPTER_CONFIG
 from hf_sane.core._names import natural_key
 from hf_sane.records._errors import InvalidFileError
+from hf_sane.records._files import folders_with
 from hf_sane.records._sources import parse_source
 from hf_sane.screening._checkpoints import WEIGHT_SUFFIXES, targets_in
 from hf_sane.tokenization._checkpoints import CheckpointSource, weights_path
@@ -16,7 +17,9 @@ from hf_sane.workflows.shared import SourceSettings
 CONFIGS = ("config.json", ADAPTER_CONFIG)
 
 
-def networks_in(source: Any, settings: SourceSettings, *, with_empty: bool = False) -> list[Any]:
+def networks_in(
+    source: Any, settings: SourceSettings, *, with_empty: bool = False, described: bool = False
+) -> list[Any]:
     """The networks in a folder of several files or subfolders of weights, or the source itself, whatever else it is.
 
     Files that neither hold weights nor are named like them, such as cards, are left out. Subfolders that lack weights
@@ -27,6 +30,7 @@ def networks_in(source: Any, settings: SourceSettings, *, with_empty: bool = Fal
         settings: If these name a subfolder or variant, the folder is one network if it has it; otherwise, each of its
             subfolders is that has it.
         with_empty: Whether empty subfolders are returned as well, to be reported by those who read them.
+        described: Whether subfolders with a configuration, if there are some, are all that is meant.
 
     Returns:
         The networks, `network_2` before `network_10`.
@@ -39,6 +43,8 @@ def networks_in(source: Any, settings: SourceSettings, *, with_empty: bool = Fal
     chosen = {name: value for name, value in settings.weights.items() if name != "key"}
     try:
         found = _selected(place, chosen) if chosen else _weights_in(place, with_empty=with_empty)
+        if described and not chosen and place not in found:
+            found = folders_with(place, *CONFIGS) or found
     except PermissionError:  # its reader explains it
         return [source]
     inside = [] if place in found else sorted(found, key=lambda path: natural_key(str(path)))

@@ -235,7 +235,7 @@ def _cook(
     if all(isinstance(x, str | Path) for x in sources):
         for source in sources:
             find_source(source)  # says at once that there is no such thing
-        sources = [found for source in sources for found in networks_in(source, settings)]
+        sources = [found for source in sources for found in networks_in(source, settings, described=True)]
         sources = [CheckpointSource(x, **settings.weights) for x in sources]
         if are_adapters(sources):
             return _soup_of_adapters(settings, sources, record, scores)

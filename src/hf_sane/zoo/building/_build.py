@@ -305,7 +305,8 @@ class _Build:
             bar.update(len(members))
             networks = f"{finished + len(members)}/{len(self.runs)}"
             epochs = f"{epoch}/{self.epochs(number)}"
-            bar.set_postfix(networks=networks, epoch=epochs, accuracy=f"{self.accuracy:.3f}")
+            measured = {"accuracy": f"{self.accuracy:.3f}"} if math.isfinite(self.accuracy) else {}
+            bar.set_postfix(networks=networks, epoch=epochs, **measured)
             if on_progress is not None:
                 on_progress(BuildProgress(finished, len(members), epoch, self.accuracy))
 
