@@ -305,8 +305,10 @@ class _Build:
             bar.update(len(members))
             networks = f"{finished + len(members)}/{len(self.runs)}"
             epochs = f"{epoch}/{self.epochs(number)}"
-            measured = {"accuracy": f"{self.accuracy:.3f}"} if math.isfinite(self.accuracy) else {}
-            bar.set_postfix(networks=networks, epoch=epochs, **measured)
+            facts = {"networks": networks, "epoch": epochs}
+            if math.isfinite(self.accuracy):  # after a restart, it is not known before the next kept epoch
+                facts["accuracy"] = f"{self.accuracy:.3f}"
+            bar.set_postfix(facts)
             if on_progress is not None:
                 on_progress(BuildProgress(finished, len(members), epoch, self.accuracy))
 
