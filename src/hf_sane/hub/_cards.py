@@ -124,7 +124,6 @@ def sane_card(
         hub={"tags": SANE_TAGS},
         options=options,
         settings=settings,
-        is_linear=config.model_type != SANEConfig.model_type,
         standardised=None,
         **_sane_code(config, extractor, network_config),
     )
@@ -416,6 +415,7 @@ def _sane_code(config: Any, extractor: SANEFeatureExtractor, network_config: Zoo
     """Facts for the code that reconstructs a network."""
     count = config.num_latents
     facts = {
+        "is_linear": config.model_type != SANEConfig.model_type,
         "token_dim": config.token_dim,
         "latent_dim": config.latent_dim,
         "num_latents": count,

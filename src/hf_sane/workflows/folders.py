@@ -44,11 +44,19 @@ def networks_in(
     try:
         found = _selected(place, chosen) if chosen else _weights_in(place, with_empty=with_empty)
         if described and not chosen and place not in found:
-            found = folders_with(place, *CONFIGS) or found
+            found = _described(place) or found
     except PermissionError:  # its reader explains it
         return [source]
     inside = [] if place in found else sorted(found, key=lambda path: natural_key(str(path)))
     return inside or [source]
+
+
+def _described(place: Path) -> Sequence[Path]:
+    """Subfolders with a configuration; none if one of them cannot be read, which is reported with all others."""
+    try:
+        return folders_with(place, *CONFIGS)
+    except PermissionError:
+        return []
 
 
 def _weights_in(place: Path, *, with_empty: bool) -> Sequence[Path]:
