@@ -8,6 +8,7 @@ from typing import Any
 
 from hf_sane.cards._tables import markdown_table
 from results.rates import DATA
+from results.sources import source_line
 
 PAGE = "docs/results/children.md"
 PROMPTS = {"unlabelled": "20 unlabelled images", "shots_1": "1 image per class", "shots_5": "5 images per class"}
@@ -255,11 +256,7 @@ def _plain(value: Any) -> str:
 
 def source_block(records: Mapping[str, Mapping[str, Any]]) -> str:
     """Where the numbers come from."""
-    lines = [
-        f"- {DATA[name]}: `{record['command']}`, seed {record['seed']}, {record['hardware']['cpu']}, one thread, "
-        f"{record['seconds'] / 60:.0f} minutes next to other jobs, commit {record['commit'][:12]}"
-        for name, record in records.items()
-    ]
+    lines = [f"- {DATA[name]}: {source_line(record)}" for name, record in records.items()]
     return "\n".join(lines)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from scipy import stats
 
 from hf_sane.cards._tables import markdown_table
+from results.sources import source_line
 
 PAGE = "docs/results/few_shot.md"
 RECORD = "runs/paper/few_shot/usps_0.json"
@@ -130,8 +131,4 @@ def paired_table(results: Mapping[str, Any]) -> str:
 
 def source(record: Mapping[str, Any]) -> str:
     """How the numbers were made."""
-    return (
-        f"`{record['command']}`, seed {record['seed']}, {record['hardware']['cpu']}, one thread, "
-        f"{record['seconds'] / 60:.0f} minutes next to other jobs, commit {record['commit'][:12]} "
-        f"([record](../../{RECORD}))."
-    )
+    return f"{source_line(record)} ([record](../../{RECORD}))."

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_sane.cards._tables import markdown_table
+from results.sources import source_line
 
 PAGE = "docs/results/implicit.md"
 STARTS = {"shared": "same initialisation", "independent": "independent initialisations"}
@@ -109,11 +110,7 @@ def fit_block(records: Mapping[str, Mapping[str, Any]]) -> str:
 
 def source_block(records: Mapping[str, Mapping[str, Any]]) -> str:
     """Where the numbers come from."""
-    return "\n".join(
-        f"- {STARTS[start]}: `{record['command']}`, seed {record['seed']}, {record['hardware']['cpu']}, one thread, "
-        f"{record['seconds'] / 60:.0f} minutes next to other jobs, commit {record['commit'][:12]}"
-        for start, record in records.items()
-    )
+    return "\n".join(f"- {STARTS[start]}: {source_line(record)}" for start, record in records.items())
 
 
 BLOCKS = {

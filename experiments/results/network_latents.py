@@ -9,6 +9,7 @@ from typing import Any
 from hf_sane.cards._tables import markdown_table
 from results.children import difference, signed
 from results.rates import DATA
+from results.sources import source_line
 
 PAGE = "docs/results/network_latents.md"
 RECORDS = "runs/paper/network_latents"
@@ -138,8 +139,5 @@ def paired_table(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 def sources(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """How the numbers were made."""
     return "\n".join(
-        f"- {DATA[name]}: `{record['command']}`, seed {record['seed']}, {record['hardware']['cpu']}, one thread, "
-        f"commit {record['commit'][:12]}"
-        for name, own in records.items()
-        for record in own
+        f"- {DATA[name]}: {source_line(record, minutes=False)}" for name, own in records.items() for record in own
     )

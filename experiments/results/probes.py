@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_sane.cards._tables import markdown_table
+from results.sources import source_line
 
 PAGE = "docs/results/probes.md"
 PROPERTIES = {"test_accuracy": "accuracy", "epoch": "epoch", "generalization_gap": "generalisation gap"}
@@ -132,9 +133,7 @@ def verdict_block(records: Records) -> str:
 def source_block(records: Records) -> str:
     """Where the numbers come from."""
     return "\n".join(
-        f"- {zoo}: `{record['command']}`, seed {record['seed']}, {record['hardware']['cpu']}, one thread, "
-        f"{record['seconds'] / 60:.0f} minutes next to other jobs, commit {record['commit'][:12]} "
-        f"([record](../../runs/paper/probes/{zoo}_0.json))"
+        f"- {zoo}: {source_line(record)} ([record](../../runs/paper/probes/{zoo}_0.json))"
         for zoo, record in records.items()
     )
 

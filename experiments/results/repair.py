@@ -8,6 +8,7 @@ from typing import Any
 
 from hf_sane.cards._tables import markdown_table
 from results.rates import DATA
+from results.sources import source_line
 
 PAGE = "docs/results/repair.md"
 DETECTORS = {
@@ -156,12 +157,7 @@ def fault_block(records: Mapping[str, list[dict[str, Any]]]) -> str:
 
 def source_block(records: Mapping[str, list[dict[str, Any]]]) -> str:
     """Where the numbers come from."""
-    return "\n".join(
-        f"- {DATA[name]}: `{record['command']}`, seed {record['seed']}, {record['hardware']['cpu']}, one thread, "
-        f"{record['seconds'] / 60:.0f} minutes next to other jobs, commit {record['commit'][:12]}"
-        for name, own in records.items()
-        for record in own
-    )
+    return "\n".join(f"- {DATA[name]}: {source_line(record)}" for name, own in records.items() for record in own)
 
 
 BLOCKS = {

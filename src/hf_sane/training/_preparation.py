@@ -193,9 +193,8 @@ def _whole_networks(
 ) -> tuple[Tensor, Tensor]:
     """Normalised tokens `[T, N, D]` of all training networks, aligned if the zoo is, and their mask `[N, D]`."""
     layout = splits[0].whole_layout(0)
-    check_fits(
-        model, extractor, {f"network {index}": layout for index, (layout, _) in enumerate(split_blocks(splits))}
-    )
+    layouts = [found for split in splits for found in split.facts.parsed_layouts.values()]
+    check_fits(model, extractor, {f"layout {index}": found for index, found in enumerate(layouts)})
     tokens = [extractor.normalize(raw, layout) for _, raw in split_blocks(splits)]
     return torch.cat(tokens), layout.weight_mask
 
