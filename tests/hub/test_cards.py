@@ -111,7 +111,7 @@ def test_the_card_of_latents_of_whole_networks_says_so(tmp_path):
     names = run_code(ModelCard.load(folder / "README.md"), folder)
     assert names["latents"].shape == (1, 2, 4)
     text = (folder / "README.md").read_text()
-    assert "as 2 latent vectors per network" in text
+    assert "\n2 latent vectors per network, and decodes latents" in text
     assert "| num components | 9 |" in text
     assert "one latent vector per token" not in text
     model, extractor = sane(NETWORKS["cnn"])
